@@ -1,0 +1,1 @@
+"""Checkpoint -> packed graph -> proved -> published version. Run it as `python -m export`."""

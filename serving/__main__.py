@@ -1,0 +1,93 @@
+"""Serves the model repository with a real Triton Inference Server, until Ctrl-C or SIGTERM.
+
+It finds tritonserver (on PATH, as in NVIDIA's container; else the nvidia-pytriton wheel's), checks what it needs before
+the start, waits until the models are ready and prints the addresses. On a signal Triton answers what it has accepted,
+then ends; a second signal ends it at once. Flags after `--` go to tritonserver as they are.
+
+    python -m serving
+    python -m serving --repository model_repository --grpc-port 9001
+    python -m serving -- --log-verbose=1 --http-thread-count=4
+    python -m serving --check
+
+A new version that `python -m export` published is loaded without a restart:
+
+    curl -X POST localhost:8000/v2/repository/models/clickbert_tokenizer/load
+    curl -X POST localhost:8000/v2/repository/models/clickbert_onnx/load
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+
+from serving.checks import check_triton
+from serving.server import LOOPBACK, Addresses, Server
+from serving.triton import ServingError, find_triton
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command. Returns the exit code: tritonserver's own, 1 if it could not be started, 2 for usage."""
+    given = sys.argv[1:] if arguments is None else arguments
+    own, flags = (given[: given.index("--")], given[given.index("--") + 1 :]) if "--" in given else (given, [])
+    parser = argparse.ArgumentParser(
+        prog="python -m serving",
+        description=__doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
+        allow_abbrev=False,
+        usage="%(prog)s [options] [-- tritonserver flags]",
+    )
+    parser.add_argument("--repository", type=Path, default=Path("model_repository"), help="the model repository")
+    parser.add_argument("--address", default=LOOPBACK, help="where to listen (default: this machine only)")
+    parser.add_argument("--http-port", type=int, default=8000)
+    parser.add_argument("--grpc-port", type=int, default=8001)
+    parser.add_argument("--metrics-port", type=int, default=8002)
+    parser.add_argument("--check", action="store_true", help="check what tritonserver needs on this machine, and end")
+    options = parser.parse_args(own)
+    try:
+        if options.check:
+            triton = find_triton()
+            check_triton(triton)
+            print(f"serving: {triton.binary} can run here")
+            return 0
+        addresses = Addresses(options.address, options.http_port, options.grpc_port, options.metrics_port)
+        return serve(Server(options.repository, addresses, tuple(flags)))
+    except ServingError as exc:
+        print(f"serving: {exc}", file=sys.stderr)
+        return 1
+
+
+def serve(server: Server) -> int:
+    """Runs the server until it ends or a signal asks for it."""
+    stopping: list[int] = []
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        stopping.append(number)
+        if len(stopping) > 1:
+            server.kill()
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    try:
+        with server:
+            addresses = server.addresses
+            print(
+                f"serving: {', '.join(server.models)} ready\n"
+                f"serving: gRPC {addresses.grpc}  HTTP {addresses.http}  metrics {addresses.metrics}",
+                flush=True,
+            )
+            code = server.running().wait()
+            print(f"serving: tritonserver ended by itself with code {code}; its log above says why", file=sys.stderr)
+            return code or 1
+    except KeyboardInterrupt:
+        code = server.running().returncode if server.process else 0
+        print(f"serving: ended on {signal.Signals(stopping[0]).name}", file=sys.stderr)
+        # Triton ends with 0 when it has drained; a negative code means that it had to be killed.
+        return 0 if code == 0 else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,215 @@
+"""A stand-in for Triton's onnxruntime backend, where that C++ backend is not installed.
+
+Triton takes a backend folder with a `model.py` for a backend written in Python, so `backend: "onnxruntime"` in a
+config.pbtxt stays true, and the same model repository is served on a laptop and in production. It follows the config of
+any model: plain batched inputs, ragged inputs, `batch_input`, `batch_output`, models without batching, thread counts,
+`default_model_filename`. What it cannot do it refuses when the model is loaded, never in silence: TYPE_STRING,
+execution accelerators, sequence batching.
+
+One bad request does not fail the others: when a merged execution fails, its requests are executed one by one. A model
+whose config has the parameter `nan_is_error` says that NaN marks a malformed request; it is answered with an error.
+
+Arrays enter and leave by DLPack, because the Python backend's own conversion breaks with numpy 2 (it answers 0 bytes).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+from collections.abc import Callable
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import triton_python_backend_utils as pb_utils
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Arrays = dict[str, Array]
+DTYPES = {
+    "TYPE_BOOL": np.bool_,
+    "TYPE_UINT8": np.uint8,
+    "TYPE_UINT16": np.uint16,
+    "TYPE_UINT32": np.uint32,
+    "TYPE_UINT64": np.uint64,
+    "TYPE_INT8": np.int8,
+    "TYPE_INT16": np.int16,
+    "TYPE_INT32": np.int32,
+    "TYPE_INT64": np.int64,
+    "TYPE_FP16": np.float16,
+    "TYPE_FP32": np.float32,
+    "TYPE_FP64": np.float64,
+}
+CONSUMED = b"used_dltensor"  # the name that numpy looks for; kept alive here for as long as any capsule
+
+
+class TritonPythonModel:
+    """One instance of one version of a model. Triton calls `initialize` once, then `execute` with each batch."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Opens the graph as the config says. An error here keeps the version from being served."""
+        config = json.loads(args["model_config"])
+        self.config = config
+        refuse_unsupported(config)
+        self.batching = config["max_batch_size"] > 0
+        self.ragged = {entry["name"] for entry in config["input"] if entry.get("allow_ragged_batch")}
+        # Triton: one target for a batch output, one source for these kinds of batch input.
+        self.scattered = {entry["target_name"][0]: entry["source_input"][0] for entry in config.get("batch_output", [])}
+        self.nan_is_error = parameter(config, "nan_is_error", "false") == "true"
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = int(parameter(config, "intra_op_thread_count", "0"))
+        options.inter_op_num_threads = int(parameter(config, "inter_op_thread_count", "0"))
+        options.log_severity_level = 4  # what fails is answered to its caller; a bad caller must not fill the log
+        file = config.get("default_model_filename") or "model.onnx"
+        path = Path(args["model_repository"]) / args["model_version"] / file
+        self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        wanted = {entry["name"] for entry in config["input"]}
+        wanted |= {name for entry in config.get("batch_input", []) for name in entry["target_name"]}
+        check_names("inputs", wanted, {value.name for value in self.session.get_inputs()}, path)
+        outputs = {entry["name"] for entry in config["output"]}
+        check_names("outputs", outputs, {value.name for value in self.session.get_outputs()} & outputs, path)
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """Answers a batch of requests, in order."""
+        inputs = [
+            {
+                entry["name"]: np.from_dlpack(tensor)
+                for entry in self.config["input"]
+                if (tensor := find(request, entry))
+            }
+            for request in requests
+        ]
+        answers = self.answer(inputs)
+        return [
+            pb_utils.InferenceResponse(error=pb_utils.TritonError(answer, pb_utils.TritonError.INVALID_ARG))
+            if isinstance(answer, str)
+            else pb_utils.InferenceResponse(
+                [to_tensor(name, answer[name]) for name in request.requested_output_names()]
+            )
+            for request, answer in zip(requests, answers, strict=True)
+        ]
+
+    def answer(self, inputs: list[Arrays]) -> list[Arrays | str]:
+        """Computes each request's outputs, together if the model batches; a request that fails gets an error's text."""
+        if len(inputs) > 1 and not self.batching:
+            return [self.answer([request])[0] for request in inputs]
+        try:
+            return [self.checked(outputs) for outputs in self.run(inputs)]
+        except Exception as exc:  # whatever ONNX Runtime or numpy raises belongs to a request, not to the server
+            if len(inputs) == 1:
+                return [f"the model cannot be executed on this request: {exc}"]
+            return [self.answer([request])[0] for request in inputs]
+
+    def checked(self, outputs: Arrays) -> Arrays | str:
+        """The outputs, or an error's text where NaN says that the request was malformed."""
+        if self.nan_is_error and any(array.dtype.kind == "f" and np.isnan(array).any() for array in outputs.values()):
+            return (
+                f"malformed request: {self.config['name']} answered NaN; its tensors contradict each other or are out "
+                "of range (for a packed request: the lengths must add up to the tokens, every id must be in range)"
+            )
+        return outputs
+
+    def run(self, inputs: list[Arrays]) -> list[Arrays]:
+        """One execution of the graph for all requests: merge, compute, split."""
+        feed = {name: self.merge(name, [request[name] for request in inputs]) for name in inputs[0]}
+        for entry in self.config.get("batch_input", []):
+            feed[entry["target_name"][0]] = count_elements(entry, inputs)
+        names = [entry["name"] for entry in self.config["output"]]
+        merged = dict(zip(names, self.session.run(names, feed), strict=True))
+        if not self.batching:
+            return [merged]
+        split = {name: self.split(name, array, inputs) for name, array in merged.items()}
+        return [{name: parts[index] for name, parts in split.items()} for index in range(len(inputs))]
+
+    def merge(self, name: str, arrays: list[Array]) -> Array:
+        """One input of all requests: ragged ones end to end in one dimension, the others along the batch dimension."""
+        if self.batching and name in self.ragged:
+            arrays = [array.reshape(-1) for array in arrays]
+        return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+
+    def split(self, name: str, merged: Array, inputs: list[Arrays]) -> list[Array]:
+        """Each request's part of an output: shaped after its input (`batch_output`), else by its batch size."""
+        if name in self.scattered:
+            dims = [-1, *next(entry["dims"] for entry in self.config["output"] if entry["name"] == name)]
+            source = self.scattered[name]
+            shapes = [
+                [request[source].shape[place] if int(dim) == -1 else int(dim) for place, dim in enumerate(dims)]
+                for request in inputs
+            ]
+        else:
+            shapes = [[batch_size(request), *merged.shape[1:]] for request in inputs]
+        ends = np.cumsum([prod(shape) for shape in shapes])
+        if ends[-1] != merged.size:
+            raise ValueError(f"output {name!r} has {merged.size} elements, {ends[-1]} were expected for this batch")
+        parts = np.split(merged.reshape(-1), ends[:-1])
+        return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+def refuse_unsupported(config: dict[str, Any]) -> None:
+    """Raises pb_utils.TritonModelException for what a config asks and this backend does not do."""
+    reasons = [
+        f"{entry['name']} is {entry['data_type']}"
+        for entry in config["input"] + config["output"]
+        if entry["data_type"] not in DTYPES
+    ]
+    reasons += [
+        f"batch_input kind {entry['kind']}" for entry in config.get("batch_input", []) if entry["kind"] not in COUNTS
+    ]
+    if any(config.get("optimization", {}).get("execution_accelerators", {}).values()):
+        reasons.append("optimization.execution_accelerators")
+    if "sequence_batching" in config:
+        reasons.append("sequence_batching")
+    if reasons:
+        raise pb_utils.TritonModelException(
+            f"the stand-in onnxruntime backend cannot serve {config['name']}: {'; '.join(reasons)}. "
+            "Use a Triton that has the onnxruntime backend itself (NVIDIA's container)."
+        )
+
+
+def parameter(config: dict[str, Any], key: str, default: str) -> str:
+    """A value of the config's `parameters`."""
+    return str(config.get("parameters", {}).get(key, {}).get("string_value", default))
+
+
+def check_names(kind: str, wanted: set[str], found: set[str], path: Path) -> None:
+    """Raises pb_utils.TritonModelException where the config and the graph disagree."""
+    if wanted != found:
+        raise pb_utils.TritonModelException(
+            f"{path}: config.pbtxt has the {kind} {sorted(wanted)}, the graph {sorted(found)}"
+        )
+
+
+def find(request: Any, entry: dict[str, Any]) -> Any:
+    """A request's input tensor; None where an optional one is not there."""
+    return pb_utils.get_input_tensor_by_name(request, entry["name"])
+
+
+def batch_size(request: Arrays) -> int:
+    """How many rows a request has."""
+    return int(next(iter(request.values())).shape[0])
+
+
+# What Triton's `batch_input` computes from the element count of each request's source input.
+COUNTS: dict[str, Callable[[list[int]], Any]] = {
+    "BATCH_ELEMENT_COUNT": lambda counts: counts,
+    "BATCH_ACCUMULATED_ELEMENT_COUNT": np.cumsum,
+    "BATCH_ACCUMULATED_ELEMENT_COUNT_WITH_ZERO": lambda counts: np.concatenate([[0], np.cumsum(counts)]),
+    "BATCH_MAX_ELEMENT_COUNT_AS_SHAPE": lambda counts: np.zeros(max(counts)),
+}
+
+
+def count_elements(entry: dict[str, Any], inputs: list[Arrays]) -> Array:
+    """The tensor that a `batch_input` entry adds to the batch."""
+    counts = [request[entry["source_input"][0]].size for request in inputs]
+    return np.asarray(COUNTS[entry["kind"]](counts)).astype(DTYPES[entry["data_type"]])
+
+
+def to_tensor(name: str, array: Array) -> Any:
+    """A Triton tensor of the array's memory."""
+    capsule = np.require(array, requirements=["C", "W"]).__dlpack__()
+    tensor = pb_utils.Tensor.from_dlpack(name, capsule)
+    # The backend marks a consumed capsule with a name of its own; numpy, not knowing it, complains on stderr.
+    ctypes.pythonapi.PyCapsule_SetName(ctypes.py_object(capsule), CONSUMED)
+    return tensor

@@ -1,0 +1,173 @@
+"""`python -m export` on real files: every kind of BERT checkpoint, the refusals, and what a version holds."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from transformers import BertForSequenceClassification
+
+import export.pipeline
+from export.__main__ import main
+from export.graph import GraphError, check_click_model
+from export.manifest import read_manifest
+from export.names import GRAPH_INPUTS, LOGITS
+from export.publish import TEMPLATES
+from tests.tiny import CHINESE, MAX_LENGTH, WORDS, make_checkpoint, make_click_log
+
+
+def run(checkpoint: Path, repository: Path, evaluation: Path, *options: str) -> int:
+    paths = ("--checkpoint", checkpoint, "--repository", repository, "--evaluation", evaluation)
+    return main([*map(str, paths), *options])
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {"labels": 1},
+        {"labels": 2, "lower_case": False},
+        {"labels": 4, "words": CHINESE},
+        {"labels": 1, "hidden_size": 48, "num_attention_heads": 6, "num_hidden_layers": 3, "hidden_act": "gelu_new"},
+        {"labels": 1, "num_hidden_layers": 1, "type_vocab_size": 3},
+    ],
+    ids=["one label", "two labels, cased", "four labels, Chinese", "another size", "one layer"],
+)
+def test_any_bert_is_exported_proved_and_published(tmp_path: Path, kind: dict, capsys: pytest.CaptureFixture) -> None:
+    checkpoint = make_checkpoint(tmp_path / "checkpoint", **kind)
+    log = make_click_log(tmp_path / "log.jsonl", words=kind.get("words", WORDS))
+    assert run(checkpoint, tmp_path / "repository", log) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["version"] == 1
+    assert 0 < result["parity"]["max_abs_diff"] <= 1e-4
+    assert result["parity"]["pairs"] == len(log.read_text().splitlines())
+
+    version = tmp_path / "repository" / "clickbert_onnx" / "1"
+    manifest = read_manifest(version)
+    assert manifest["parity"] == result["parity"]
+    assert manifest["evaluation"]["metrics"] == result["metrics"]
+    assert manifest["files"] == {"model.onnx": hashlib.sha256((version / "model.onnx").read_bytes()).hexdigest()}
+    assert len(manifest["labels"]) == kind["labels"]
+    assert {"checkpoint", "created", "tools", "tokenizer_sha256", "version", "model"} <= manifest.keys()
+
+    constants = onnxruntime.InferenceSession(tmp_path / "repository" / "clickbert_tokenizer" / "1" / "model.onnx")
+    served = dict(zip([value.name for value in constants.get_outputs()], constants.run(None, {}), strict=True))
+    text = served["tokenizer_json"].tobytes()
+    assert (
+        served["tokenizer_sha256"].tobytes().decode()
+        == hashlib.sha256(text).hexdigest()
+        == manifest["tokenizer_sha256"]
+    )
+    assert served["max_length"] == [MAX_LENGTH]
+    assert json.loads(served["labels_json"].tobytes()) == manifest["labels"]
+    assert manifest["labels"][served["click_label"][0]] == "click"
+    assert json.loads(text)["truncation"] is None
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_click_log(tmp_path_factory.mktemp("log") / "log.jsonl")
+
+
+def pickle_only(folder: Path) -> None:
+    weights = BertForSequenceClassification.from_pretrained(folder).state_dict()
+    torch.save(weights, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+def not_bert(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "roberta"}))
+
+
+def nan_weight(folder: Path) -> None:
+    model = BertForSequenceClassification.from_pretrained(folder)
+    with torch.no_grad():
+        model.bert.encoder.layer[1].output.dense.weight[3, 3] = float("nan")
+    model.save_pretrained(folder)
+
+
+def truncated(folder: Path) -> None:
+    weights = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (pickle_only, "pickled"),
+        (not_bert, "roberta"),
+        (nan_weight, r"bert.encoder.layer.1.output.dense.weight"),
+        (truncated, "cannot be loaded"),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_served_is_refused(tmp_path: Path, log: Path, capsys, spoil, message: str) -> None:
+    checkpoint = make_checkpoint(tmp_path / "checkpoint")
+    spoil(checkpoint)
+    assert run(checkpoint, tmp_path / "repository", log) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert "nothing was published" in error
+    assert not list((tmp_path / "repository").glob("*/1"))
+
+
+def test_a_failed_proof_publishes_nothing(tmp_path: Path, log: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = make_checkpoint(tmp_path / "checkpoint")
+    write = export.pipeline.write_click_model
+
+    def corrupted(model: BertForSequenceClassification, path: Path) -> None:
+        write(model, path)
+        graph = onnx.load(path)
+        weight = next(tensor for tensor in graph.graph.initializer if tensor.name == "classifier.weight")
+        weight.CopyFrom(
+            onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) * np.float32(1.001), weight.name)
+        )
+        onnx.save(graph, path)
+
+    monkeypatch.setattr(export.pipeline, "write_click_model", corrupted)
+    assert run(checkpoint, tmp_path / "repository", log) == 1
+    error = capsys.readouterr().err
+    assert "parity failed at pair" in error
+    assert "tolerance 0.0001" in error
+    assert not list((tmp_path / "repository").glob("*/1"))
+    assert not list((tmp_path / "repository").glob("*/.staging*"))
+
+
+def test_an_evaluation_file_without_clicks_is_refused(tmp_path: Path, capsys) -> None:
+    rows = [json.dumps({"group": "g", "query": "w1", "document": f"w{n}", "click": 0}) for n in range(4)]
+    (tmp_path / "log.jsonl").write_text("\n".join(rows))
+    assert run(make_checkpoint(tmp_path / "checkpoint"), tmp_path / "repository", tmp_path / "log.jsonl") == 1
+    assert "no click" in capsys.readouterr().err
+
+
+def test_a_missing_evaluation_file_is_refused(tmp_path: Path, capsys) -> None:
+    assert run(make_checkpoint(tmp_path / "checkpoint"), tmp_path / "repository", tmp_path / "none.jsonl") == 1
+    assert "none.jsonl" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("tolerance", ["0", "nan", "inf", "-1"])
+def test_a_tolerance_that_checks_nothing_is_refused(tmp_path: Path, log: Path, tolerance: str) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        run(tmp_path, tmp_path, log, f"--tolerance={tolerance}")
+
+
+def test_a_graph_with_other_tensors_is_refused(tmp_path: Path) -> None:
+    node = onnx.helper.make_node("Identity", ["input_ids"], [LOGITS])
+    value = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [node], "g", [value("input_ids", onnx.TensorProto.INT32, ["n"])], [value(LOGITS, onnx.TensorProto.INT32, ["n"])]
+    )
+    onnx.save(onnx.helper.make_model(graph), tmp_path / "model.onnx")
+    with pytest.raises(GraphError, match="they must be"):
+        check_click_model(tmp_path / "model.onnx", 1)
+    (tmp_path / "model.onnx").write_bytes(b"no graph")
+    with pytest.raises(GraphError, match="not a valid ONNX graph"):
+        check_click_model(tmp_path / "model.onnx", 1)
+
+
+def test_the_templates_in_git_name_the_tensors_of_the_graph() -> None:
+    text = (TEMPLATES / "clickbert_onnx" / "config.pbtxt").read_text()
+    assert all(f'"{name}"' in text for name in (*GRAPH_INPUTS, LOGITS))

@@ -1,0 +1,149 @@
+"""Publishing is whole or not at all: errors, Ctrl-C, kills, a full disk, two exports at once."""
+
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+from export.names import CONFIG_FILE, MODEL_FILE, ONNX_MODEL, TOKENIZER_MODEL
+from export.publish import STAGING, PublishError, staged
+
+MODELS = [TOKENIZER_MODEL, ONNX_MODEL]
+
+
+def publish(repository: Path, content: bytes = b"weights", labels: int = 1) -> int:
+    with staged(repository, MODELS, labels) as (number, folders):
+        for folder in folders.values():
+            (folder / MODEL_FILE).write_bytes(content)
+    return number
+
+
+def tree(repository: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(repository)): path.read_bytes() for path in repository.rglob("*") if path.is_file()}
+
+
+def test_versions_count_up_over_all_models(tmp_path: Path) -> None:
+    assert publish(tmp_path) == 1
+    (tmp_path / "clickbert_other" / "7").mkdir(parents=True)
+    assert publish(tmp_path) == 8
+    assert sorted(path.name for path in (tmp_path / ONNX_MODEL).iterdir()) == ["1", "8", CONFIG_FILE, "warmup"]
+
+
+def test_a_new_repository_gets_the_configs_and_an_edited_one_keeps_its_own(tmp_path: Path) -> None:
+    publish(tmp_path)
+    config = tmp_path / ONNX_MODEL / CONFIG_FILE
+    edited = config.read_text().replace("max_queue_size: 128", "max_queue_size: 7")
+    config.write_text(edited)
+    publish(tmp_path)
+    assert config.read_text() == edited
+
+
+@pytest.mark.parametrize("labels", [1, 2, 5])
+def test_the_config_has_as_many_labels_as_the_checkpoint(tmp_path: Path, labels: int) -> None:
+    publish(tmp_path, labels=3)
+    publish(tmp_path, labels=labels)
+    text = (tmp_path / ONNX_MODEL / CONFIG_FILE).read_text()
+    config = text_format.Parse(text, model_config_pb2.ModelConfig())
+    assert list(config.output[0].dims) == [-1, labels]
+    assert "# The click model as a packed ONNX graph" in text
+
+
+def test_a_config_that_cannot_be_changed_is_an_error_that_says_how(tmp_path: Path) -> None:
+    publish(tmp_path)
+    config = tmp_path / ONNX_MODEL / CONFIG_FILE
+    config.write_text(config.read_text().replace("[ -1, 1 ]", "[-1,1]"))
+    before = tree(tmp_path)
+    with pytest.raises(PublishError, match=r"set the dims of the output \"logits\" to \[ -1, 2 \]"):
+        publish(tmp_path, b"new", labels=2)
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, SystemExit])
+def test_an_interruption_leaves_the_former_version_and_nothing_else(tmp_path: Path, error: type[BaseException]) -> None:
+    publish(tmp_path)
+    before = tree(tmp_path)
+    with pytest.raises(error), staged(tmp_path, MODELS, 1) as (_, folders):
+        (folders[ONNX_MODEL] / MODEL_FILE).write_bytes(b"half")
+        raise error
+    assert tree(tmp_path) == before
+    assert not list(tmp_path.rglob(STAGING))
+
+
+def test_an_interruption_between_the_two_renames_takes_the_first_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(tmp_path)
+    before = tree(tmp_path)
+    rename = Path.rename
+
+    def interrupted(self: Path, target: Path) -> Path:
+        if self.parent.name == ONNX_MODEL:
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        publish(tmp_path, b"new")
+    assert tree(tmp_path) == before
+
+
+def test_what_a_killed_export_left_is_cleared_away(tmp_path: Path) -> None:
+    publish(tmp_path)
+    code = (
+        "import os, signal; from pathlib import Path; from export.publish import staged\n"
+        f"with staged(Path({str(tmp_path)!r}), {MODELS!r}, 1) as (number, folders):\n"
+        "    (folders['clickbert_onnx'] / 'rubbish').write_bytes(b'x'); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode < 0
+    assert publish(tmp_path, b"new") == 2
+    assert "clickbert_onnx/2/rubbish" not in tree(tmp_path)
+    assert not list(tmp_path.rglob(STAGING))
+
+
+def test_two_exports_at_once_are_refused(tmp_path: Path) -> None:
+    with staged(tmp_path, MODELS, 1) as (_, folders):
+        with pytest.raises(PublishError, match="another export"):
+            publish(tmp_path)
+        for folder in folders.values():  # and the refused one did not touch the first one's folders
+            (folder / MODEL_FILE).write_bytes(b"x")
+    assert (tmp_path / ONNX_MODEL / "1" / MODEL_FILE).read_bytes() == b"x"
+
+
+def test_a_file_size_limit_stands_for_a_full_disk(tmp_path: Path) -> None:
+    publish(tmp_path)
+    before = tree(tmp_path)
+    code = (
+        "import sys; from pathlib import Path; from export.publish import PublishError, staged\n"
+        "try:\n"
+        f"    with staged(Path({str(tmp_path)!r}), {MODELS!r}, 1) as (number, folders):\n"
+        "        (folders['clickbert_onnx'] / 'model.onnx').write_bytes(bytes(1 << 20))\n"
+        "except PublishError as error: sys.exit(str(error))"
+    )
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
+
+    done = subprocess.run([sys.executable, "-c", code], preexec_fn=limit, capture_output=True, text=True, check=False)
+    assert "File too large" in done.stderr
+    assert "nothing was published" in done.stderr
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
+def test_a_full_disk_leaves_the_former_version(tmp_path: Path) -> None:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", tmp_path], check=False).returncode:
+        pytest.skip("a tmpfs cannot be mounted here")
+    try:
+        publish(tmp_path)
+        before = tree(tmp_path)
+        with pytest.raises(PublishError, match=r"No space left on device.*nothing was published"):
+            publish(tmp_path, bytes(3 << 20))
+        assert tree(tmp_path) == before
+        assert publish(tmp_path, b"smaller") == 2
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
