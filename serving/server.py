@@ -172,21 +172,17 @@ class Server:
 
     def stop(self) -> int:
         """Lets the server answer what it accepted, ends it, and returns its exit code."""
-        code = 0
-        if self.process is not None:
-            if self.process.poll() is None:
-                self.process.send_signal(signal.SIGTERM)
-            try:
-                code = self.process.wait(timeout=DRAIN + 10)
-            except BaseException:
-                self.kill()
-                raise
-            finally:
-                self.links.cleanup()
-        return code
+        if self.process is None:
+            return 0
+        try:
+            self.process.terminate()
+            return self.process.wait(timeout=DRAIN + 10)
+        finally:
+            self.kill()
+            self.links.cleanup()
 
     def kill(self) -> None:
-        """Ends the server, and the processes of its backends, without draining."""
+        """Ends the server, and what a crash left of its backends' processes, without draining."""
         if self.process is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)

@@ -1,0 +1,207 @@
+"""The stand-in onnxruntime backend on the real tritonserver, with models that have nothing to do with BERT."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import tritonclient.grpc as triton
+from onnx import TensorProto, helper
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+
+from serving.server import Server
+from serving.triton import ServingError
+from tests.ports import free_addresses
+
+INT32, INT64, FLOAT = TensorProto.INT32, TensorProto.INT64, TensorProto.FLOAT
+
+
+def write_model(
+    repository: Path, name: str, nodes: list, inputs: list, outputs: list, config: str, constants: tuple = ()
+) -> None:
+    graph = helper.make_graph(nodes, name, inputs, outputs, initializer=list(constants))
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    onnx.checker.check_model(model)
+    (repository / name / "1").mkdir(parents=True)
+    onnx.save(model, repository / name / "1" / "model.onnx")
+    (repository / name / "config.pbtxt").write_text(f'name: "{name}" backend: "onnxruntime"\n{config}')
+
+
+def value(name: str, kind: int, *dims: object) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, kind, list(dims))
+
+
+def write_repository(repository: Path) -> None:
+    node = helper.make_node
+    write_model(
+        repository,
+        "plain",  # y = x + x, batched: [batch, 3]
+        [node("Add", ["x", "x"], ["y"])],
+        [value("x", FLOAT, "n", 3)],
+        [value("y", FLOAT, "n", 3)],
+        """max_batch_size: 8 dynamic_batching { max_queue_delay_microseconds: 200000 }
+        input { name: "x" data_type: TYPE_FP32 dims: [ 3 ] } output { name: "y" data_type: TYPE_FP32 dims: [ 3 ] }
+        parameters { key: "intra_op_thread_count" value { string_value: "1" } }""",
+    )
+    write_model(
+        repository,
+        "ragged",  # gathers x at `index` of the merged batch: an index out of range fails the whole execution
+        [
+            node("Gather", ["x", "index"], ["y"]),
+            node("Identity", ["counts"], ["seen"]),
+            node("Unsqueeze", ["y", "one"], ["picked"]),
+        ],
+        [value("x", INT64, "n"), value("index", INT32, "m"), value("counts", INT32, "c")],
+        [value("picked", INT64, "m", 1), value("seen", INT32, "c")],
+        """max_batch_size: 8 dynamic_batching { max_queue_delay_microseconds: 200000 }
+        input [ { name: "x" data_type: TYPE_INT64 dims: [ -1 ] allow_ragged_batch: true },
+                { name: "index" data_type: TYPE_INT32 dims: [ -1 ] allow_ragged_batch: true } ]
+        batch_input { kind: BATCH_ACCUMULATED_ELEMENT_COUNT target_name: "counts" data_type: TYPE_INT32
+                      source_input: "x" }
+        output [ { name: "picked" data_type: TYPE_INT64 dims: [ -1, 1 ] } ]
+        batch_output { kind: BATCH_SCATTER_WITH_INPUT_SHAPE target_name: "picked" source_input: "index" }""",
+        (onnx.numpy_helper.from_array(np.array([1]), "one"),),
+    )
+    for data_type, kind in (("UINT8", TensorProto.UINT8), ("FP16", TensorProto.FLOAT16), ("BOOL", TensorProto.BOOL)):
+        write_model(
+            repository,
+            f"unbatched_{data_type.lower()}",
+            [node("Identity", ["x"], ["y"])],
+            [value("x", kind, "n")],
+            [value("y", kind, "n")],
+            f"""max_batch_size: 0 input {{ name: "x" data_type: TYPE_{data_type} dims: [ -1 ] }}
+            output {{ name: "y" data_type: TYPE_{data_type} dims: [ -1 ] }}""",
+        )
+    write_model(
+        repository,
+        "nan",  # y = log(x)
+        [node("Log", ["x"], ["y"])],
+        [value("x", FLOAT, "n", 1)],
+        [value("y", FLOAT, "n", 1)],
+        """max_batch_size: 8 dynamic_batching { max_queue_delay_microseconds: 200000 }
+        input { name: "x" data_type: TYPE_FP32 dims: [ 1 ] } output { name: "y" data_type: TYPE_FP32 dims: [ 1 ] }
+        parameters { key: "nan_is_error" value { string_value: "true" } }""",
+    )
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[triton.InferenceServerClient]:
+    folder = tmp_path_factory.mktemp("repository")
+    write_repository(folder)
+    with (folder.parent / "triton.log").open("wb") as log, Server(folder, free_addresses(), log=log) as server:
+        yield triton.InferenceServerClient(server.addresses.grpc)
+
+
+def ask(server: triton.InferenceServerClient, model: str, output: str = "y", **arrays: np.ndarray) -> np.ndarray:
+    inputs = []
+    for name, array in arrays.items():
+        inputs.append(triton.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype)))
+        inputs[-1].set_data_from_numpy(array)
+    return server.infer(model, inputs).as_numpy(output)
+
+
+def ask_at_once(server: triton.InferenceServerClient, model: str, output: str, asked: list[dict]) -> list:
+    """Sends all requests at the same time; the queue delay of the models above makes Triton merge them."""
+    answers: list = [None] * len(asked)
+
+    def run(index: int) -> None:
+        try:
+            answers[index] = ask(server, model, output, **asked[index])
+        except InferenceServerException as exc:
+            answers[index] = exc
+
+    threads = [threading.Thread(target=run, args=(index,)) for index in range(len(asked))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return answers
+
+
+def executions(server: triton.InferenceServerClient, model: str) -> tuple[int, int]:
+    """How many executions there were, and for how many requests."""
+    stats = server.get_inference_statistics(model).model_stats[0]
+    return stats.execution_count, stats.inference_count
+
+
+def test_plain_batched_inputs_are_merged_and_split(server) -> None:
+    asked = [{"x": np.full((size, 3), size, dtype=np.float32)} for size in (1, 2, 1, 3)]
+    for request, answer in zip(asked, ask_at_once(server, "plain", "y", asked), strict=True):
+        assert np.array_equal(answer, request["x"] * 2)
+    ran, answered = executions(server, "plain")
+    assert ran < answered
+
+
+def ragged(values: list[int], index: list[int]) -> dict:
+    return {"x": np.array([values], dtype=np.int64), "index": np.array([index], dtype=np.int32)}
+
+
+def test_ragged_inputs_are_laid_end_to_end_and_each_gets_its_own_rows_back(server) -> None:
+    # Indices count over the merged batch, so a request alone (or first) must answer with its own values.
+    assert ask(server, "ragged", "picked", **ragged([10, 20, 30], [2, 0])).tolist() == [[[30], [10]]]
+    answers = ask_at_once(server, "ragged", "picked", [ragged([5] * size, [0] * size) for size in (1, 2, 3, 4)])
+    assert [answer.tolist() for answer in answers] == [[[[5]] * size] for size in (1, 2, 3, 4)]
+
+
+def test_one_bad_request_in_a_merged_batch_fails_alone(server) -> None:
+    before = executions(server, "ragged")[0]
+    asked = [ragged([5, 5], [1]), ragged([5, 5], [1000]), ragged([5, 5, 5], [0])]
+    good, bad, other = ask_at_once(server, "ragged", "picked", asked)
+    assert good.tolist() == other.tolist() == [[[5]]]
+    assert isinstance(bad, InferenceServerException)
+    assert "INVALID_ARGUMENT" in str(bad.status())
+    assert "cannot be executed on this request" in bad.message()
+    assert executions(server, "ragged")[0] - before < 3  # they were merged
+
+
+@pytest.mark.parametrize(
+    ("model", "array"),
+    [
+        ("unbatched_uint8", np.array([0, 255, 7], dtype=np.uint8)),
+        ("unbatched_fp16", np.array([0.5, -2], dtype=np.float16)),
+        ("unbatched_bool", np.array([True, False, True])),
+        ("unbatched_uint8", np.zeros(2_000_000, dtype=np.uint8)),
+    ],
+)
+def test_models_without_batching_and_other_types(server, model: str, array: np.ndarray) -> None:
+    answer = ask(server, model, x=array)
+    assert answer.dtype == array.dtype
+    assert np.array_equal(answer, array)
+
+
+def test_nan_is_an_error_of_its_own_request_where_the_config_says_so(server) -> None:
+    numbers = [np.array([[number]], dtype=np.float32) for number in (1, -1, 2)]
+    one, bad, two = ask_at_once(server, "nan", "y", [{"x": number} for number in numbers])
+    assert one[0, 0] == 0
+    assert two[0, 0] == pytest.approx(np.log(2))
+    assert "malformed request" in bad.message()
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ('input { name: "x" data_type: TYPE_STRING dims: [ 3 ] }', "x is TYPE_STRING"),
+        (
+            'input { name: "other" data_type: TYPE_FP32 dims: [ 3 ] }',
+            "config.pbtxt has the inputs ['other'], the graph ['x']",
+        ),
+        (
+            'input { name: "x" data_type: TYPE_FP32 dims: [ 3 ] } optimization { execution_accelerators { '
+            'cpu_execution_accelerator: [ { name: "openvino" } ] } }',
+            "execution_accelerators",
+        ),
+    ],
+)
+def test_what_it_cannot_serve_is_refused_at_the_start(tmp_path: Path, config: str, message: str) -> None:
+    outputs = 'max_batch_size: 8 output { name: "y" data_type: TYPE_FP32 dims: [ 3 ] }\n'
+    add = helper.make_node("Add", ["x", "x"], ["y"])
+    inputs, results = [value("x", FLOAT, "n", 3)], [value("y", FLOAT, "n", 3)]
+    write_model(tmp_path / "repository", "model", [add], inputs, results, outputs + config)
+    with (tmp_path / "log").open("wb") as log, pytest.raises(ServingError, match=f"before it was ready.*{log.name}"):
+        with Server(tmp_path / "repository", free_addresses(), log=log):
+            pass
+    assert message in (tmp_path / "log").read_text()
