@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -33,6 +34,15 @@ class Addresses:
     http_port: int = 8000
     grpc_port: int = 8001
     metrics_port: int = 8002
+
+    @classmethod
+    def free(cls) -> Self:
+        """Three ports on loopback that nobody listens on, for a server that lives as long as one command."""
+        with contextlib.ExitStack() as stack:
+            probes = [stack.enter_context(socket.socket()) for _ in range(3)]
+            for probe in probes:
+                probe.bind((LOOPBACK, 0))
+            return cls(LOOPBACK, *(probe.getsockname()[1] for probe in probes))
 
     @property
     def host(self) -> str:

@@ -22,7 +22,6 @@ import serving.triton
 from serving.__main__ import main
 from serving.server import Addresses, Server
 from serving.triton import PYTHON, ServingError, find_triton
-from tests.ports import free_addresses
 from tests.serving.test_stand_in import value, write_model
 
 
@@ -72,7 +71,7 @@ class Command:
 
 
 def test_it_serves_prints_the_addresses_passes_flags_on_and_leaves_nothing_behind(repository: Path) -> None:
-    addresses = free_addresses()
+    addresses = Addresses.free()
     command = Command(repository, addresses, "--", "--log-verbose=1")
     assert command.said == [
         "serving: slow ready\n",
@@ -90,7 +89,7 @@ def test_it_serves_prints_the_addresses_passes_flags_on_and_leaves_nothing_behin
 
 
 def test_sigterm_lets_triton_answer_what_it_accepted(repository: Path) -> None:
-    addresses = free_addresses()
+    addresses = Addresses.free()
     command = Command(repository, addresses)
     size = 2600  # some seconds of work; the product of matrices full of 1 / size is such a matrix again
     array = np.full((size, size), 1 / size, dtype=np.float32)
@@ -113,7 +112,7 @@ def test_sigterm_lets_triton_answer_what_it_accepted(repository: Path) -> None:
 
 
 def test_a_second_signal_ends_it_at_once(repository: Path) -> None:
-    command = Command(repository, free_addresses())
+    command = Command(repository, Addresses.free())
     stubs = processes_of(repository)
     assert stubs
     os.kill(command.process.pid, signal.SIGTERM)
@@ -124,7 +123,7 @@ def test_a_second_signal_ends_it_at_once(repository: Path) -> None:
 
 
 def test_a_server_that_dies_is_reported(repository: Path) -> None:
-    command = Command(repository, free_addresses())
+    command = Command(repository, Addresses.free())
     triton_process = subprocess.run(
         ["pgrep", "-P", str(command.process.pid)], capture_output=True, text=True, check=True
     ).stdout.split()
@@ -136,7 +135,7 @@ def test_a_server_that_dies_is_reported(repository: Path) -> None:
 
 @pytest.mark.parametrize("option", ["--http-port", "--grpc-port", "--metrics-port"])
 def test_a_taken_port_is_named_before_the_start(repository: Path, option: str, capsys) -> None:
-    addresses = free_addresses()
+    addresses = Addresses.free()
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -146,7 +145,7 @@ def test_a_taken_port_is_named_before_the_start(repository: Path, option: str, c
 
 
 def test_an_address_of_another_machine_is_refused(repository: Path, capsys) -> None:
-    assert main([*options(repository, free_addresses()), "--address=192.0.2.1"]) == 1
+    assert main([*options(repository, Addresses.free()), "--address=192.0.2.1"]) == 1
     assert "cannot listen on 192.0.2.1" in capsys.readouterr().err
 
 
@@ -166,7 +165,7 @@ def test_a_python_model_is_refused_where_numpy_2_would_empty_its_tensors(reposit
         pytest.skip("only the wheel's Triton with numpy 2 has this fault")
     (repository / "slow" / "config.pbtxt").write_text('name: "slow"\nbackend: "python"')
     with pytest.raises(ServingError, match=r"slow is a Python model.*'numpy<2'"):
-        Server(repository, free_addresses())
+        Server(repository, Addresses.free())
 
 
 def test_a_missing_libpython_names_the_package(monkeypatch: pytest.MonkeyPatch, capsys) -> None:

@@ -13,9 +13,8 @@ import tritonclient.grpc as triton
 from onnx import TensorProto, helper
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
-from serving.server import Server
+from serving.server import Addresses, Server
 from serving.triton import ServingError
-from tests.ports import free_addresses
 
 INT32, INT64, FLOAT = TensorProto.INT32, TensorProto.INT64, TensorProto.FLOAT
 
@@ -92,7 +91,7 @@ def write_repository(repository: Path) -> None:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[triton.InferenceServerClient]:
     folder = tmp_path_factory.mktemp("repository")
     write_repository(folder)
-    with (folder.parent / "triton.log").open("wb") as log, Server(folder, free_addresses(), log=log) as server:
+    with (folder.parent / "triton.log").open("wb") as log, Server(folder, Addresses.free(), log=log) as server:
         yield triton.InferenceServerClient(server.addresses.grpc)
 
 
@@ -201,7 +200,10 @@ def test_what_it_cannot_serve_is_refused_at_the_start(tmp_path: Path, config: st
     add = helper.make_node("Add", ["x", "x"], ["y"])
     inputs, results = [value("x", FLOAT, "n", 3)], [value("y", FLOAT, "n", 3)]
     write_model(tmp_path / "repository", "model", [add], inputs, results, outputs + config)
-    with (tmp_path / "log").open("wb") as log, pytest.raises(ServingError, match=f"before it was ready.*{log.name}"):
-        with Server(tmp_path / "repository", free_addresses(), log=log):
-            pass
+    with (
+        (tmp_path / "log").open("wb") as log,
+        pytest.raises(ServingError, match=f"before it was ready.*{log.name}"),
+        Server(tmp_path / "repository", Addresses.free(), log=log),
+    ):
+        pass
     assert message in (tmp_path / "log").read_text()
