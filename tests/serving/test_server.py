@@ -11,6 +11,7 @@ import threading
 import time
 import urllib.request
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import pytest
@@ -69,68 +70,79 @@ class Command:
         assert self.process.stdout
         self.said = [self.process.stdout.readline() for _ in range(2)]
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """A test that failed half-way leaves no server behind either: the second signal ends it at once."""
+        for _ in range(2):
+            self.process.terminate()
+            time.sleep(0.2)
+        self.process.wait(timeout=30)
+        self.log.close()
+
 
 def test_it_serves_prints_the_addresses_passes_flags_on_and_leaves_nothing_behind(repository: Path) -> None:
     addresses = Addresses.free()
-    command = Command(repository, addresses, "--", "--log-verbose=1")
-    assert command.said == [
-        "serving: slow ready\n",
-        f"serving: gRPC {addresses.grpc}  HTTP {addresses.http}  metrics {addresses.metrics}\n",
-    ]
-    with urllib.request.urlopen(addresses.metrics) as metrics:
-        assert b"nv_inference_request_success" in metrics.read()
-    assert processes_of(repository)
-    command.process.send_signal(signal.SIGINT)
-    assert command.process.wait(timeout=60) == 0
-    assert not processes_of(repository)
-    log = (repository.parent / "log").read_text()
-    assert "log_verbose" in log or "TRITONBACKEND" in log
-    assert "ended on SIGINT" in log
+    with Command(repository, addresses, "--", "--log-verbose=1") as command:
+        assert command.said == [
+            "serving: slow ready\n",
+            f"serving: gRPC {addresses.grpc}  HTTP {addresses.http}  metrics {addresses.metrics}\n",
+        ]
+        with urllib.request.urlopen(addresses.metrics) as metrics:
+            assert b"nv_inference_request_success" in metrics.read()
+        assert processes_of(repository)
+        command.process.send_signal(signal.SIGINT)
+        assert command.process.wait(timeout=60) == 0
+        assert not processes_of(repository)
+        log = (repository.parent / "log").read_text()
+        assert "log_verbose" in log or "TRITONBACKEND" in log
+        assert "ended on SIGINT" in log
 
 
 def test_sigterm_lets_triton_answer_what_it_accepted(repository: Path) -> None:
     addresses = Addresses.free()
-    command = Command(repository, addresses)
-    size = 2600  # some seconds of work; the product of matrices full of 1 / size is such a matrix again
-    array = np.full((size, size), 1 / size, dtype=np.float32)
-    answers: list = []
+    with Command(repository, addresses) as command:
+        size = 2600  # some seconds of work; the product of matrices full of 1 / size is such a matrix again
+        array = np.full((size, size), 1 / size, dtype=np.float32)
+        answers: list = []
 
-    def ask() -> None:
-        tensor = triton.InferInput("x0", list(array.shape), "FP32")
-        tensor.set_data_from_numpy(array)
-        answers.append(triton.InferenceServerClient(addresses.grpc).infer("slow", [tensor]).as_numpy("x12"))
+        def ask() -> None:
+            tensor = triton.InferInput("x0", list(array.shape), "FP32")
+            tensor.set_data_from_numpy(array)
+            answers.append(triton.InferenceServerClient(addresses.grpc).infer("slow", [tensor]).as_numpy("x12"))
 
-    asking = threading.Thread(target=ask)
-    asking.start()
-    time.sleep(1)
-    assert not answers  # still computing
-    command.process.send_signal(signal.SIGTERM)
-    asking.join(timeout=60)
-    assert command.process.wait(timeout=60) == 0
-    assert np.allclose(answers[0], array, rtol=1e-3)
-    assert not processes_of(repository)
+        asking = threading.Thread(target=ask)
+        asking.start()
+        time.sleep(1)
+        assert not answers  # still computing
+        command.process.send_signal(signal.SIGTERM)
+        asking.join(timeout=60)
+        assert command.process.wait(timeout=60) == 0
+        assert np.allclose(answers[0], array, rtol=1e-3)
+        assert not processes_of(repository)
 
 
 def test_a_second_signal_ends_it_at_once(repository: Path) -> None:
-    command = Command(repository, Addresses.free())
-    stubs = processes_of(repository)
-    assert stubs
-    os.kill(command.process.pid, signal.SIGTERM)
-    time.sleep(0.2)
-    os.kill(command.process.pid, signal.SIGTERM)
-    command.process.wait(timeout=20)
-    assert not processes_of(repository)
+    with Command(repository, Addresses.free()) as command:
+        stubs = processes_of(repository)
+        assert stubs
+        os.kill(command.process.pid, signal.SIGTERM)
+        time.sleep(0.2)
+        os.kill(command.process.pid, signal.SIGTERM)
+        command.process.wait(timeout=20)
+        assert not processes_of(repository)
 
 
 def test_a_server_that_dies_is_reported(repository: Path) -> None:
-    command = Command(repository, Addresses.free())
-    triton_process = subprocess.run(
-        ["pgrep", "-P", str(command.process.pid)], capture_output=True, text=True, check=True
-    ).stdout.split()
-    os.kill(int(triton_process[0]), signal.SIGKILL)
-    assert command.process.wait(timeout=30) != 0
-    assert "ended by itself with code -9" in (repository.parent / "log").read_text()
-    assert not processes_of(repository)
+    with Command(repository, Addresses.free()) as command:
+        triton_process = subprocess.run(
+            ["pgrep", "-P", str(command.process.pid)], capture_output=True, text=True, check=True
+        ).stdout.split()
+        os.kill(int(triton_process[0]), signal.SIGKILL)
+        assert command.process.wait(timeout=30) != 0
+        assert "ended by itself with code -9" in (repository.parent / "log").read_text()
+        assert not processes_of(repository)
 
 
 @pytest.mark.parametrize("option", ["--http-port", "--grpc-port", "--metrics-port"])

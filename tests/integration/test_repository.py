@@ -1,0 +1,110 @@
+"""The configs in git, read with tritonclient's own schema, against the graphs that they describe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import tritonclient.grpc as triton
+from google.protobuf import text_format
+from onnx import TensorProto
+from tritonclient.grpc import model_config_pb2
+
+from clickbert import protocol
+from export import names
+from export.publish import TEMPLATES
+from serving.server import Server
+
+TYPES = {"TYPE_INT32": TensorProto.INT32, "TYPE_FP32": TensorProto.FLOAT, "TYPE_UINT8": TensorProto.UINT8}
+
+
+def read(model: str) -> model_config_pb2.ModelConfig:
+    text = (TEMPLATES / model / names.CONFIG_FILE).read_text(encoding="utf-8")
+    return text_format.Parse(text, model_config_pb2.ModelConfig())
+
+
+def tensors(entries: list) -> dict[str, tuple[int, list[int]]]:
+    return {entry.name: (TYPES[model_config_pb2.DataType.Name(entry.data_type)], list(entry.dims)) for entry in entries}
+
+
+def in_graph(values: list[onnx.ValueInfoProto]) -> dict[str, tuple[int, list[int]]]:
+    return {
+        value.name: (
+            value.type.tensor_type.elem_type,
+            [dim.dim_value if dim.HasField("dim_value") else -1 for dim in value.type.tensor_type.shape.dim],
+        )
+        for value in values
+    }
+
+
+@pytest.mark.parametrize("model", [path.parent.name for path in TEMPLATES.glob("*/config.pbtxt")])
+def test_every_config_is_valid_and_names_its_folder(model: str) -> None:
+    config = read(model)
+    assert config.name == model
+    assert config.backend == "onnxruntime"
+    text = (TEMPLATES / model / names.CONFIG_FILE).read_text(encoding="utf-8")
+    assert text.startswith("#"), "a config says what it is for"
+
+
+def test_the_click_models_config_describes_the_graph(repository: Path) -> None:
+    config = read(names.ONNX_MODEL)
+    graph = onnx.load(repository / names.ONNX_MODEL / "1" / names.MODEL_FILE).graph
+    wanted = tensors(config.input)
+    assert all(entry.allow_ragged_batch for entry in config.input)
+    for entry in config.batch_input:
+        assert entry.kind == entry.BATCH_ELEMENT_COUNT
+        wanted[entry.target_name[0]] = (TYPES[model_config_pb2.DataType.Name(entry.data_type)], [-1])
+    sources = {entry.target_name[0]: entry.source_input[0] for entry in config.batch_input}
+    assert sources == dict(zip(names.COUNT_INPUTS, names.REQUEST_INPUTS, strict=True))
+    assert in_graph(graph.input) == wanted
+    # The label count is the checkpoint's; in git it is the demo's, which is this one's too.
+    assert in_graph(graph.output) == tensors(config.output) == {names.LOGITS: (TensorProto.FLOAT, [-1, 1])}
+    (scatter,) = config.batch_output
+    assert (list(scatter.target_name), list(scatter.source_input)) == ([names.LOGITS], ["lengths"])
+
+
+def test_requests_are_batched_with_limits() -> None:
+    config = read(names.ONNX_MODEL)
+    policy = config.dynamic_batching.default_queue_policy
+    assert config.max_batch_size > 1
+    assert policy.max_queue_size > 0
+    assert policy.default_timeout_microseconds > 0
+    assert policy.timeout_action == policy.REJECT
+    assert config.version_policy.latest.num_versions == 1
+
+
+def test_the_warm_up_is_a_well_formed_request() -> None:
+    config = read(names.ONNX_MODEL)
+    (warmup,) = config.model_warmup
+    lengths = np.fromfile(TEMPLATES / names.ONNX_MODEL / "warmup" / warmup.inputs["lengths"].input_data_file, np.int32)
+    assert list(warmup.inputs["lengths"].dims) == [len(lengths)]
+    for name in ("input_ids", "token_type_ids"):
+        assert warmup.inputs[name].zero_data
+        assert list(warmup.inputs[name].dims) == [lengths.sum()]
+
+
+def test_the_tokenizers_config_describes_its_graph(repository: Path) -> None:
+    config = read(names.TOKENIZER_MODEL)
+    graph = onnx.load(repository / names.TOKENIZER_MODEL / "1" / names.MODEL_FILE).graph
+    assert not config.input
+    assert not graph.input
+    assert in_graph(graph.output) == tensors(config.output)
+
+
+def test_the_client_speaks_of_the_same_tensors() -> None:
+    config = read(protocol.DEFAULT_MODEL)
+    assert [entry.name for entry in config.input] == [protocol.INPUT_IDS, protocol.TOKEN_TYPE_IDS, protocol.LENGTHS]
+    assert config.output[0].name == protocol.LOGITS
+    assert config.parameters[protocol.MAX_PAIRS_PARAMETER].string_value.isdecimal()
+    tokenizer = read(protocol.TOKENIZER_MODEL)
+    assert {entry.name for entry in tokenizer.output} == set(protocol.TOKENIZER_OUTPUTS)
+
+
+def test_triton_serves_the_configs_as_they_are_in_git(server: Server) -> None:
+    client = triton.InferenceServerClient(server.addresses.grpc)
+    served = client.get_model_config(names.ONNX_MODEL).config
+    config = read(names.ONNX_MODEL)
+    for field in ("input", "output", "batch_input", "batch_output", "max_batch_size", "model_warmup", "backend"):
+        assert getattr(served, field) == getattr(config, field), field
