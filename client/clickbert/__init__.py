@@ -1,0 +1,43 @@
+"""Rank documents with a BERT click model on a Triton server.
+
+    from clickbert import Ranker
+
+    with Ranker("localhost:8001") as ranker:
+        for result in ranker.rank("coffee near me", ["a bar", "a cafe"]):
+            print(result.score, result.text)
+
+The model's tokenizer comes from the server, so there is nothing to copy and nothing to go stale. `AsyncRanker` is the
+same for asyncio. All errors are `ClickBertError`s; `clickbert.errors` shows the family.
+"""
+
+from clickbert.async_ranker import AsyncRanker
+from clickbert.errors import (
+    AuthenticationError,
+    ClickBertError,
+    ConnectionFailedError,
+    InvalidInputError,
+    ModelNotFoundError,
+    ProtocolError,
+    RankerClosedError,
+    ServerError,
+    ServerOverloadedError,
+    ServerTimeoutError,
+)
+from clickbert.ranker import Ranker
+from clickbert.session import RankedDocument
+
+__all__ = [
+    "AsyncRanker",
+    "AuthenticationError",
+    "ClickBertError",
+    "ConnectionFailedError",
+    "InvalidInputError",
+    "ModelNotFoundError",
+    "ProtocolError",
+    "RankedDocument",
+    "Ranker",
+    "RankerClosedError",
+    "ServerError",
+    "ServerOverloadedError",
+    "ServerTimeoutError",
+]

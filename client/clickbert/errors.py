@@ -1,0 +1,141 @@
+"""Every error this package raises on purpose, and the one map that turns Triton's and gRPC's errors into them.
+
+    ClickBertError
+    ├── InvalidInputError (also a ValueError)   the call is wrong: nothing was sent
+    ├── RankerClosedError                       the ranker was closed before or during the call
+    └── ServerError                             the server answered with an error that has no class of its own
+        ├── ConnectionFailedError               nothing answers at the address, or it is not a gRPC port
+        ├── ServerTimeoutError                  the deadline passed, here or in the server's queue
+        ├── ServerOverloadedError               the server's queue is full: nothing was computed
+        ├── AuthenticationError                 the server or a gateway wants credentials
+        ├── ModelNotFoundError                  the model, or the version asked for, is unknown or not ready
+        └── ProtocolError                       the answer is not what a ClickBERT model on Triton answers
+
+The gRPC status alone does not tell these apart. Triton answers UNAVAILABLE for a full queue, for a request that
+expired in the queue, for a missing protocol key and for a model that is loading, and gRPC itself uses UNAVAILABLE
+for a refused connection. So `from_status` looks at the message first, the status second.
+"""
+
+from typing import NamedTuple
+
+
+class ClickBertError(Exception):
+    """Base of all errors of this package."""
+
+
+class InvalidInputError(ClickBertError, ValueError):
+    """The arguments are wrong. Nothing was sent to the server."""
+
+
+class RankerClosedError(ClickBertError):
+    """The ranker was closed before the call or while it ran."""
+
+
+class ServerError(ClickBertError):
+    """The server could not answer. Raised itself when no subclass says it better."""
+
+
+class ConnectionFailedError(ServerError):
+    """Nothing listens at the address, its name is unknown, or it does not speak gRPC."""
+
+
+class ServerTimeoutError(ServerError):
+    """The call's deadline passed, or the request waited too long in the server's queue."""
+
+
+class ServerOverloadedError(ServerError):
+    """The server's queue is full. Nothing was computed; ask again later."""
+
+
+class AuthenticationError(ServerError):
+    """The server or a gateway in front of it wants credentials that were not sent or are wrong."""
+
+
+class ModelNotFoundError(ServerError):
+    """The server does not have the model or the version asked for, or it is not ready."""
+
+
+class ProtocolError(ServerError):
+    """The answer breaks the contract: not a Triton server, not a ClickBERT model, or a damaged answer."""
+
+
+class _Rule(NamedTuple):
+    error: type[ServerError]
+    next_step: str
+    fragments: tuple[str, ...] = ()  # any of these in the message, lower case
+    statuses: tuple[str, ...] = ()  # any of these gRPC status names
+
+
+_GRPC_PORT = "check that the server runs and that the address is its gRPC port (8001 by default)"
+_HTTP_PORT = "what listens there does not speak plain gRPC: use Triton's gRPC port (8001 by default), not HTTP (8000)"
+_CREDENTIALS = "this client sends no credentials: call the server directly or through a gateway that adds them"
+_REPOSITORY = "check the model's name and the server's log, or list the models with Triton's repository index"
+
+# First match wins: messages before statuses, because one status stands for many causes.
+_RULES = (
+    _Rule(ServerOverloadedError, "try again later or add a server", ("exceeds maximum queue size",)),
+    _Rule(
+        ServerTimeoutError,
+        "the server is busy: try again later or send fewer documents",
+        ("request timeout expired", "request timeout dynamicbatch"),
+    ),
+    _Rule(AuthenticationError, _CREDENTIALS, ("is restricted, expecting header",)),
+    _Rule(
+        ModelNotFoundError,
+        _REPOSITORY,
+        (
+            "request for unknown model",
+            "not at ready state",
+            "is not ready",
+            "no available versions",
+            "not found in any",
+        ),
+    ),
+    _Rule(
+        ConnectionFailedError,
+        "encryption does not match: this client speaks gRPC without TLS",
+        ("handshake failed", "handshake failure", "certificate"),
+    ),
+    # Triton's own HTTP port closes the connection at once; other HTTP servers answer text.
+    _Rule(
+        ConnectionFailedError,
+        _HTTP_PORT,
+        ("failed parsing http/2", "http1.x server", "connect to all addresses; last error: unavailable"),
+    ),
+    _Rule(ConnectionFailedError, "check the host name in the address", ("errors resolving", "dns resolution")),
+    _Rule(
+        ServerTimeoutError,
+        f"allow a longer timeout; if nothing ever answers, {_GRPC_PORT}",
+        statuses=("DEADLINE_EXCEEDED",),
+    ),
+    _Rule(AuthenticationError, _CREDENTIALS, statuses=("UNAUTHENTICATED", "PERMISSION_DENIED")),
+    _Rule(ModelNotFoundError, _REPOSITORY, statuses=("NOT_FOUND",)),
+    _Rule(
+        ProtocolError,
+        "a gRPC server answers there, but not a Triton server",
+        statuses=("UNIMPLEMENTED",),
+    ),
+    _Rule(ProtocolError, "a message is larger than the server allows", ("larger than max",)),
+    _Rule(ServerOverloadedError, "try again later or send less", statuses=("RESOURCE_EXHAUSTED",)),
+    _Rule(ConnectionFailedError, _GRPC_PORT, statuses=("UNAVAILABLE",)),
+    _Rule(
+        ProtocolError,
+        "the server refused the request: check that the model is a ClickBERT model",
+        statuses=("INVALID_ARGUMENT", "OUT_OF_RANGE", "FAILED_PRECONDITION"),
+    ),
+)
+
+
+def from_status(status: str, message: str, *, where: str) -> ClickBertError:
+    """Return the error for a gRPC failure; the caller raises it `from` the original.
+
+    `status` is gRPC's name ("StatusCode.UNAVAILABLE" or "UNAVAILABLE"), `message` its details, `where` the model and
+    the address, for the text.
+    """
+    code, text = status.removeprefix("StatusCode."), message.lower()
+    if code == "CANCELLED" and "channel" in text:
+        return RankerClosedError(f"{where}: the ranker was closed while the call ran")
+    for rule in _RULES:
+        if code in rule.statuses or any(fragment in text for fragment in rule.fragments):
+            return rule.error(f"{where}: {message} [{code}]; {rule.next_step}")
+    return ServerError(f"{where}: {message} [{code}]; see the server's log")

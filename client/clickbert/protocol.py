@@ -1,0 +1,203 @@
+"""What goes over the wire: names of models and tensors, requests, and answers read back with every field checked.
+
+Nothing here does I/O. The contract is that of `model_repository/`: a click model takes packed pairs, and version N of
+`clickbert_tokenizer`, which takes no inputs, answers with the tokenizer that version N of the click models reads.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from clickbert.errors import ProtocolError
+from clickbert.tokenization import PackedPairs, PairTokenizer
+
+TOKENIZER_MODEL = "clickbert_tokenizer"
+DEFAULT_MODEL = "clickbert_onnx"
+INPUT_IDS, TOKEN_TYPE_IDS, LENGTHS, LOGITS = "input_ids", "token_type_ids", "lengths", "logits"
+TOKENIZER_JSON, TOKENIZER_SHA256 = "tokenizer_json", "tokenizer_sha256"
+MAX_LENGTH, LABELS_JSON, CLICK_LABEL = "max_length", "labels_json", "click_label"
+TOKENIZER_OUTPUTS = (TOKENIZER_JSON, TOKENIZER_SHA256, MAX_LENGTH, LABELS_JSON, CLICK_LABEL)
+
+MAX_PAIRS_PARAMETER = "max_pairs_per_request"
+DEFAULT_MAX_PAIRS = 64
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class InferRequest:
+    """One request to one model. An empty `version` lets the server choose, which is the newest it serves."""
+
+    model: str
+    version: str
+    inputs: Mapping[str, Array]
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class InferResponse:
+    """The version that answered, and its outputs by name."""
+
+    version: str
+    outputs: Mapping[str, Array]
+
+
+@dataclass(frozen=True)
+class ModelDescription:
+    """The versions of a model that are served, and the `parameters` of its configuration."""
+
+    versions: tuple[str, ...]
+    parameters: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Release:
+    """A published version as the client sees it: its tokenizer, its labels and its limits."""
+
+    version: str
+    sha256: str  # of tokenizer.json, lower-case hexadecimal
+    tokenizer: PairTokenizer
+    labels: tuple[str, ...]
+    click_label: int
+    max_pairs: int  # in one request
+
+    def reads_like(self, other: "Release") -> bool:
+        """Tell whether both releases turn the same texts into the same requests, and logits into the same scores."""
+        mine, theirs = (
+            (release.sha256, release.tokenizer.max_length, release.labels, release.click_label)
+            for release in (self, other)
+        )
+        return mine == theirs
+
+
+def tokenizer_request(version: str) -> InferRequest:
+    """Ask for the tokenizer of `version`."""
+    return InferRequest(TOKENIZER_MODEL, version, {}, TOKENIZER_OUTPUTS)
+
+
+def logits_request(model: str, version: str, packed: PackedPairs) -> InferRequest:
+    """Ask `model` for the logits of packed pairs: int32 [1, tokens], [1, tokens] and [1, pairs]."""
+    inputs = {
+        INPUT_IDS: packed.input_ids[np.newaxis],
+        TOKEN_TYPE_IDS: packed.token_type_ids[np.newaxis],
+        LENGTHS: packed.lengths[np.newaxis],
+    }
+    return InferRequest(model, version, inputs, (LOGITS,))
+
+
+def newest_version(description: ModelDescription, where: str) -> str:
+    """Return the highest version served: the one that answers a request without a version.
+
+    Raises `ProtocolError` when there is none, or one that is no number.
+    """
+    if not description.versions or not all(version.isdecimal() for version in description.versions):
+        raise ProtocolError(
+            f"{where}: the server lists the versions {list(description.versions)}, but numbers were expected;"
+            " check that the model is loaded"
+        )
+    return max(description.versions, key=int)
+
+
+def read_max_pairs(description: ModelDescription, where: str) -> int:
+    """Return how many pairs a request may have (64 where the model's configuration does not say)."""
+    text = description.parameters.get(MAX_PAIRS_PARAMETER, str(DEFAULT_MAX_PAIRS)).strip()
+    if not text.isdecimal() or int(text) < 1:
+        raise ProtocolError(
+            f"{where}: parameter {MAX_PAIRS_PARAMETER} is {text!r} in config.pbtxt, expected a number from 1 up"
+        )
+    return int(text)
+
+
+def read_release(response: InferResponse, version: str, max_pairs: int, where: str) -> Release:
+    """Read the answer of `clickbert_tokenizer` for `version`, and check it against its own hash.
+
+    Raises `ProtocolError` when another version answered, an output is missing or malformed, or the hash differs.
+    """
+    if response.version != version:
+        raise ProtocolError(f"{where}: asked for version {version}, but version {response.version!r} answered")
+    content = _output(response, TOKENIZER_JSON, np.uint8, (-1,), where).tobytes()
+    expected = _text(response, TOKENIZER_SHA256, where)
+    actual = hashlib.sha256(content).hexdigest()
+    if actual != expected:
+        raise ProtocolError(
+            f"{where}: {TOKENIZER_JSON} has SHA-256 {actual} but {expected!r} was announced;"
+            " the published tokenizer is damaged: publish it again"
+        )
+    labels = _labels(_text(response, LABELS_JSON, where), where)
+    max_length = _number(response, MAX_LENGTH, where)
+    click_label = _number(response, CLICK_LABEL, where)
+    if not 0 <= click_label < len(labels):
+        raise ProtocolError(f"{where}: {CLICK_LABEL} is {click_label}, but the labels are {list(labels)}")
+    try:
+        tokenizer = PairTokenizer(content, max_length)
+    except ValueError as exc:
+        raise ProtocolError(f"{where}: {exc}; publish the model again") from exc
+    return Release(version, actual, tokenizer, labels, click_label, max_pairs)
+
+
+def read_scores(response: InferResponse, pairs: int, release: Release, where: str) -> npt.NDArray[np.float64]:
+    """Read `logits` [1, pairs, labels] and return click probabilities, float64 [pairs].
+
+    Raises `ProtocolError` on a wrong shape or dtype, and on logits that are not finite numbers.
+    """
+    logits = _output(response, LOGITS, np.float32, (1, pairs, len(release.labels)), where)[0]
+    bad = int(np.count_nonzero(~np.isfinite(logits).all(axis=1)))
+    if bad:
+        raise ProtocolError(
+            f"{where}: the logits of {bad} of {pairs} pairs are not finite: the model could not read the request,"
+            " or it overflows; see the server's log"
+        )
+    return click_probability(logits, release.click_label)
+
+
+def click_probability(logits: npt.NDArray[np.floating[Any]], click_label: int) -> npt.NDArray[np.float64]:
+    """Turn logits [pairs, labels] into click probabilities [pairs]: sigmoid of one label, softmax of more."""
+    wide = logits.astype(np.float64)
+    if wide.shape[1] == 1:
+        log_probability = -np.logaddexp(0.0, -wide[:, 0])
+    else:
+        log_probability = wide[:, click_label] - np.logaddexp.reduce(wide, axis=1)
+    probability: npt.NDArray[np.float64] = np.exp(log_probability)
+    return probability
+
+
+def _output(response: InferResponse, name: str, dtype: Any, shape: tuple[int, ...], where: str) -> Array:
+    """Return one output, its dtype and shape checked; -1 stands for any size but zero."""
+    array = response.outputs.get(name)
+    if array is None:
+        raise ProtocolError(f"{where}: the answer has no {name!r}, only {sorted(response.outputs)}; is it this model?")
+    fits = len(array.shape) == len(shape) and all(
+        has == wants or (wants == -1 and has > 0) for has, wants in zip(array.shape, shape, strict=True)
+    )
+    if array.dtype != dtype or not fits:
+        raise ProtocolError(
+            f"{where}: {name!r} is {array.dtype}{list(array.shape)}, expected {np.dtype(dtype)}{list(shape)};"
+            " is it this model?"
+        )
+    return array
+
+
+def _number(response: InferResponse, name: str, where: str) -> int:
+    return int(_output(response, name, np.int32, (1,), where)[0])
+
+
+def _text(response: InferResponse, name: str, where: str) -> str:
+    try:
+        return _output(response, name, np.uint8, (-1,), where).tobytes().decode("utf-8")
+    except UnicodeDecodeError as exc:
+        raise ProtocolError(f"{where}: {name!r} is not UTF-8: {exc}; publish the model again") from exc
+
+
+def _labels(text: str, where: str) -> tuple[str, ...]:
+    try:
+        labels = json.loads(text)
+    except json.JSONDecodeError as exc:
+        raise ProtocolError(f"{where}: {LABELS_JSON!r} is not JSON: {exc}; publish the model again") from exc
+    if not isinstance(labels, list) or not labels or not all(isinstance(label, str) for label in labels):
+        raise ProtocolError(f"{where}: {LABELS_JSON!r} is {labels!r}, expected a JSON list of names")
+    return tuple(labels)

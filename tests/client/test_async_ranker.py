@@ -1,0 +1,110 @@
+"""`AsyncRanker`: the same results as `Ranker`, many calls at once, cancelling, closing."""
+
+import asyncio
+import time
+
+import pytest
+
+from clickbert import AsyncRanker, InvalidInputError, Ranker, RankerClosedError
+
+DOCUMENTS = [f"{kind} {number} near me" for kind in ("cafe", "hotel", "park") for number in range(50)]
+
+
+def test_it_answers_as_ranker_does(url):
+    async def both_calls():
+        async with AsyncRanker(url) as ranker:
+            return await ranker.rank("tea", DOCUMENTS, 7), await ranker.score_pairs([("tea", "a bar"), ("", "")])
+
+    with Ranker(url) as ranker:
+        expected = ranker.rank("tea", DOCUMENTS, 7), ranker.score_pairs([("tea", "a bar"), ("", "")])
+    assert asyncio.run(both_calls()) == expected
+
+
+def test_two_hundred_calls_at_once(server, url):
+    async def calls():
+        async with AsyncRanker(url) as ranker:
+            return await asyncio.gather(*(ranker.rank(f"tea {n}", DOCUMENTS[n % 50 :], 3) for n in range(200)))
+
+    for number, ranked in enumerate(asyncio.run(calls())):
+        assert len(ranked) == 3
+        for item in ranked:
+            expected = server.published[1].expected(f"tea {number}", DOCUMENTS[number % 50 :][item.index])
+            assert item.score == pytest.approx(expected, abs=1e-6)
+    assert server.asked.count(("clickbert_tokenizer", "1")) == 1
+
+
+def test_bad_arguments_are_the_same_errors(server, url):
+    async def call(*arguments):
+        async with AsyncRanker(url) as ranker:
+            await ranker.rank(*arguments)
+
+    for arguments in [("tea", []), ("tea", "text"), ("tea", ["a"], 0), ("tea", ["\ud800"]), ("tea", ["a"] * 1001)]:
+        with pytest.raises(InvalidInputError):
+            asyncio.run(call(*arguments))
+    with pytest.raises(InvalidInputError):
+        AsyncRanker("http://localhost:8000")
+    assert server.requests == []
+
+
+def test_a_cancelled_call_ends_at_once_and_the_next_one_works(server, url):
+    async def scenario():
+        async with AsyncRanker(url) as ranker:
+            await ranker.rank("tea", ["a bar"])
+            server.before_infer = lambda request: time.sleep(0.5)
+            started = time.monotonic()
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.1):
+                    await ranker.rank("tea", DOCUMENTS)
+            assert time.monotonic() - started < 0.4
+            server.before_infer = lambda request: None
+            return await ranker.rank("tea", ["a bar"])
+
+    assert len(asyncio.run(scenario())) == 1
+
+
+def test_cancelling_the_call_that_fetches_the_tokenizer_leaves_the_others_going(server, url):
+    server.before_infer = lambda request: time.sleep(0.2)
+
+    async def scenario():
+        async with AsyncRanker(url) as ranker:
+            first = asyncio.create_task(ranker.rank("tea", ["a bar"]))
+            await asyncio.sleep(0.1)
+            second = asyncio.create_task(ranker.rank("tea", ["a bar"]))
+            await asyncio.sleep(0)
+            first.cancel()
+            return await asyncio.gather(first, second, return_exceptions=True)
+
+    cancelled, ranked = asyncio.run(scenario())
+    assert isinstance(cancelled, asyncio.CancelledError)
+    assert [item.index for item in ranked] == [0]
+
+
+def test_closing_ends_running_calls_with_an_error_of_ours(server, url):
+    async def scenario():
+        ranker = AsyncRanker(url)
+        await ranker.rank("tea", ["a bar"])
+        server.before_infer = lambda request: time.sleep(0.5)
+        running = [asyncio.create_task(ranker.rank("tea", DOCUMENTS)) for _ in range(3)]
+        await asyncio.sleep(0.1)
+        await ranker.close()
+        results = await asyncio.gather(*running, return_exceptions=True)
+        with pytest.raises(RankerClosedError):
+            await ranker.rank("tea", ["a bar"])
+        return results
+
+    assert [type(result) for result in asyncio.run(scenario())] == [RankerClosedError] * 3
+
+
+def test_long_texts_do_not_hold_up_the_event_loop(url):
+    async def scenario():
+        async with AsyncRanker(url) as ranker:
+            await ranker.rank("tea", ["a bar"])
+            call = asyncio.create_task(ranker.rank("tea " * 250_000, ["a bar"]))
+            longest, last = 0.0, time.monotonic()
+            while not call.done():
+                await asyncio.sleep(0.005)
+                longest, last = max(longest, time.monotonic() - last), time.monotonic()
+            await call
+            return longest
+
+    assert asyncio.run(scenario()) < 0.25

@@ -1,0 +1,172 @@
+"""`PairTokenizer` against the tokenizers library's own pairs and truncation.
+
+Two long texts and a low limit are not compared here: the library keeps every combination of what it cut off.
+"""
+
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, normalizers, processors
+
+from clickbert.tokenization import PackedPairs, PairTokenizer, longest_first
+from tests.client.fakes import tokenizer_json
+
+TEXTS = ["", " ", "a", "cheap coffee", "[SEP] [MASK] [CLS]", "\x00\x07", "中文", "😀", "cafés", "the " * 40, "q" * 150]
+
+
+def reference(content: bytes, max_length: int, pairs: list[tuple[str, str]]) -> tuple[list[int], list[int], list[int]]:
+    tokenizer = Tokenizer.from_str(content.decode())
+    tokenizer.enable_truncation(max_length)
+    encodings = tokenizer.encode_batch(pairs)
+    ids = [token for encoding in encodings for token in encoding.ids]
+    types = [kind for encoding in encodings for kind in encoding.type_ids]
+    return ids, types, [len(encoding.ids) for encoding in encodings]
+
+
+def unpacked(packed: PackedPairs) -> tuple[list[int], list[int], list[int]]:
+    assert {packed.input_ids.dtype, packed.token_type_ids.dtype, packed.lengths.dtype} == {np.dtype(np.int32)}
+    return packed.input_ids.tolist(), packed.token_type_ids.tolist(), packed.lengths.tolist()
+
+
+@pytest.mark.parametrize("max_length", [3, 4, 5, 6, 16, 17, 512])
+def test_pairs_are_the_librarys_pairs(max_length):
+    content = tokenizer_json()
+    tokenizer = PairTokenizer(content, max_length)
+    for query in TEXTS:
+        expected = reference(content, max_length, [(query, document) for document in TEXTS])
+        assert unpacked(tokenizer.pack(query, TEXTS)) == expected
+    pairs = [(query, document) for document in TEXTS for query in TEXTS]
+    assert unpacked(tokenizer.pack_pairs(pairs)) == reference(content, max_length, pairs)
+
+
+def test_truncation_is_the_librarys_for_all_small_lengths():
+    content = tokenizer_json()
+    for room in range(9):
+        pairs = [("a " * first, "a " * second) for first in range(12) for second in range(12)]
+        _, types, lengths = reference(content, room + 3, pairs)
+        start = 0
+        for (query, document), length in zip(pairs, lengths, strict=True):
+            second = sum(types[start : start + length]) - 1
+            start += length
+            counted = longest_first(len(query) // 2, len(document) // 2, room)
+            assert counted == (length - 3 - second, second), (room, len(query) // 2, len(document) // 2)
+
+
+LONG = [(0, 5000), (5000, 0), (600, 3000), (3000, 600), (3000, 3001), (3001, 3000), (3000, 3000)]
+
+
+@pytest.mark.parametrize("lengths, limits", [((30, 31), (16, 17)), *((lengths, (512, 513)) for lengths in LONG)])
+def test_long_texts_are_cut_as_if_they_had_been_read_to_the_end(lengths, limits):
+    content = tokenizer_json()
+    for separator in (" ", "\uff0c"):
+        query, document = (("coffee" + separator) * length for length in lengths)
+        for max_length in limits:
+            expected = reference(content, max_length, [(query, document)])
+            assert unpacked(PairTokenizer(content, max_length).pack(query, [document])) == expected
+
+
+def test_long_texts_that_begin_with_nothing_are_read_on():
+    content = tokenizer_json()
+    document = "\x00 " * 5000 + "cheap coffee " * 10
+    expected = reference(content, 16, [("tea", document)])
+    assert unpacked(PairTokenizer(content, 16).pack("tea", [document])) == expected
+
+
+def test_an_added_token_of_two_words_switches_the_shortcut_off():
+    tokenizer = Tokenizer.from_str(tokenizer_json().decode())
+    tokenizer.add_tokens(["coffee coffee"])
+    content = tokenizer.to_str().encode()
+    document = "coffee " * 3000
+    expected = reference(content, 512, [("tea", document)])
+    assert unpacked(PairTokenizer(content, 512).pack("tea", [document])) == expected
+
+
+def test_long_texts_are_cheap():
+    tokenizer = PairTokenizer(tokenizer_json(), 512)
+    long = "cheap coffee near me " * 50_000
+    started = time.perf_counter()
+    tokenizer.pack(long, ["a bar"] * 200)
+    query_seconds = time.perf_counter() - started
+    started = time.perf_counter()
+    tokenizer.pack("a bar", [long] * 20)
+    documents_seconds = time.perf_counter() - started
+    assert query_seconds < 5, "a long query must be tokenized once, not once a document"
+    assert documents_seconds < 2, "what is cut off anyway must not be tokenized"
+
+
+def test_truncation_and_padding_in_the_file_are_ignored():
+    tokenizer = Tokenizer.from_str(tokenizer_json().decode())
+    tokenizer.enable_truncation(4)
+    tokenizer.enable_padding(length=64)
+    packed = PairTokenizer(tokenizer.to_str().encode(), 32).pack("cheap coffee near me", ["a bar", "a bank near me"])
+    assert packed.lengths.tolist() == [9, 11]
+
+
+def test_split_cuts_between_pairs():
+    packed = PairTokenizer(tokenizer_json(), 32).pack("tea", ["a", "a bar", "", "a bank near me", "of"])
+    pieces = list(packed.split(2))
+    assert [len(piece.lengths) for piece in pieces] == [2, 2, 1]
+    assert all(piece.lengths.sum() == len(piece.input_ids) == len(piece.token_type_ids) for piece in pieces)
+    assert np.concatenate([piece.input_ids for piece in pieces]).tolist() == packed.input_ids.tolist()
+
+
+def changed(**parts: object) -> bytes:
+    tokenizer = Tokenizer.from_str(tokenizer_json().decode())
+    for name, part in parts.items():
+        setattr(tokenizer, name, part)
+    return tokenizer.to_str().encode()
+
+
+def template(pair: str) -> processors.TemplateProcessing:
+    return processors.TemplateProcessing("[CLS] $A [SEP]", pair, [("[CLS]", 2), ("[SEP]", 3), ("[MASK]", 4)])
+
+
+NOT_BERT = {
+    "not json": b"no",
+    "no unk": tokenizer_json().replace(b'"[UNK]":1,', b""),
+    "no type": changed(post_processor=template("[CLS] $A [SEP] $B [SEP]")),
+    "two separators": changed(post_processor=template("[CLS] $A [SEP] [SEP] $B:1 [SEP]:1")),
+    "other end": changed(post_processor=template("[CLS] $A [SEP] $B:1 [MASK]:1")),
+    "cls at the end": changed(post_processor=template("$A [SEP] $B:1 [SEP]:1 [CLS]:1")),
+}
+
+
+@pytest.mark.parametrize("name", NOT_BERT)
+def test_other_tokenizers_are_refused(name):
+    with pytest.raises(ValueError, match="not "):
+        PairTokenizer(NOT_BERT[name], 32)
+
+
+def test_other_normalizers_are_read_to_the_end():
+    content = changed(normalizer=normalizers.Replace("q" * 10, "coffee "))
+    document = "q " * 600 + "q" * 20
+    expected = reference(content, 12, [("tea", document)])
+    assert unpacked(PairTokenizer(content, 12).pack("tea", [document])) == expected
+
+
+def test_threads_share_a_tokenizer():
+    tokenizer = PairTokenizer(tokenizer_json(), 32)
+    expected = unpacked(tokenizer.pack("tea", TEXTS))
+    with ThreadPoolExecutor(8) as threads:
+        results = list(threads.map(lambda _: unpacked(tokenizer.pack("tea", TEXTS)), range(200)))
+    assert results == [expected] * 200
+
+
+def test_forking_after_use_neither_warns_nor_hangs():
+    script = """
+import os
+from tests.client.fakes import tokenizer_json
+from clickbert.tokenization import PairTokenizer
+tokenizer = PairTokenizer(tokenizer_json(), 32)
+tokenizer.pack("tea", ["a bar"] * 100)
+if os.fork() == 0:
+    tokenizer.pack("tea", ["a bar"] * 100)
+    os._exit(0)
+assert os.waitstatus_to_exitcode(os.wait()[1]) == 0
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

