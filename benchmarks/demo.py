@@ -12,7 +12,6 @@ import json
 import shlex
 import subprocess
 import sys
-import tempfile
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from serving.server import Addresses, Server
 DATA = Path("data/sample")
 CHECKPOINT = Path("checkpoints/demo")
 REPOSITORY = Path("model_repository")
+LOG = CHECKPOINT.parent / "demo-triton.log"
 PAIRS_A_CALL = 64
 DECIMALS = 4
 
@@ -56,10 +56,9 @@ def run() -> dict[str, Any]:
     manifest = published(test)
     if manifest is None:
         raise DemoError(f"{REPOSITORY} holds no version of {CHECKPOINT} after the export; run `make clean`, then again")
-    with tempfile.NamedTemporaryFile(prefix="triton-", suffix=".log") as log:
-        say(f"serve {REPOSITORY} on free ports")
-        with Server(REPOSITORY, Addresses.free(), log=log.file) as server:
-            return measure(server.addresses, manifest, read_click_log(test))
+    say(f"serve {REPOSITORY} on free ports; Triton's log is {LOG}")
+    with LOG.open("wb") as log, Server(REPOSITORY, Addresses.free(), log=log) as server:
+        return measure(server.addresses, manifest, read_click_log(test))
 
 
 def step(package: str, *arguments: object) -> None:
@@ -76,7 +75,9 @@ def published(evaluation: Path) -> dict[str, Any] | None:
     if not versions:
         return None
     manifest = read_manifest(max(versions, key=lambda path: int(path.name)))
-    fits = manifest["checkpoint"] == hash_checkpoint(CHECKPOINT) and manifest["evaluation"]["sha256"] == sha256(evaluation)
+    fits = manifest["checkpoint"] == hash_checkpoint(CHECKPOINT) and manifest["evaluation"]["sha256"] == sha256(
+        evaluation
+    )
     return manifest if fits else None
 
 
