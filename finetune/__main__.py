@@ -1,0 +1,111 @@
+"""From a click log to a checkpoint, on the command line.
+
+Makes a sample click log, fine-tunes a BERT on a click log, and evaluates a checkpoint; `evaluate` ends its output with
+one line of JSON. Progress and errors go to stderr. Run from the repository's root:
+
+    python -m finetune sample --output data/sample
+    python -m finetune train --data data/sample --base-model minilm --output checkpoints/demo
+    python -m finetune evaluate --checkpoint checkpoints/demo --data data/sample/test.jsonl
+    python -m finetune evaluate --checkpoint minilm --data data/sample/test.jsonl    # the base, for comparison
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+COUNTS = ("pairs", "groups", "ranked_groups", "impressions", "clicks")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one subcommand: 0 on success, 1 on bad input or a failed write, 2 on bad usage, 130 on Ctrl-C."""
+    options = _parser().parse_args(arguments)
+    commands = {"sample": _sample, "train": _train, "evaluate": _evaluate}
+    try:
+        commands[options.command](options)
+    except KeyboardInterrupt:
+        unwritten = "" if options.command == "evaluate" else f"; nothing was written to {options.output}"
+        print(f"\ninterrupted{unwritten}", file=sys.stderr)
+        return 130
+    except (ValueError, OSError) as error:  # this package's errors are ValueErrors
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "python -m finetune",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    sample = commands.add_parser("sample", help="write a sample click log", allow_abbrev=False)
+    sample.add_argument("--output", type=Path, required=True, help="folder for train.jsonl, dev.jsonl and test.jsonl")
+    sample.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+
+    train = commands.add_parser("train", help="fine-tune a BERT on a click log", allow_abbrev=False)
+    train.add_argument("--data", type=Path, required=True, help="folder with train and dev, .jsonl or .jsonl.gz")
+    train.add_argument(
+        "--base-model", default="minilm", help='"minilm" (offline), a folder, or a hub name; default: %(default)s'
+    )
+    train.add_argument("--output", type=Path, required=True, help="folder of the checkpoint")
+    train.add_argument("--epochs", type=_positive, default=2, help="default: %(default)s")
+    train.add_argument("--batch-size", type=_positive, default=8, help="default: %(default)s")
+    train.add_argument("--learning-rate", type=float, default=1e-4, help="default: %(default)s; for BERT-base, 3e-5")
+    train.add_argument("--max-length", type=_positive, help="tokens of a pair; default: the longest the base takes")
+    train.add_argument("--labels", type=int, choices=(1, 2), default=1, help="1: sigmoid; 2: softmax; default: 1")
+    train.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+
+    evaluate = commands.add_parser("evaluate", help="evaluate a checkpoint on a click log", allow_abbrev=False)
+    evaluate.add_argument("--checkpoint", required=True, help="a checkpoint's folder, or a base as in --base-model")
+    evaluate.add_argument("--data", type=Path, required=True, help="a click log, .jsonl or .jsonl.gz")
+    return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not 1 or more")
+    return number
+
+
+# The commands import what they need themselves: PyTorch takes seconds, which --help and `sample` should not wait for.
+
+
+def _sample(options: argparse.Namespace) -> None:
+    from finetune.sample import write_sample  # noqa: PLC0415
+
+    for name, summary in write_sample(options.output, options.seed).items():
+        shown = ", ".join(f"{key} {value:.4g}" for key, value in summary.items())
+        print(f"{options.output / name}.jsonl: {shown}")
+
+
+def _train(options: argparse.Namespace) -> None:
+    from finetune.training import TrainSettings, train  # noqa: PLC0415
+
+    settings = TrainSettings(
+        options.epochs, options.batch_size, options.learning_rate, options.max_length, options.labels, options.seed
+    )
+    metrics = train(options.data, options.base_model, options.output, settings)
+    print(f"{options.output}: saved, dev AUC {metrics['auc']:.4f}")
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from finetune.clicklog import read_click_log  # noqa: PLC0415
+    from finetune.evaluation import evaluate  # noqa: PLC0415
+
+    metrics, missing = evaluate(options.checkpoint, read_click_log(options.data))
+    if missing:
+        print(f"{options.checkpoint}: no weights for {', '.join(missing)}: drawn from seed 0", file=sys.stderr)
+    for name, value in metrics.items():
+        print(f"{name:<20}{value:>12,.{0 if name in COUNTS else 4}f}")
+    document: dict[str, Any] = {"checkpoint": options.checkpoint, "data": str(options.data), **metrics}
+    print(json.dumps(document, allow_nan=False))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

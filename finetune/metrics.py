@@ -1,0 +1,170 @@
+"""How good click probabilities are: as a classifier, as probabilities, and as a ranking within each group.
+
+scikit-learn computes all but MRR and pairwise accuracy. Counts are weights: a row with 3 clicks of 40 impressions is 3
+positives and 37 negatives. Nothing here rewards ties: where candidates of a group share a probability, NDCG and MRR are
+the expected value over all orders of the tied candidates, so a constant scorer gets what a random order gets.
+
+What these numbers do not know: position bias. Clicks are taken as they were logged.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from math import comb
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.metrics import (
+    accuracy_score,
+    f1_score,
+    log_loss,
+    ndcg_score,
+    precision_score,
+    recall_score,
+    roc_auc_score,
+)
+
+from finetune.clicklog import ClickRow
+
+FloatArray = NDArray[np.float64]
+THRESHOLD = 0.5
+CUTOFF = 10
+
+
+class MetricError(ValueError):
+    """Scores that cannot be evaluated, or a click log on which a metric is undefined."""
+
+
+def click_probability(logits: ArrayLike, labels: Sequence[str]) -> FloatArray:
+    """Turn classifier logits [rows, labels] into click probabilities [rows], each in 0..1, computed in float64.
+
+    One label: sigmoid. Two labels: softmax, second label. More: softmax at the label called "click" (in any case).
+    `labels` are the label names in the order of their ids, as in the checkpoint's `config.id2label`.
+
+    Raises:
+        MetricError: the shape does not fit the labels, a logit is not finite, or no label is called "click".
+    """
+    values = np.asarray(logits, dtype=np.float64)
+    if values.ndim != 2 or values.shape[1] != len(labels) or not labels:
+        raise MetricError(
+            f"logits have the shape {list(values.shape)}; {len(labels)} labels need [rows, {len(labels)}]"
+        )
+    bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
+    if bad.size:
+        raise MetricError(f"logits of {bad.size} rows are NaN or infinite, the first is row {bad[0]}; check the model")
+    if len(labels) == 1:
+        # exp(-|x|) never overflows, whatever the sign.
+        small = np.exp(-np.abs(values[:, 0]))
+        return np.asarray(np.where(values[:, 0] >= 0, 1.0, small) / (1.0 + small))
+    column = click_column(labels)
+    exponents = np.exp(values - values.max(axis=1, keepdims=True))
+    return np.asarray(exponents[:, column] / exponents.sum(axis=1))
+
+
+def evaluate_ranking(rows: Sequence[ClickRow], probabilities: ArrayLike) -> dict[str, float]:
+    """Evaluate click probabilities [rows] against the log; all values are plain floats and ints, ready for JSON.
+
+    Over impressions (weighted by counts):
+        accuracy, precision, recall, f1: a probability of 0.5 or more predicts a click; precision is 0 if none does.
+        auc: area under the ROC curve; ties count half. log_loss: mean negative log-likelihood in nats.
+    Within a group (candidates shown together), over groups with contrast, i.e. whose click rates are not all equal:
+        ndcg_at_10: mean NDCG@10, gain = clicks / impressions, discount = log2(rank + 1); expected over tied orders.
+        mrr: mean reciprocal rank of the first candidate with a click; expected value over tied orders.
+        pairwise_accuracy: of all pairs of one group with unequal click rates, the share ranked the right way round;
+            a tie counts half. Every pair weighs the same, so large groups weigh more.
+    Counts: pairs (rows), groups, ranked_groups (those with contrast), impressions, clicks.
+
+    Raises:
+        MetricError: no rows; probabilities of another shape, NaN, or outside 0..1; no click or nothing but clicks (AUC
+            is undefined); or no group with contrast (ranking metrics are undefined).
+    """
+    scores = _checked(rows, probabilities)
+    clicks = np.array([row.clicks for row in rows])
+    impressions = np.array([row.impressions for row in rows])
+    if not 0 < clicks.sum() < impressions.sum():
+        kind = "no click" if clicks.sum() == 0 else "nothing but clicks"
+        raise MetricError(f"the click log has {kind}: AUC is undefined; evaluate on a log with clicks and non-clicks")
+    groups = defaultdict(list)
+    for index, row in enumerate(rows):
+        groups[row.group].append(index)
+    ranked = [(clicks[i] / impressions[i], scores[i]) for i in map(np.array, groups.values())]
+    ranked = [(gains, order) for gains, order in ranked if np.ptp(gains) > 0]
+    if not ranked:
+        raise MetricError("no group has both better and worse candidates: ranking metrics are undefined; "
+                          "give candidates that were shown together the same 'group'")  # fmt: skip
+    right, compared = np.sum([_pair_counts(gains, order) for gains, order in ranked], axis=0)
+    return {
+        **_impression_metrics(scores, clicks, impressions),
+        "ndcg_at_10": float(np.mean([ndcg_score([gains], [order], k=CUTOFF) for gains, order in ranked])),
+        "mrr": float(np.mean([_reciprocal_rank(gains > 0, order) for gains, order in ranked])),
+        "pairwise_accuracy": float(right / compared),
+        "pairs": len(rows),
+        "groups": len(groups),
+        "ranked_groups": len(ranked),
+        "impressions": float(impressions.sum()),
+        "clicks": float(clicks.sum()),
+    }
+
+
+def click_column(labels: Sequence[str]) -> int:
+    """Return which label's probability is the click's: the only one, the second of two, or the one called "click".
+
+    Raises:
+        MetricError: there are more than two, and none has that name.
+    """
+    if len(labels) <= 2:
+        return len(labels) - 1
+    for column, name in enumerate(labels):
+        if name.casefold() == "click":
+            return column
+    raise MetricError(
+        f'none of the {len(labels)} labels {list(labels)} is called "click"; rename one in config.id2label'
+    )
+
+
+def _checked(rows: Sequence[ClickRow], probabilities: ArrayLike) -> FloatArray:
+    scores = np.asarray(probabilities, dtype=np.float64)
+    if not rows:
+        raise MetricError("there are no rows to evaluate; give a click log with rows")
+    if scores.shape != (len(rows),):
+        raise MetricError(f"probabilities have the shape {list(scores.shape)}; {len(rows)} rows need [{len(rows)}]")
+    bad = np.flatnonzero(~((scores >= 0) & (scores <= 1)))  # NaN fails both comparisons
+    if bad.size:
+        raise MetricError(
+            f"{bad.size} probabilities are NaN or outside 0..1, the first at row {bad[0]}: {scores[bad[0]]}"
+        )
+    return scores
+
+
+def _impression_metrics(scores: FloatArray, clicks: FloatArray, impressions: FloatArray) -> dict[str, float]:
+    weights = np.concatenate([clicks, impressions - clicks])
+    used = weights > 0
+    truth = np.concatenate([np.ones(len(scores), int), np.zeros(len(scores), int)])[used]
+    doubled = np.concatenate([scores, scores])[used]
+    predicted = (doubled >= THRESHOLD).astype(int)
+    weighted: dict[str, Any] = {"sample_weight": weights[used]}
+    return {
+        "accuracy": float(accuracy_score(truth, predicted, **weighted)),
+        "precision": float(precision_score(truth, predicted, zero_division=0.0, **weighted)),
+        "recall": float(recall_score(truth, predicted, zero_division=0.0, **weighted)),
+        "f1": float(f1_score(truth, predicted, zero_division=0.0, **weighted)),
+        "auc": float(roc_auc_score(truth, doubled, **weighted)),
+        "log_loss": float(log_loss(truth, doubled, labels=[0, 1], **weighted)),
+    }
+
+
+def _reciprocal_rank(clicked: NDArray[np.bool_], scores: FloatArray) -> float:
+    """Expected 1 / rank of the first clicked candidate when ties are ordered at random."""
+    best = scores[clicked].max()
+    above = int((scores > best).sum())
+    tied = int((scores == best).sum())
+    tied_clicked = int((clicked & (scores == best)).sum())
+    # The first of `c` clicked among `t` tied places is at place j in C(t - j, c - 1) of C(t, c) equally likely ways.
+    ways = ((place, comb(tied - place, tied_clicked - 1)) for place in range(1, tied - tied_clicked + 2))
+    return sum(count / (above + place) for place, count in ways) / comb(tied, tied_clicked)
+
+
+def _pair_counts(gains: FloatArray, scores: FloatArray) -> tuple[float, float]:
+    better = gains[:, None] > gains[None, :]
+    difference = scores[:, None] - scores[None, :]
+    return float((better * (0.5 + 0.5 * np.sign(difference))).sum()), float(better.sum())
