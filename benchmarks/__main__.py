@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 
 from benchmarks import demo, load
@@ -31,6 +32,10 @@ def main(arguments: list[str] | None = None) -> int:
     commands.add_parser("demo", help="the whole way on real parts", allow_abbrev=False)
     load.add_arguments(commands.add_parser("load", help="measure under load by Locust", allow_abbrev=False))
     options = parser.parse_args(arguments)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(
+            number, signal.default_int_handler
+        )  # as Ctrl-C: whoever ends this ends the server that it started
     try:
         if options.command == "load":
             return load.run(options)

@@ -17,7 +17,7 @@ import json
 import sys
 from pathlib import Path
 
-from onnxruntime.capi.onnxruntime_pybind11_state import RuntimeException
+from onnxruntime.capi import onnxruntime_pybind11_state as onnxruntime_errors
 
 from export.graph import GraphError
 from export.packed import UnsupportedModelError
@@ -36,7 +36,8 @@ EXPECTED = (
     GraphError,
     ParityError,
     PublishError,
-    RuntimeException,
+    OSError,
+    *(getattr(onnxruntime_errors, name) for name in ("Fail", "InvalidArgument", "InvalidGraph", "RuntimeException")),
 )
 
 

@@ -2,8 +2,9 @@
 
 Everything is written to a staging folder beside the versions (Triton ignores names that are not numbers), flushed to
 disk, and only then renamed. A full disk, an error or Ctrl-C at any moment leaves the former version as it was, and no
-half version. One run publishes all its models under one new number, higher than any in the repository, the tokenizer
-first: a client that meets a model's version always finds the tokenizer of the same number.
+half version. (A kill between the two renames leaves a tokenizer without its model, which nobody asks for.) One run
+publishes all its models under one new number, higher than any in the repository, the tokenizer first: a client that
+meets a model's version always finds the tokenizer of the same number.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from google.protobuf import text_format
@@ -47,7 +48,8 @@ def staged(repository: Path, models: list[str], labels: int) -> Iterator[tuple[i
     """
     with locked(repository):
         folders = {model: repository / model / STAGING for model in models}
-        published: list[Path] = []
+        published: dict[Path, Path] = {}  # to where it was staged
+        configs: dict[Path, str] = {}  # changed ones, as they were
         number = 1 + max((int(path.name) for path in repository.glob("*/*") if path.name.isdecimal()), default=0)
         try:
             for model, folder in folders.items():
@@ -58,14 +60,22 @@ def staged(repository: Path, models: list[str], labels: int) -> Iterator[tuple[i
             for folder in folders.values():
                 flush(folder)
             for model, folder in folders.items():
-                set_label_count(repository / model / CONFIG_FILE, labels)
+                config = repository / model / CONFIG_FILE
+                configs[config] = config.read_text(encoding="utf-8")
+                set_label_count(config, labels)
                 target = repository / model / str(number)
+                published[target] = folder
                 folder.rename(target)
-                published.append(target)
                 sync(repository / model)
         except BaseException as exc:
-            for folder in (*folders.values(), *published):
+            for target, folder in published.items():
+                with suppress(FileNotFoundError):
+                    target.rename(folder)  # a numbered folder must never be seen half deleted
+            for folder in folders.values():
                 shutil.rmtree(folder, ignore_errors=True)
+            for config, text in configs.items():  # after that, since a full disk has room again
+                if config.read_text(encoding="utf-8") != text:
+                    replace(config, text)
             if isinstance(exc, OSError):
                 raise PublishError(
                     f"writing into {repository} failed: {exc.strerror} ({exc.filename or 'no file named'}); nothing "

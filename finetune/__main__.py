@@ -15,6 +15,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+SAMPLE = Path("data/sample")
+DEMO = Path("checkpoints/demo")
 COUNTS = ("pairs", "groups", "ranked_groups", "impressions", "clicks")
 
 
@@ -44,15 +46,17 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
 
     sample = commands.add_parser("sample", help="write a sample click log", allow_abbrev=False)
-    sample.add_argument("--output", type=Path, required=True, help="folder for train.jsonl, dev.jsonl and test.jsonl")
+    sample.add_argument("--output", type=Path, default=SAMPLE, help="folder for its three files; default: %(default)s")
     sample.add_argument("--seed", type=int, default=0, help="default: %(default)s")
 
     train = commands.add_parser("train", help="fine-tune a BERT on a click log", allow_abbrev=False)
-    train.add_argument("--data", type=Path, required=True, help="folder with train and dev, .jsonl or .jsonl.gz")
+    train.add_argument(
+        "--data", type=Path, default=SAMPLE, help="folder with train and dev, .jsonl[.gz]; default: %(default)s"
+    )
     train.add_argument(
         "--base-model", default="minilm", help='"minilm" (offline), a folder, or a hub name; default: %(default)s'
     )
-    train.add_argument("--output", type=Path, required=True, help="folder of the checkpoint")
+    train.add_argument("--output", type=Path, default=DEMO, help="folder of the checkpoint; default: %(default)s")
     train.add_argument("--epochs", type=_positive, default=2, help="default: %(default)s")
     train.add_argument("--batch-size", type=_positive, default=8, help="default: %(default)s")
     train.add_argument("--learning-rate", type=float, default=1e-4, help="default: %(default)s; for BERT-base, 3e-5")
@@ -61,8 +65,14 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--seed", type=int, default=0, help="default: %(default)s")
 
     evaluate = commands.add_parser("evaluate", help="evaluate a checkpoint on a click log", allow_abbrev=False)
-    evaluate.add_argument("--checkpoint", required=True, help="a checkpoint's folder, or a base as in --base-model")
-    evaluate.add_argument("--data", type=Path, required=True, help="a click log, .jsonl or .jsonl.gz")
+    evaluate.add_argument(
+        "--checkpoint",
+        default=str(DEMO),
+        help="a checkpoint's folder, or a base as in --base-model; default: %(default)s",
+    )
+    evaluate.add_argument(
+        "--data", type=Path, default=SAMPLE / "test.jsonl", help="a click log, .jsonl[.gz]; default: %(default)s"
+    )
     return parser
 
 

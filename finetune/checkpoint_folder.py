@@ -27,7 +27,8 @@ def check_output(folder: Path) -> None:
 def save_checkpoint(model: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Save model.safetensors, config.json and the tokenizer's files as `folder`, replacing an older checkpoint.
 
-    Until the last step `folder` is as it was, whatever goes wrong.
+    An error or Ctrl-C leaves `folder` as it was; a kill between the two renames leaves it beside, as `.NAME.older-PID`.
+    Other files in an older checkpoint's folder go with it.
 
     Raises:
         CheckpointError: `folder` is something else than a checkpoint, or what was written cannot be read back.

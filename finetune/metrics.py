@@ -38,7 +38,7 @@ class MetricError(ValueError):
 def click_probability(logits: ArrayLike, labels: Sequence[str]) -> FloatArray:
     """Turn classifier logits [rows, labels] into click probabilities [rows], each in 0..1, computed in float64.
 
-    One label: sigmoid. Two labels: softmax, second label. More: softmax at the label called "click" (in any case).
+    One label: sigmoid. More: softmax at the label called "click" (in any case), of two else at the second.
     `labels` are the label names in the order of their ids, as in the checkpoint's `config.id2label`.
 
     Raises:
@@ -107,16 +107,18 @@ def evaluate_ranking(rows: Sequence[ClickRow], probabilities: ArrayLike) -> dict
 
 
 def click_column(labels: Sequence[str]) -> int:
-    """Return which label's probability is the click's: the only one, the second of two, or the one called "click".
+    """Return which label's probability is the click's: the only one, the one called "click", or the second of two.
 
     Raises:
         MetricError: there are more than two, and none has that name.
     """
-    if len(labels) <= 2:
-        return len(labels) - 1
+    if len(labels) == 1:
+        return 0
     for column, name in enumerate(labels):
         if name.casefold() == "click":
             return column
+    if len(labels) == 2:
+        return 1
     raise MetricError(
         f'none of the {len(labels)} labels {list(labels)} is called "click"; rename one in config.id2label'
     )

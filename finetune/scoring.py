@@ -19,6 +19,7 @@ from transformers import AutoTokenizer, BertForSequenceClassification, PreTraine
 
 from finetune.clicklog import ClickRow
 
+SHORTEST = 16  # tokens; the server warms up with such pairs
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
 
 
@@ -171,14 +172,34 @@ def longest_pair(source: str | Path, model: BertForSequenceClassification, token
     """Return the longest pair in tokens that both the tokenizer and the position embeddings allow.
 
     Raises:
-        CheckpointError: the tokenizer has more tokens than the model has embeddings.
+        CheckpointError: tokenizer and model do not fit, or a pair is not what every part of this project takes it for:
+            `[CLS] user [SEP] candidate [SEP]` with token types 0 and 1, at least SHORTEST tokens, cut at the end.
     """
     if len(tokenizer) > model.config.vocab_size:
         raise CheckpointError(
             f"{source}: the tokenizer has {len(tokenizer)} tokens, the model {model.config.vocab_size} embeddings; "
             "they belong to different models"
         )
-    return int(min(tokenizer.model_max_length, model.config.max_position_embeddings))
+    cls, sep = tokenizer.cls_token_id, tokenizer.sep_token_id
+    first, second = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("a b", "c"))
+    encoded = tokenizer(["a b"], ["c"], return_token_type_ids=True)
+    wanted = [cls, *first, sep, *second, sep], [0] * (len(first) + 2) + [1] * (len(second) + 1)
+    if (encoded["input_ids"][0], encoded["token_type_ids"][0]) != wanted or (model.config.type_vocab_size or 0) < 2:
+        raise CheckpointError(
+            f"{source}: its tokenizer or its type_vocab_size does not make pairs [CLS] user [SEP] candidate [SEP] with "
+            "token types 0 and 1; give a BERT with its own tokenizer"
+        )
+    if tokenizer.truncation_side != "right":
+        raise CheckpointError(
+            f"{source}: its tokenizer cuts long texts on the left, callers' texts are cut on the right; set "
+            'truncation_side to "right" in tokenizer_config.json, and fine-tune that way'
+        )
+    longest = int(min(tokenizer.model_max_length, model.config.max_position_embeddings))
+    if longest < SHORTEST:
+        raise CheckpointError(
+            f"{source}: takes pairs of {longest} tokens at most; {SHORTEST} are the least that is served"
+        )
+    return longest
 
 
 @contextmanager

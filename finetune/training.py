@@ -19,7 +19,7 @@ from finetune.base_model import FRESH, load_base, resolve_base
 from finetune.checkpoint_folder import check_output, save_checkpoint
 from finetune.clicklog import ClickLogError, ClickRow, read_click_log
 from finetune.metrics import click_probability, evaluate_ranking
-from finetune.scoring import label_names, pad, score_rows, tokenize_pairs
+from finetune.scoring import SHORTEST, label_names, pad, score_rows, tokenize_pairs
 
 WARM_UP = 0.1  # of all steps
 WEIGHT_DECAY = 0.01
@@ -63,8 +63,8 @@ def train(data: Path, base: str, output: Path, settings: TrainSettings) -> dict[
     evaluate_ranking(dev_rows, [0.5] * len(dev_rows))  # a dev split without clicks is found now, not after an epoch
     model, tokenizer, longest = load_base(resolve_base(base), settings.labels, settings.seed)
     max_length = settings.max_length or longest
-    if not 8 <= max_length <= longest:
-        raise TrainingError(f"--max-length is {max_length}; this base takes 8 to {longest} tokens")
+    if not SHORTEST <= max_length <= longest:
+        raise TrainingError(f"--max-length is {max_length}; this base takes {SHORTEST} to {longest} tokens")
     tokenizer.model_max_length = max_length  # saved with the tokenizer, so the model is served as it was trained
     best: dict[str, float] = {}
     best_weights: dict[str, torch.Tensor] = {}

@@ -41,9 +41,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--repository", type=Path, default=Path("model_repository"), help="the model repository")
     parser.add_argument("--address", default=LOOPBACK, help="where to listen (default: this machine only)")
-    parser.add_argument("--http-port", type=int, default=8000)
-    parser.add_argument("--grpc-port", type=int, default=8001)
-    parser.add_argument("--metrics-port", type=int, default=8002)
+    parser.add_argument("--http-port", type=port, default=8000)
+    parser.add_argument("--grpc-port", type=port, default=8001)
+    parser.add_argument("--metrics-port", type=port, default=8002)
     parser.add_argument("--check", action="store_true", help="check what tritonserver needs on this machine, and end")
     options = parser.parse_args(own)
     try:
@@ -59,6 +59,14 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
 
 
+def port(text: str) -> int:
+    """A port number."""
+    number = int(text)
+    if not 0 < number < 65536:
+        raise argparse.ArgumentTypeError(f"{number} is no port; give one from 1 to 65535")
+    return number
+
+
 def serve(server: Server) -> int:
     """Runs the server until it ends or a signal asks for it."""
     stopping: list[int] = []
@@ -69,7 +77,7 @@ def serve(server: Server) -> int:
             server.kill()
         raise KeyboardInterrupt
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # SIGHUP: the terminal was closed
         signal.signal(number, stop)
     try:
         with server:

@@ -44,13 +44,15 @@ def published_models(repository: Path, triton: Triton) -> list[str]:
     for config in sorted(repository.glob("*/config.pbtxt")):
         if any(path.name.isdecimal() and any(path.iterdir()) for path in config.parent.iterdir() if path.is_dir()):
             models.append(config.parent.name)
-            python_model = re.search(r'^\s*backend\s*:\s*"python"', config.read_text(encoding="utf-8"), re.MULTILINE)
+            text = re.sub("#.*", "", config.read_text(encoding="utf-8"))
+            python_model = re.search(r'\bbackend\s*:\s*"python"', text)
             # Seen: with numpy 2 the wheel's Python backend answers tensors of 0 bytes with status OK. The stand-in
             # avoids its conversion; a Python model of somebody else's cannot be trusted to.
             if python_model and triton.is_wheel and int(version("numpy").split(".")[0]) > 1:
                 raise ServingError(
                     f"{config.parent.name} is a Python model, and the wheel's Python backend answers empty tensors "
-                    f"with numpy {version('numpy')}; install an older one: `.venv/bin/pip install 'numpy<2'`"
+                    f"with numpy {version('numpy')}; install an older one, which Python 3.12 and older have: "
+                    "`.venv/bin/pip install 'numpy<2'`"
                 )
     if not models:
         raise ServingError(

@@ -16,7 +16,7 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import IO, Any, Self
 
 from serving.checks import check_ports, check_triton, published_models
 from serving.triton import ServingError, environment, find_triton, lay_out_backends
@@ -24,6 +24,7 @@ from serving.triton import ServingError, environment, find_triton, lay_out_backe
 LOOPBACK = "127.0.0.1"
 # Triton answers what it has accepted before it ends; past this it ends all the same. Seconds.
 DRAIN = 30
+DIRECTLY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,7 @@ class Server:
         check_triton(self.triton)
         self.models = published_models(self.repository, self.triton)
         self.process: subprocess.Popen[bytes] | None = None
+        self.shared_memory = f"clickbert-{os.getpid()}-{id(self):x}-"
         self.links = tempfile.TemporaryDirectory(prefix="clickbert-backends-")
 
     def command(self) -> list[str]:
@@ -109,15 +111,23 @@ class Server:
             f"--grpc-port={addresses.grpc_port}",
             f"--metrics-address={addresses.address}",
             f"--metrics-port={addresses.metrics_port}",
-            f"--exit-timeout-secs={DRAIN}",
             # Only what is published is loaded; a new version is loaded when it is asked for, not when files appear.
             "--model-control-mode=explicit",
             *(f"--load-model={model}" for model in self.models),
         ]
+        others = [
+            f"--exit-timeout-secs={DRAIN}",
+            # A crash leaves its backends' shared memory behind; by its name, `kill` finds it.
+            f"--backend-config=python,shm-region-prefix-name={self.shared_memory}",
+        ]
         if self.triton.is_wheel:  # it computes on the CPU alone, and would only complain about the missing driver
-            own += ["--allow-gpu-metrics=false"]
-        given = {flag.split("=")[0] for flag in self.flags}
-        return [str(self.triton.binary), *(flag for flag in own if flag.split("=")[0] not in given), *self.flags]
+            others += ["--allow-gpu-metrics=false"]
+        if owned := {flag.split("=")[0] for flag in own} & {flag.split("=")[0] for flag in self.flags}:
+            raise ServingError(
+                f"{', '.join(sorted(owned))} cannot be passed on: `python -m serving` sets it by its own options, and "
+                "waits for the server where they say"
+            )
+        return [str(self.triton.binary), *own, *others, *self.flags]
 
     def start(self) -> None:
         """Starts tritonserver; returns at once."""
@@ -160,10 +170,14 @@ class Server:
     def is_ready(self) -> bool:
         """Whether the server answers that all its models are ready."""
         try:
-            with urllib.request.urlopen(f"{self.addresses.http}/v2/health/ready", timeout=5) as answer:
+            with self.get("/v2/health/ready") as answer:
                 return bool(answer.status == 200)
         except OSError:  # not listening yet, or not ready (400): urllib's errors are OSErrors
             return False
+
+    def get(self, path: str) -> Any:
+        """Asks the HTTP endpoint, past any proxy of the environment; a response to be closed. Raises OSError."""
+        return DIRECTLY.open(f"{self.addresses.http}{path}", timeout=5)
 
     def running(self) -> subprocess.Popen[bytes]:
         """The process.
@@ -187,9 +201,10 @@ class Server:
         try:
             self.process.terminate()
             return self.process.wait(timeout=DRAIN + 10)
+        except subprocess.TimeoutExpired:
+            return -signal.SIGKILL
         finally:
             self.kill()
-            self.links.cleanup()
 
     def kill(self) -> None:
         """Ends the server, and what a crash left of its backends' processes, without draining."""
@@ -197,6 +212,9 @@ class Server:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
+        for region in Path("/dev/shm").glob(f"{self.shared_memory}*"):
+            region.unlink(missing_ok=True)
+        self.links.cleanup()
 
     def __enter__(self) -> Self:
         try:
@@ -204,7 +222,6 @@ class Server:
             self.wait_until_ready()
         except BaseException:
             self.kill()
-            self.links.cleanup()
             raise
         return self
 

@@ -53,7 +53,14 @@ def find_triton() -> Triton:
     on_path = shutil.which("tritonserver")
     if on_path:
         binary = Path(on_path).resolve()
-        return Triton(binary, binary.parent.parent / "backends", None)
+        backends = binary.parent.parent / "backends"
+        found = Triton(binary, backends, None)
+        if not found.has_onnxruntime and not (backends / "python").is_dir():
+            raise ServingError(
+                f"{binary} has neither the onnxruntime nor the python backend in {backends}; install one there, "
+                "or take it off PATH to use the nvidia-pytriton wheel's"
+            )
+        return found
     wheel = importlib.util.find_spec("pytriton")
     if wheel is None or not wheel.submodule_search_locations:
         raise ServingError(
@@ -75,8 +82,10 @@ def find_triton() -> Triton:
 
 def environment(triton: Triton) -> dict[str, str]:
     """The environment for tritonserver: its embedded Python finds this interpreter's packages and libraries."""
-    packages = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
     variables = dict(os.environ)
+    if triton.has_onnxruntime:  # no stand-in: its own Python backend, if any model uses it, needs nothing of ours
+        return variables
+    packages = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
     prepend(variables, "PYTHONPATH", *dict.fromkeys(packages))
     prepend(variables, "PATH", str(Path(sys.executable).parent))
     if triton.is_wheel:
@@ -84,7 +93,7 @@ def environment(triton: Triton) -> dict[str, str]:
         # A Python that is not the system's (pyenv, uv) has its libpython in a folder of its own. It comes last, so that
         # nothing else in that folder takes the place of a system library.
         prepend(variables, "LD_LIBRARY_PATH", str(libraries))
-        variables["LD_LIBRARY_PATH"] += f":{sysconfig.get_config_var('LIBDIR')}"
+        variables["LD_LIBRARY_PATH"] += f":{sysconfig.get_config_var('LIBDIR') or ''}"
     return variables
 
 

@@ -13,7 +13,7 @@ SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = [f"w{number}" for number in range(150)]
 CHINESE = list("我想买一双跑步鞋轻便透气新闻体育今天的天气很好")
 LETTERS = [prefix + letter for letter in "abcdefghijklmnopqrstuvwxyz0123456789" for prefix in ("", "##")]
-MAX_LENGTH = 64
+MAX_LENGTH = 48
 
 
 def make_checkpoint(

@@ -23,7 +23,7 @@ TOKENIZER_JSON, TOKENIZER_SHA256 = "tokenizer_json", "tokenizer_sha256"
 MAX_LENGTH, LABELS_JSON, CLICK_LABEL = "max_length", "labels_json", "click_label"
 TOKENIZER_OUTPUTS = (TOKENIZER_JSON, TOKENIZER_SHA256, MAX_LENGTH, LABELS_JSON, CLICK_LABEL)
 
-MAX_PAIRS_PARAMETER = "max_pairs_per_request"
+MAX_PAIRS_PARAMETER = "max_elements.lengths"
 DEFAULT_MAX_PAIRS = 64
 
 Array = npt.NDArray[Any]

@@ -84,7 +84,7 @@ class FakeTriton:
     def __init__(self, published: dict[int, Published] | None = None) -> None:
         self.published = published or {1: Published()}
         self.serving = max(self.published)
-        self.parameters = {"max_pairs_per_request": "64"}
+        self.parameters = {"max_elements.lengths": "64"}
         self.requests: list[InferRequest] = []
         self.before_infer: Callable[[InferRequest], None] = lambda request: None
         self.after_infer: Callable[[InferResponse], InferResponse] = lambda response: response

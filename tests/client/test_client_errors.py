@@ -202,8 +202,8 @@ def test_a_broken_contract_is_a_protocol_error(server, message):
 
 @pytest.mark.parametrize("value", ["", "0", "-1", "many"])
 def test_a_broken_limit_is_a_protocol_error(server, value):
-    server.parameters = {"max_pairs_per_request": value}
-    with pytest.raises(clickbert.ProtocolError, match="max_pairs_per_request"):
+    server.parameters = {"max_elements.lengths": value}
+    with pytest.raises(clickbert.ProtocolError, match=r"max_elements\.lengths"):
         Ranker("localhost:8001", transport=FakeTransport(server)).rank("tea", ["a bar"])
 
 
@@ -231,7 +231,7 @@ def test_one_failed_request_fails_the_call_and_the_rest_is_not_sent(server):
             raise FakeStatusError("UNAVAILABLE", "Exceeds maximum queue size")
 
     server.before_infer = fail_second
-    server.parameters = {"max_pairs_per_request": "1"}
+    server.parameters = {"max_elements.lengths": "1"}
     ranker = Ranker("localhost:8001", transport=FakeTransport(server))
     with pytest.raises(clickbert.ServerOverloadedError):
         ranker.rank("tea", ["a bar"] * 1000)

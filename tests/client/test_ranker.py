@@ -66,7 +66,7 @@ def test_long_calls_are_split_and_come_back_in_order(server, count, sizes):
         assert item.score == pytest.approx(server.published[1].expected("coffee", documents[item.index]), abs=1e-6)
 
 
-@pytest.mark.parametrize("parameters, largest", [({"max_pairs_per_request": "10"}, 10), ({}, 64)])
+@pytest.mark.parametrize("parameters, largest", [({"max_elements.lengths": "10"}, 10), ({}, 64)])
 def test_the_servers_limit_of_pairs_is_kept(server, parameters, largest):
     server.parameters = parameters
     with in_memory(server) as ranker:

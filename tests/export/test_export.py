@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -79,8 +80,7 @@ def pickle_only(folder: Path) -> None:
 
 
 def not_bert(folder: Path) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"model_type": "roberta"}))
+    change(folder / "config.json", model_type="roberta")
 
 
 def nan_weight(folder: Path) -> None:
@@ -95,6 +95,23 @@ def truncated(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(weights[: len(weights) // 2])
 
 
+def cuts_left(folder: Path) -> None:
+    change(folder / "tokenizer_config.json", truncation_side="left")
+
+
+def no_types(folder: Path) -> None:
+    shutil.rmtree(folder)
+    make_checkpoint(folder, type_vocab_size=1)
+
+
+def short(folder: Path) -> None:
+    change(folder / "tokenizer_config.json", model_max_length=12)
+
+
+def change(path: Path, **values: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -102,6 +119,9 @@ def truncated(folder: Path) -> None:
         (not_bert, "roberta"),
         (nan_weight, r"bert.encoder.layer.1.output.dense.weight"),
         (truncated, "cannot be loaded"),
+        (cuts_left, "truncation_side"),
+        (no_types, "token types 0 and 1"),
+        (short, "16 are the least"),
     ],
 )
 def test_a_checkpoint_that_cannot_be_served_is_refused(tmp_path: Path, log: Path, capsys, spoil, message: str) -> None:

@@ -63,6 +63,15 @@ def test_a_config_that_cannot_be_changed_is_an_error_that_says_how(tmp_path: Pat
     assert tree(tmp_path) == before
 
 
+def test_a_failure_puts_the_changed_config_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(tmp_path, labels=1)
+    before = tree(tmp_path)
+    monkeypatch.setattr("export.publish.sync", lambda path: 1 / 0 if path.name == ONNX_MODEL else None)
+    with pytest.raises(ZeroDivisionError):
+        publish(tmp_path, b"new", labels=2)
+    assert tree(tmp_path) == before
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, SystemExit])
 def test_an_interruption_leaves_the_former_version_and_nothing_else(tmp_path: Path, error: type[BaseException]) -> None:
     publish(tmp_path)
@@ -82,7 +91,7 @@ def test_an_interruption_between_the_two_renames_takes_the_first_back(
     rename = Path.rename
 
     def interrupted(self: Path, target: Path) -> Path:
-        if self.parent.name == ONNX_MODEL:
+        if self == tmp_path / ONNX_MODEL / STAGING:
             raise KeyboardInterrupt
         return rename(self, target)
 

@@ -75,11 +75,11 @@ def test_round_trip(trained: Path, click_folder: Path) -> None:
 
 
 def test_two_labels_and_a_shorter_length(base: Path, click_folder: Path, tmp_path: Path) -> None:
-    settings = TrainSettings(epochs=1, learning_rate=3e-3, labels=2, max_length=12)
+    settings = TrainSettings(epochs=1, learning_rate=3e-3, labels=2, max_length=18)
     train(click_folder, str(base), tmp_path / "two", settings)
     model, _, max_length = load_checkpoint(tmp_path / "two")
     assert model.config.id2label == {0: "no click", 1: "click"}
-    assert max_length == 12, "served at the length it was trained at"
+    assert max_length == 18, "served at the length it was trained at"
 
 
 def test_the_same_seed_gives_the_same_weights(base: Path, click_folder: Path, tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_training_goes_on_from_a_checkpoint(trained: Path) -> None:
 
 def test_refuses_bad_settings_and_data(base: Path, click_folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
-    with pytest.raises(TrainingError, match="--max-length is 49; this base takes 8 to 48"):
+    with pytest.raises(TrainingError, match="--max-length is 49; this base takes 16 to 48"):
         train(click_folder, str(base), output, TrainSettings(max_length=49))
     with pytest.raises(TrainingError, match=r"epoch 1, step .*lower --learning-rate"):
         train(click_folder, str(base), output, TrainSettings(learning_rate=1e30))

@@ -20,8 +20,8 @@ from serving.server import Server
 TYPES = {"TYPE_INT32": TensorProto.INT32, "TYPE_FP32": TensorProto.FLOAT, "TYPE_UINT8": TensorProto.UINT8}
 
 
-def read(model: str) -> model_config_pb2.ModelConfig:
-    text = (TEMPLATES / model / names.CONFIG_FILE).read_text(encoding="utf-8")
+def read(model: str, repository: Path = TEMPLATES) -> model_config_pb2.ModelConfig:
+    text = (repository / model / names.CONFIG_FILE).read_text(encoding="utf-8")
     return text_format.Parse(text, model_config_pb2.ModelConfig())
 
 
@@ -49,7 +49,7 @@ def test_every_config_is_valid_and_names_its_folder(model: str) -> None:
 
 
 def test_the_click_models_config_describes_the_graph(repository: Path) -> None:
-    config = read(names.ONNX_MODEL)
+    config = read(names.ONNX_MODEL, repository)
     graph = onnx.load(repository / names.ONNX_MODEL / "1" / names.MODEL_FILE).graph
     wanted = tensors(config.input)
     assert all(entry.allow_ragged_batch for entry in config.input)
@@ -59,7 +59,6 @@ def test_the_click_models_config_describes_the_graph(repository: Path) -> None:
     sources = {entry.target_name[0]: entry.source_input[0] for entry in config.batch_input}
     assert sources == dict(zip(names.COUNT_INPUTS, names.REQUEST_INPUTS, strict=True))
     assert in_graph(graph.input) == wanted
-    # The label count is the checkpoint's; in git it is the demo's, which is this one's too.
     assert in_graph(graph.output) == tensors(config.output) == {names.LOGITS: (TensorProto.FLOAT, [-1, 1])}
     (scatter,) = config.batch_output
     assert (list(scatter.target_name), list(scatter.source_input)) == ([names.LOGITS], ["lengths"])
@@ -102,9 +101,9 @@ def test_the_client_speaks_of_the_same_tensors() -> None:
     assert {entry.name for entry in tokenizer.output} == set(protocol.TOKENIZER_OUTPUTS)
 
 
-def test_triton_serves_the_configs_as_they_are_in_git(server: Server) -> None:
+def test_triton_serves_the_published_config_as_it_is(server: Server, repository: Path) -> None:
     client = triton.InferenceServerClient(server.addresses.grpc)
     served = client.get_model_config(names.ONNX_MODEL).config
-    config = read(names.ONNX_MODEL)
+    config = read(names.ONNX_MODEL, repository)
     for field in ("input", "output", "batch_input", "batch_output", "max_batch_size", "model_warmup", "backend"):
         assert getattr(served, field) == getattr(config, field), field

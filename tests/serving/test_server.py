@@ -37,7 +37,8 @@ def repository(tmp_path: Path) -> Path:
         [value("x0", TensorProto.FLOAT, "n", "n")],
         [value("x12", TensorProto.FLOAT, "n", "n")],
         """max_batch_size: 0 input { name: "x0" data_type: TYPE_FP32 dims: [ -1, -1 ] }
-        output { name: "x12" data_type: TYPE_FP32 dims: [ -1, -1 ] }""",
+        output { name: "x12" data_type: TYPE_FP32 dims: [ -1, -1 ] }
+        parameters { key: "intra_op_thread_count" value { string_value: "1" } }""",
     )
     unpublished = tmp_path / "repository" / "unpublished"
     unpublished.mkdir()
@@ -58,6 +59,10 @@ def processes_of(repository: Path) -> list[str]:
     """Command lines of processes that name the repository: tritonserver and its backends' stubs."""
     lines = subprocess.run(["ps", "-ww", "-eo", "args"], capture_output=True, text=True, check=True).stdout.splitlines()
     return [line for line in lines if str(repository) in line and not line.startswith("ps ")]
+
+
+def shared_memory_of(command: Command) -> list[Path]:
+    return list(Path("/dev/shm").glob(f"clickbert-{command.process.pid}-*"))
 
 
 class Command:
@@ -92,12 +97,14 @@ def test_it_serves_prints_the_addresses_passes_flags_on_and_leaves_nothing_behin
         with urllib.request.urlopen(addresses.metrics) as metrics:
             assert b"nv_inference_request_success" in metrics.read()
         assert processes_of(repository)
+        assert shared_memory_of(command)
         command.process.send_signal(signal.SIGINT)
         assert command.process.wait(timeout=60) == 0
         assert not processes_of(repository)
         log = (repository.parent / "log").read_text()
         assert "log_verbose" in log or "TRITONBACKEND" in log
         assert "ended on SIGINT" in log
+        assert not shared_memory_of(command)
 
 
 def test_sigterm_lets_triton_answer_what_it_accepted(repository: Path) -> None:
@@ -123,6 +130,13 @@ def test_sigterm_lets_triton_answer_what_it_accepted(repository: Path) -> None:
         assert not processes_of(repository)
 
 
+def test_a_closed_terminal_ends_it(repository: Path) -> None:
+    with Command(repository, Addresses.free()) as command:
+        command.process.send_signal(signal.SIGHUP)
+        assert command.process.wait(timeout=60) == 0
+        assert not processes_of(repository)
+
+
 def test_a_second_signal_ends_it_at_once(repository: Path) -> None:
     with Command(repository, Addresses.free()) as command:
         stubs = processes_of(repository)
@@ -143,6 +157,19 @@ def test_a_server_that_dies_is_reported(repository: Path) -> None:
         assert command.process.wait(timeout=30) != 0
         assert "ended by itself with code -9" in (repository.parent / "log").read_text()
         assert not processes_of(repository)
+        assert not shared_memory_of(command)
+
+
+@pytest.mark.parametrize("flag", ["--http-port=1", "--model-repository=x", "--load-model=y"])
+def test_flags_that_have_an_option_of_their_own_are_refused(repository: Path, flag: str, capsys) -> None:
+    assert main([*options(repository, Addresses.free()), "--", flag]) == 1
+    assert f"{flag.split('=', maxsplit=1)[0]} cannot be passed on" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("port", ["0", "70000", "-1", "x"])
+def test_a_port_that_is_none_is_refused(port: str) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main([f"--grpc-port={port}"])
 
 
 @pytest.mark.parametrize("option", ["--http-port", "--grpc-port", "--metrics-port"])
@@ -175,7 +202,7 @@ def test_a_repository_without_published_models_says_what_to_do(tmp_path: Path, f
 def test_a_python_model_is_refused_where_numpy_2_would_empty_its_tensors(repository: Path) -> None:
     if not find_triton().is_wheel or np.__version__.startswith("1."):
         pytest.skip("only the wheel's Triton with numpy 2 has this fault")
-    (repository / "slow" / "config.pbtxt").write_text('name: "slow"\nbackend: "python"')
+    (repository / "slow" / "config.pbtxt").write_text('# a comment\nname: "slow" backend: "python"')
     with pytest.raises(ServingError, match=r"slow is a Python model.*'numpy<2'"):
         Server(repository, Addresses.free())
 

@@ -6,8 +6,10 @@ any model: plain batched inputs, ragged inputs, `batch_input`, `batch_output`, m
 `default_model_filename`. What it cannot do it refuses when the model is loaded, never in silence: TYPE_STRING,
 execution accelerators, sequence batching.
 
-One bad request does not fail the others: when a merged execution fails, its requests are executed one by one. A model
-whose config has the parameter `nan_is_error` says that NaN marks a malformed request; it is answered with an error.
+One bad request does not fail the others: when a merged execution fails, its requests are executed one by one. Two
+parameters of a model's config are this backend's own. `nan_is_error`: NaN, or an output without elements, marks a
+malformed request, which is answered with an error. `max_elements.INPUT`: a request with more of that input is refused
+before it is merged with others, so that one request cannot cost them the memory.
 
 Arrays enter and leave by DLPack, because the Python backend's own conversion breaks with numpy 2 (it answers 0 bytes).
 """
@@ -58,6 +60,8 @@ class TritonPythonModel:
         # Triton: one target for a batch output, one source for these kinds of batch input.
         self.scattered = {entry["target_name"][0]: entry["source_input"][0] for entry in config.get("batch_output", [])}
         self.nan_is_error = parameter(config, "nan_is_error", "false") == "true"
+        limits = {entry["name"]: parameter(config, f"max_elements.{entry['name']}", "") for entry in config["input"]}
+        self.limits = {name: int(limit) for name, limit in limits.items() if limit}
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = int(parameter(config, "intra_op_thread_count", "0"))
         options.inter_op_num_threads = int(parameter(config, "inter_op_thread_count", "0"))
@@ -73,41 +77,54 @@ class TritonPythonModel:
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answers a batch of requests, in order."""
-        inputs = [
-            {
-                entry["name"]: np.from_dlpack(tensor)
-                for entry in self.config["input"]
-                if (tensor := find(request, entry))
-            }
-            for request in requests
-        ]
-        answers = self.answer(inputs)
+        inputs = [self.read(request) for request in requests]
+        answers = iter(self.answer([request for request in inputs if not isinstance(request, str)]))
         return [
-            pb_utils.InferenceResponse(error=pb_utils.TritonError(answer, pb_utils.TritonError.INVALID_ARG))
-            if isinstance(answer, str)
-            else pb_utils.InferenceResponse(
-                [to_tensor(name, answer[name]) for name in request.requested_output_names()]
-            )
-            for request, answer in zip(requests, answers, strict=True)
+            self.respond(request, given if isinstance(given, str) else next(answers))
+            for request, given in zip(requests, inputs, strict=True)
         ]
+
+    def read(self, request: Any) -> Arrays | str:
+        """A request's inputs by name, or an error's text."""
+        arrays = {}
+        for entry in self.config["input"]:
+            name = entry["name"]
+            tensor = pb_utils.get_input_tensor_by_name(request, name)
+            if tensor is None:
+                if entry.get("optional"):
+                    continue
+                return f"the request has no input {name!r}"
+            array = np.from_dlpack(tensor)
+            if array.size > self.limits.get(name, array.size):
+                return f"input {name!r} has {array.size} elements, at most {self.limits[name]} are taken; split it"
+            arrays[name] = array
+        return arrays
+
+    def respond(self, request: Any, answer: Arrays | str) -> Any:
+        """Triton's response: the outputs that the request asked for, or the error."""
+        if isinstance(answer, str):
+            return pb_utils.InferenceResponse(error=pb_utils.TritonError(answer, pb_utils.TritonError.INVALID_ARG))
+        return pb_utils.InferenceResponse([to_tensor(name, answer[name]) for name in request.requested_output_names()])
 
     def answer(self, inputs: list[Arrays]) -> list[Arrays | str]:
         """Computes each request's outputs, together if the model batches; a request that fails gets an error's text."""
+        if not inputs:
+            return []
         if len(inputs) > 1 and not self.batching:
             return [self.answer([request])[0] for request in inputs]
         try:
             return [self.checked(outputs) for outputs in self.run(inputs)]
-        except Exception as exc:  # whatever ONNX Runtime or numpy raises belongs to a request, not to the server
+        except Exception as exc:  # whatever ONNX Runtime or numpy raises is a request's fault, not the server's
             if len(inputs) == 1:
                 return [f"the model cannot be executed on this request: {exc}"]
             return [self.answer([request])[0] for request in inputs]
 
     def checked(self, outputs: Arrays) -> Arrays | str:
-        """The outputs, or an error's text where NaN says that the request was malformed."""
-        if self.nan_is_error and any(array.dtype.kind == "f" and np.isnan(array).any() for array in outputs.values()):
+        """The outputs, or an error's text where they say that the request was malformed."""
+        if self.nan_is_error and any(array.size == 0 or np.isnan(array).any() for array in outputs.values()):
             return (
-                f"malformed request: {self.config['name']} answered NaN; its tensors contradict each other or are out "
-                "of range (for a packed request: the lengths must add up to the tokens, every id must be in range)"
+                f"malformed request: {self.config['name']} answered NaN or nothing; its tensors contradict each other "
+                "or are out of range (a packed request: lengths add up to the tokens, every id is in range)"
             )
         return outputs
 
@@ -179,11 +196,6 @@ def check_names(kind: str, wanted: set[str], found: set[str], path: Path) -> Non
         raise pb_utils.TritonModelException(
             f"{path}: config.pbtxt has the {kind} {sorted(wanted)}, the graph {sorted(found)}"
         )
-
-
-def find(request: Any, entry: dict[str, Any]) -> Any:
-    """A request's input tensor; None where an optional one is not there."""
-    return pb_utils.get_input_tensor_by_name(request, entry["name"])
 
 
 def batch_size(request: Arrays) -> int:
