@@ -2,7 +2,8 @@
 # Serves a model repository that is mounted at /models.
 #
 #   docker build --target cpu --tag clickbert-serving:cpu .
-#   docker run --rm --publish 127.0.0.1:8001:8001 --volume "$PWD/model_repository:/models:ro" clickbert-serving:cpu
+#   docker run --rm --publish 127.0.0.1:8000-8002:8000-8002 --volume "$PWD/model_repository:/models:ro" \
+#       clickbert-serving:cpu
 #
 # The cpu target runs the Triton of the nvidia-pytriton wheel. It is 2.51.0, so publish its ports to this machine or to
 # a pod's other containers only, never to a network.

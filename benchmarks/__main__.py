@@ -17,6 +17,7 @@ import sys
 from benchmarks import demo, load
 from clickbert import ClickBertError
 from finetune.clicklog import ClickLogError
+from finetune.metrics import MetricError
 from serving.triton import ServingError
 
 
@@ -33,14 +34,13 @@ def main(arguments: list[str] | None = None) -> int:
     load.add_arguments(commands.add_parser("load", help="measure under load by Locust", allow_abbrev=False))
     options = parser.parse_args(arguments)
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(
-            number, signal.default_int_handler
-        )  # as Ctrl-C: whoever ends this ends the server that it started
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup asks to live on
+            signal.signal(number, signal.default_int_handler)  # as Ctrl-C: the server that this started ends, too
     try:
         if options.command == "load":
             return load.run(options)
         print(json.dumps(demo.run()))
-    except (demo.DemoError, ServingError, ClickBertError, ClickLogError) as exc:
+    except (demo.DemoError, ServingError, ClickBertError, ClickLogError, MetricError, OSError) as exc:
         print(f"{options.command}: {exc}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -77,12 +77,10 @@ def published(evaluation: Path) -> dict[str, Any] | None:
         return None
     try:
         manifest = read_manifest(max(versions, key=lambda path: int(path.name)))
-    except (OSError, ValueError):  # published by other means: not known what it is
+        model, data = manifest["checkpoint"], manifest["evaluation"]["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):  # published by other means: not known what it is
         return None
-    fits = manifest["checkpoint"] == hash_checkpoint(CHECKPOINT) and manifest["evaluation"]["sha256"] == sha256(
-        evaluation
-    )
-    return manifest if fits else None
+    return manifest if (model, data) == (hash_checkpoint(CHECKPOINT), sha256(evaluation)) else None
 
 
 def measure(server: Server, manifest: dict[str, Any], rows: list[ClickRow]) -> dict[str, Any]:

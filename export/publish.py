@@ -64,12 +64,14 @@ def staged(repository: Path, models: list[str], labels: int) -> Iterator[tuple[i
                 configs[config] = config.read_text(encoding="utf-8")
                 set_label_count(config, labels)
                 target = repository / model / str(number)
+                if target.exists():
+                    raise PublishError(f"{target} appeared while version {number} was made; find out from where")
                 published[target] = folder
                 folder.rename(target)
                 sync(repository / model)
         except BaseException as exc:
             for target, folder in published.items():
-                with suppress(FileNotFoundError):
+                with suppress(OSError):  # not there, if its own rename is what failed
                     target.rename(folder)  # a numbered folder must never be seen half deleted
             for folder in folders.values():
                 shutil.rmtree(folder, ignore_errors=True)

@@ -78,7 +78,9 @@ def serve(server: Server) -> int:
         raise KeyboardInterrupt
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # SIGHUP: the terminal was closed
-        signal.signal(number, stop)
+        # Ignored: nohup asks to live on, a shell without job control to leave Ctrl-C to others.
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, stop)
     try:
         with server:
             addresses = server.addresses

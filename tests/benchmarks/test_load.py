@@ -246,7 +246,7 @@ def test_a_bug_of_the_load_ends_it_and_is_shown(
             ("--url", "http://127.0.0.1:8001"),
             "expected the host and the gRPC port of the server, like 'localhost:8001'",
         ),
-        (("--data", "nowhere.jsonl"), "nowhere.jsonl, after line 0: cannot read: No such file"),
+        (("--data", "nowhere.jsonl"), "nowhere.jsonl: cannot read: No such file"),
         (("--repository", "nowhere"), "publish one with `python -m export`"),
     ],
 )

@@ -194,7 +194,8 @@ BAD_TENSORS = {
     "no tokens": {"input_ids": [], "token_type_ids": []},
     "a pair over the maximum length": {"input_ids": [2] * 49, "token_type_ids": [0] * 49, "lengths": [49]},
     "more pairs than a request may have": {"input_ids": [2] * 33, "token_type_ids": [0] * 33, "lengths": [1] * 33},
-    "more tokens than a request may have": {"input_ids": [2] * 16_385, "token_type_ids": [0] * 16_385},
+    "more tokens than a request may have": {"input_ids": [2] * 65_537},
+    "more token types than a request may have": {"token_type_ids": [0] * 65_537},
     "wrong dtype": {"dtype": np.float32},
 }
 
