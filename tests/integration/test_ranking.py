@@ -33,6 +33,8 @@ from serving.server import LOOPBACK, Addresses, Server
 from tests.integration.conftest import publish
 from tests.tiny import WORDS, make_checkpoint
 
+PATIENCE = 60  # seconds: these tests are about answers; the machine may be busy
+
 
 @pytest.fixture(scope="module")
 def rows(click_log: Path) -> list[ClickRow]:
@@ -41,7 +43,7 @@ def rows(click_log: Path) -> list[ClickRow]:
 
 @pytest.fixture
 def ranker(server: Server) -> Iterator[Ranker]:
-    with Ranker(server.addresses.grpc) as ranker:
+    with Ranker(server.addresses.grpc, timeout=PATIENCE) as ranker:
         yield ranker
 
 
@@ -79,7 +81,7 @@ def test_fifty_concurrent_requests_of_different_sizes_get_what_each_gets_alone(s
         )
         for _ in range(50)
     ]
-    with Ranker(server.addresses.grpc) as ranker, ThreadPoolExecutor(50) as pool:
+    with Ranker(server.addresses.grpc, timeout=PATIENCE) as ranker, ThreadPoolExecutor(50) as pool:
         alone = [ranker.rank(*request) for request in requests]
         before = counts(server)
         together = list(pool.map(lambda request: ranker.rank(*request), requests))
@@ -100,7 +102,7 @@ def counts(server: Server) -> tuple[int, int]:
 
 def test_the_async_ranker_answers_the_same(server: Server, ranker: Ranker) -> None:
     async def ask() -> list:
-        async with AsyncRanker(server.addresses.grpc) as asking:
+        async with AsyncRanker(server.addresses.grpc, timeout=PATIENCE) as asking:
             return await asyncio.gather(*(asking.rank("w1 w2", [f"w{n}", "w9 w8"]) for n in range(60)))
 
     for number, ranking in enumerate(asyncio.run(ask())):
@@ -236,7 +238,7 @@ def test_a_new_version_with_another_vocabulary_and_the_way_back(
     successor = make_checkpoint(tmp_path / "successor", seed=1, words=["new", *reversed(WORDS)])
     pairs = [("w1 w2", "w3 w4"), ("w5", "w6")]
     with (tmp_path / "log").open("wb") as log, Server(repository, Addresses.free(), log=log) as server:
-        with Ranker(server.addresses.grpc) as ranker:
+        with Ranker(server.addresses.grpc, timeout=PATIENCE) as ranker:
             assert np.allclose(ranker.score_pairs(pairs), in_pytorch(checkpoint, as_rows(pairs)), atol=1e-5)
             publish(successor, repository, click_log)
             for model in ("clickbert_tokenizer", "clickbert_onnx"):

@@ -65,13 +65,21 @@ def shared_memory_of(command: Command) -> list[Path]:
     return list(Path("/dev/shm").glob(f"clickbert-{command.process.pid}-*"))
 
 
+def listen_to_signals() -> None:
+    """Undoes what nohup or a shell's background job, should the tests run in one, would hand on: ignored signals."""
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+
+
 class Command:
     """`python -m serving` in a process of its own, started and ready."""
 
     def __init__(self, repository: Path, addresses: Addresses, *more: str) -> None:
         self.log = (repository.parent / "log").open("w+")
         command = [sys.executable, "-m", "serving", *options(repository, addresses), *more]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self.log, text=True)
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=self.log, text=True, preexec_fn=listen_to_signals
+        )
         assert self.process.stdout
         self.said = [self.process.stdout.readline() for _ in range(2)]
 
