@@ -15,7 +15,6 @@ import contextlib
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -76,17 +75,13 @@ def run(options: argparse.Namespace) -> int:
     """Measures and prints. Returns the exit code: 0, or 1 if there are no figures or every request failed.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C or SIGTERM; Locust and the server are gone.
+        KeyboardInterrupt: Ctrl-C, or a signal that the command takes for it; Locust and the server are gone.
     """
-    # `kill` and a time limit must not leave the server behind either: they take the way of Ctrl-C.
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         figures = measure(options)
     except (LoadError, ServingError, ClickBertError, ClickLogError) as exc:
         say(str(exc))
         return 1
-    finally:
-        signal.signal(signal.SIGTERM, before)
     sys.stdout.write(f"{table(figures)}\n{json.dumps(figures)}\n")
     return 1 if figures["errors"] == figures["requests"] else 0
 
