@@ -1,8 +1,9 @@
-"""Uses the served model: the demo of the whole way, and load.
+"""Uses the whole: the demo of the whole way, load on a served model, and the candidates for INT8 on CPUs.
 
     python -m benchmarks demo
     python -m benchmarks load
     python -m benchmarks load --url localhost:8001 --users 16 --duration 60
+    python -m benchmarks candidates
 
 The last line of the output is one JSON document.
 """
@@ -14,10 +15,11 @@ import json
 import signal
 import sys
 
-from benchmarks import demo, load
+from benchmarks import candidates, demo, load
 from clickbert import ClickBertError
 from finetune.clicklog import ClickLogError
 from finetune.metrics import MetricError
+from finetune.scoring import CheckpointError
 from serving.triton import ServingError
 
 
@@ -32,6 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("demo", help="the whole way on real parts", allow_abbrev=False)
     load.add_arguments(commands.add_parser("load", help="measure under load by Locust", allow_abbrev=False))
+    candidates.add_arguments(commands.add_parser("candidates", help="ways to compute in INT8", allow_abbrev=False))
     options = parser.parse_args(arguments)
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup asks to live on
@@ -39,8 +42,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if options.command == "load":
             return load.run(options)
-        print(json.dumps(demo.run()))
-    except (demo.DemoError, ServingError, ClickBertError, ClickLogError, MetricError, OSError) as exc:
+        print(
+            json.dumps(candidates.run(options) if options.command == "candidates" else demo.run(), ensure_ascii=False)
+        )
+    except (demo.DemoError, ServingError, CheckpointError, ClickBertError, ClickLogError, MetricError, OSError) as exc:
         print(f"{options.command}: {exc}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -53,7 +53,7 @@ def run() -> dict[str, Any]:
         step("finetune", "evaluate", "--checkpoint", "minilm", "--data", test)  # the base, to compare with
         step("finetune", "train", "--data", DATA, "--output", CHECKPOINT)
     if published(test) is None:
-        step("export", "--checkpoint", CHECKPOINT, "--repository", REPOSITORY, "--evaluation", test)
+        step("export", "--checkpoint", CHECKPOINT, "--repository", REPOSITORY, "--evaluation", test, "--engine", "onnx")
     manifest = published(test)
     if manifest is None:
         raise DemoError(f"{REPOSITORY} holds no version of {CHECKPOINT} after the export; run `make clean`, then again")

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from transformers import BertForSequenceClassification
+from transformers.activations import GELUActivation
 from transformers.models.bert.modeling_bert import BertLayer
 
 # Added to the attention score of a position that is not there. exp(-1e4) is 0 in float32, and it fits float16.
@@ -38,8 +39,8 @@ class Layout(NamedTuple):
     positions: Tensor  # [tokens], 0 at each [CLS]
     starts: Tensor  # [pairs], index of each pair's [CLS]
     grid: Tensor  # [pairs, longest], index into [tokens] of each padded position
-    inverse: Tensor  # [tokens], index into [pairs * longest] of each token
-    mask: Tensor  # [pairs, 1, 1, longest] float32, 0 or MASKED
+    pairs: Tensor  # [tokens], which pair a token belongs to
+    mask: Tensor  # [pairs, 1, longest, longest] float32, 0 or MASKED
     malformed: Tensor  # [pairs] bool, the pair belongs to a malformed request
 
 
@@ -121,53 +122,73 @@ class PackedBert(nn.Module):
     ) -> Layout:
         """Checks each request by itself and computes where its pairs lie (arguments as in `forward`, int64)."""
         tokens, pairs, requests = ids.shape[0], lengths.shape[0], pair_counts.shape[0]
-        token_ends, pair_ends = token_counts.cumsum(0), pair_counts.cumsum(0)
-        token_starts = token_ends - token_counts
+        token_starts, token_ends = bounds(token_counts)
+        type_starts, _ = bounds(type_counts)
+        _, pair_ends = bounds(pair_counts)
         token_index = torch.arange(tokens)
         # Which request a token and a pair belong to, as an index and as a one-hot row to sum over.
-        request_of_token = (token_index[:, None] >= token_ends).sum(1).clamp(max=requests - 1)
-        request_of_pair = (torch.arange(pairs)[:, None] >= pair_ends).sum(1).clamp(max=requests - 1)
+        request_of_token = between(count(token_index[:, None] >= token_ends, 1), requests)
+        request_of_pair = between(count(torch.arange(pairs)[:, None] >= pair_ends, 1), requests)
         token_rows = request_of_token[:, None] == torch.arange(requests)
         pair_rows = request_of_pair[:, None] == torch.arange(requests)
 
-        type_starts = type_counts.cumsum(0) - type_counts
-        type_index = token_index - token_starts[request_of_token] + type_starts[request_of_token]
-        types = types[type_index.clamp(0, types.shape[0] - 1)]
+        type_index = token_index - pick(token_starts, request_of_token) + pick(type_starts, request_of_token)
+        types = pick(types, between(type_index, types.shape[0]))
+        # The longest of a malformed request counts, too: it costs time, but changes no result.
+        longest: int = lengths.clamp(1, self.max_length).max().item()  # type: ignore[assignment]
+        torch._check(longest >= 1)  # type: ignore[no-untyped-call]
+        torch._check(longest <= self.max_length)  # type: ignore[no-untyped-call]
         wrong_token = (ids < 0) | (ids >= self.vocabulary) | (types < 0) | (types >= self.types)
-        wrong_length = (lengths < 1) | (lengths > self.max_length)
-        added_up = (lengths[:, None] * pair_rows).sum(0)
+        wrong_length = (lengths < 1) | (lengths > longest)
+        added_up = count(torch.where(pair_rows, lengths[:, None], 0), 0)
         malformed_request = (
-            ((wrong_token[:, None] & token_rows).sum(0) > 0)
-            | ((wrong_length[:, None] & pair_rows).sum(0) > 0)
+            (count(wrong_token[:, None] & token_rows, 0) > 0)
+            | (count(wrong_length[:, None] & pair_rows, 0) > 0)
             | (added_up != token_counts)
             | (type_counts != token_counts)
         )
-        malformed = malformed_request[request_of_pair]
+        malformed = pick(malformed_request.long(), request_of_pair) > 0
 
         # A pair starts where its request starts, plus the pairs before it in the same request: whatever lengths the
         # requests before it claim, they cannot move it.
-        before = lengths.cumsum(0) - lengths
-        before_request = (added_up.cumsum(0) - added_up)[request_of_pair]
-        starts = token_starts[request_of_pair] + torch.where(malformed, 0, before - before_request)
-        longest = torch.where(malformed, 1, lengths).max().item()
-        torch._check(longest >= 1)  # type: ignore[no-untyped-call]
-        torch._check(longest <= self.max_length)  # type: ignore[no-untyped-call]
+        same_request = request_of_pair[:, None] == request_of_pair
+        earlier = torch.arange(pairs)[:, None] > torch.arange(pairs)
+        before = count(torch.where(same_request & earlier, lengths, 0), 1)
+        starts = pick(token_starts, request_of_pair) + torch.where(malformed, 0, before)
         offsets = torch.arange(longest)
         there = offsets < torch.where(malformed, 0, lengths)[:, None]
-        grid = starts[:, None] + offsets
-        # The padded positions all write to one spare element behind the tokens, which is then cut off.
-        target = torch.where(there, grid, tokens).flatten()
-        inverse = torch.zeros(tokens + 1, dtype=torch.int64).scatter(0, target, torch.arange(target.shape[0]))[:tokens]
+        # A pair without tokens of its own (of a malformed request) may start where the next one does, but never after.
+        pair_of_token = between(count(token_index[:, None] >= starts, 1) - 1, pairs)
+        positions = between(token_index - pick(starts, pair_of_token), longest)
         return Layout(
             input_ids=torch.where(wrong_token, 0, ids),
             token_type_ids=torch.where(wrong_token, 0, types),
-            positions=offsets.expand(pairs, -1).flatten()[inverse],
-            starts=starts.clamp(max=tokens - 1),
-            grid=grid.clamp(max=tokens - 1),
-            inverse=inverse,
-            mask=torch.where(there, 0.0, MASKED)[:, None, None, :],
+            positions=positions,
+            starts=between(starts, tokens),
+            grid=between(starts[:, None] + offsets, tokens),
+            pairs=pair_of_token,
+            # As wide as the scores of one head: adding it row by row took ONNX Runtime as long as the products.
+            mask=torch.where(there, 0.0, MASKED)[:, None, None, :].expand(-1, -1, longest, -1),
             malformed=malformed,
         )
+
+
+def count(values: Tensor, dim: int) -> Tensor:
+    """The sum over a dimension, int64. Summed in float32, exact up to 2^24: TensorRT adds up no integers."""
+    return values.float().sum(dim).long()
+
+
+def bounds(counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Where each request's elements start and end, by how many each has: int64 [requests] both."""
+    # Not cumsum: TensorRT accumulates no integers either, and requests are few.
+    index = torch.arange(counts.shape[0])
+    ends = count(torch.where(index[:, None] >= index, counts, 0), 1)
+    return ends - counts, ends
+
+
+def between(index: Tensor, size: int) -> Tensor:
+    """`index`, cut to 0..size-1."""
+    return torch.where(index < 0, 0, torch.where(index < size, index, size - 1))
 
 
 class PackedLayer(nn.Module):
@@ -188,27 +209,47 @@ class PackedLayer(nn.Module):
         )
         self.attention_output = layer.attention.output
         self.intermediate = layer.intermediate
+        exact = isinstance(layer.intermediate.intermediate_act_fn, GELUActivation)
+        self.activation = gelu if exact else layer.intermediate.intermediate_act_fn
         self.output = layer.output
 
     def forward(self, hidden: Tensor, layout: Layout) -> Tensor:
         """[tokens, hidden] -> [tokens, hidden], or -> [pairs, hidden] in the last layer."""
         pairs, longest = layout.grid.shape[0], layout.grid.shape[1]
-        parts = take(self.joint(hidden), layout.grid).reshape(pairs, longest, -1, self.heads, self.head_size)
-        parts = parts.permute(2, 0, 3, 1, 4)  # [2 or 3, pairs, heads, longest, head_size]
+        heads = torch.arange(self.heads)
+        joint = self.joint(hidden).reshape(-1, self.head_size)  # [tokens * parts * heads, head_size]
+        width = self.heads * (2 if self.last else 3)
+        # Gathers lay the heads side by side, [pairs, heads, longest, head_size], in one go: no transposition.
+        place = layout.grid[:, None, :] * width + heads[:, None]
         if self.query is not None:
             hidden = take(hidden, layout.starts)
             query = self.query(hidden).reshape(pairs, self.heads, 1, self.head_size)
-            key, value = parts[0], parts[1]
+            key, value = take(joint, place), take(joint, place + self.heads)
         else:
-            query, key, value = parts[0], parts[1], parts[2]
-        weights = torch.softmax(query @ key.transpose(2, 3) + layout.mask, dim=-1)
-        context = (weights @ value).transpose(1, 2).reshape(-1, self.heads * self.head_size)
+            query, key = take(joint, place), take(joint, place + self.heads)
+            value = take(joint, place + 2 * self.heads)
+        weights = torch.softmax(
+            query @ key.transpose(2, 3) + (layout.mask[:, :, :1] if self.last else layout.mask), dim=-1
+        )
+        context = (weights @ value).reshape(-1, self.head_size)
         if not self.last:
-            context = take(context, layout.inverse)
+            back = (layout.pairs[:, None] * self.heads + heads) * longest + layout.positions[:, None]
+            context = take(context, back)
+        context = context.reshape(-1, self.heads * self.head_size)
         attended = self.attention_output.LayerNorm(self.attention_output.dense(context) + hidden)
-        expanded = self.intermediate.intermediate_act_fn(self.intermediate.dense(attended))
+        expanded = self.activation(self.intermediate.dense(attended))
         result: Tensor = self.output.LayerNorm(self.output.dense(expanded) + attended)
         return result
+
+
+def gelu(values: Tensor) -> Tensor:
+    """torch's exact GELU, in the order of operations that ONNX Runtime fuses into one (its own order becomes five)."""
+    return (values * 0.5) * (torch.erf(values / 2**0.5) + 1.0)
+
+
+def pick(values: Tensor, index: Tensor) -> Tensor:
+    """values[index] of vectors, as a Gather (indexing becomes a GatherND)."""
+    return values.index_select(0, index)
 
 
 def take(rows: Tensor, index: Tensor) -> Tensor:

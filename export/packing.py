@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from export.names import GRAPH_INPUTS
+from export.names import GRAPH_INPUTS, LONGEST, LONGEST_SHAPE
 
 Pair = dict[str, list[int]]
 Feed = dict[str, NDArray[np.int32]]
@@ -30,3 +30,9 @@ def pack(requests: Sequence[Sequence[Pair]]) -> Feed:
         [len(request) for request in requests],
     )
     return {name: np.array(column, dtype=np.int32) for name, column in zip(GRAPH_INPUTS, columns, strict=True)}
+
+
+def add_longest(feed: Feed) -> Feed:
+    """The feed of a TensorRT graph: with the two inputs whose sizes say how long the longest pair is."""
+    longest = int(feed["lengths"].max(initial=1))
+    return {**feed, LONGEST: np.zeros(longest, dtype=np.int32), LONGEST_SHAPE: np.zeros(longest, dtype=np.int32)}

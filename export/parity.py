@@ -71,19 +71,8 @@ def prove(
     Raises:
         ParityError: a logit is off (or not a number), or a group's order changed; says which, by how much.
     """
-    logits = np.full_like(reference, np.nan)
+    logits = score_merged(run, pairs, reference.shape[1])
     batches = plan_batches([len(pair["input_ids"]) for pair in pairs])
-    shuffled = random.Random(0)
-    with tqdm(total=len(rows), unit="pair", desc="parity", leave=False) as progress:
-        for batch in batches:
-            answer = run(pack(cut_into_requests([pairs[index] for index in batch], shuffled)))
-            if answer.shape != (len(batch), reference.shape[1]):
-                raise ParityError(
-                    f"a batch of {len(batch)} pairs was answered with logits of shape {list(answer.shape)}, "
-                    f"[{len(batch)}, {reference.shape[1]}] was expected"
-                )
-            logits[batch] = answer
-            progress.update(len(batch))
     difference = np.abs(logits.astype(np.float64) - reference)
     difference[~np.isfinite(difference)] = np.inf
     row, label = np.unravel_index(int(difference.argmax()), difference.shape)
@@ -104,6 +93,27 @@ def prove(
         groups_in_order=check_order(rows, reference[:, click_column], logits[:, click_column]),
     )
     return figures, logits
+
+
+def score_merged(run: Callable[[Feed], Logits], pairs: Sequence[Pair], labels: int) -> Logits:
+    """The logits [pairs, labels] of all pairs, run in merged batches of mixed sizes.
+
+    Raises:
+        ParityError: a batch was answered with logits of another shape.
+    """
+    logits = np.full((len(pairs), labels), np.nan, dtype=np.float32)
+    shuffled = random.Random(0)
+    with tqdm(total=len(pairs), unit="pair", desc="score", leave=False) as progress:
+        for batch in plan_batches([len(pair["input_ids"]) for pair in pairs]):
+            answer = run(pack(cut_into_requests([pairs[index] for index in batch], shuffled)))
+            if answer.shape != (len(batch), labels):
+                raise ParityError(
+                    f"a batch of {len(batch)} pairs was answered with logits of shape {list(answer.shape)}, "
+                    f"[{len(batch)}, {labels}] was expected"
+                )
+            logits[batch] = answer
+            progress.update(len(batch))
+    return logits
 
 
 def plan_batches(lengths: Sequence[int]) -> list[list[int]]:

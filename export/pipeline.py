@@ -1,82 +1,224 @@
-"""One export: load, build, prove, publish. Every step raises with what is wrong; only the last one changes anything."""
+"""One export: load, build, gate, publish. Every step raises with what is wrong; only the last one changes anything.
+
+All engines are made of one packed fp32 graph, and published together under one number, or not at all.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-import onnxruntime
+import numpy as np
 from tokenizers import Tokenizer
-from transformers import PreTrainedTokenizerFast
+from transformers import BertForSequenceClassification, PreTrainedTokenizerFast
 
+from export.calibration import calibration_batches
+from export.comparison import compare
+from export.cuda import load_tensorrt
+from export.engines import Engine, Workshop, runner
+from export.gatefile import gate, save_gate
+from export.gates import FP32, GateError, Limits, check, describe_failures
 from export.graph import write_click_model, write_tokenizer
 from export.manifest import hash_checkpoint, sha256, write_manifest
-from export.names import LOGITS, MODEL_FILE, ONNX_MODEL, TOKENIZER_MODEL
-from export.packing import Feed
-from export.parity import Logits, Parity, prove
+from export.names import MODEL_FILE, TOKENIZER_MODEL
+from export.packing import Pair
+from export.parity import Logits, prove, score_merged
+from export.plan import rebuild
 from export.publish import staged
-from finetune.clicklog import read_click_log
+from export.report import Result, screen_table, write_report
+from export.sensitivity import describe_sensitivity, measure_sensitivity
+from export.speed import measure_speed
+from export.stamp import PlanError, find_machine
+from finetune.clicklog import ClickRow, read_click_log
 from finetune.metrics import click_column, click_probability, evaluate_ranking
 from finetune.scoring import label_names, load_checkpoint, score_rows, tokenize_pairs
 
 
-def export_checkpoint(
-    checkpoint: Path, repository: Path, evaluation: Path, tolerance: float, say: Callable[[str], None]
-) -> dict[str, Any]:
-    """Publishes `checkpoint` as `clickbert_onnx` and `clickbert_tokenizer`, once parity is proved.
+@dataclass(frozen=True)
+class Order:
+    """What is to be exported, and how good it must be."""
+
+    checkpoint: Path  # Hugging Face folder of a BertForSequenceClassification, safetensors
+    repository: Path
+    evaluation: Path  # click log; its pairs and clicks are what the gates look at
+    calibration: Path  # click log; INT8 is fitted to its pairs
+    engines: tuple[Engine, ...]
+    limits: Limits = field(default_factory=Limits)
+    spared: tuple[str, ...] = ()  # layers that stay in float32
+    sensitivity: bool = False
+    report: Path = Path("export/report.html")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The checkpoint on the evaluation file, in PyTorch: what every engine is held against."""
+
+    model: BertForSequenceClassification
+    tokenizer: PreTrainedTokenizerFast
+    max_length: int
+    labels: list[str]
+    rows: list[ClickRow]
+    pairs: list[Pair]
+    reference: Logits
+    metrics: dict[str, float]
+
+
+def export_checkpoint(order: Order, say: Callable[[str], None]) -> dict[str, Any]:
+    """Publishes the checkpoint as the engines that were ordered, and as `clickbert_tokenizer`, once all passed.
 
     Args:
-        checkpoint: Hugging Face folder of a `BertForSequenceClassification`, safetensors.
-        repository: the model repository.
-        evaluation: click log; its pairs prove parity, its clicks give the metrics.
-        tolerance: largest |difference| of a logit to Hugging Face's.
+        order: what, where to, how good.
         say: is told each step.
 
     Returns:
-        {"model", "version", "parity", "metrics"}
+        {"version", "models": {name: what its manifest says of its quality, size and speed}}
 
     Raises:
-        CheckpointError, ClickLogError, MetricError, UnsupportedModelError, GraphError, ParityError, PublishError: as
-            named by the module that raises it. Nothing was published.
+        GateError: an engine does not keep the ranking; the table and the report show by how much.
+        CheckpointError, ClickLogError, MetricError, CalibrationError, LayerNameError, UnsupportedModelError,
+        GraphError, TypingError, LintError, ParityError, PlanError, PublishError: as named by the module that raises it.
+        Whatever is raised, nothing was published.
     """
-    say(f"read {checkpoint} and {evaluation}")
-    model, tokenizer, max_length = load_checkpoint(checkpoint)
+    reference = evaluate(order, say)
+    models = [TOKENIZER_MODEL, *(engine.model for engine in order.engines)]
+    with TemporaryDirectory(prefix="clickbert-export-") as scratch:
+        source = Path(scratch) / MODEL_FILE
+        workshop, parity = build_source(order, reference, source, say)
+        with staged(order.repository, models, len(reference.labels)) as (version, folders):
+            results = []
+            for engine in order.engines:
+                graph = folders[engine.model] / MODEL_FILE
+                results.append(make_and_compare(engine, graph, workshop, reference, order, say))
+            say("measure the speed of each on this CPU")
+            runs = {engine.model: runner(engine, folders[engine.model] / MODEL_FILE) for engine in order.engines}
+            speeds = measure_speed(runs, reference.pairs)
+            results = [result.with_speed(speeds[result.engine.model]) for result in results]
+            print(screen_table(results))
+            write_report(order.report, results, reference.reference, reference.labels)
+            say(f"the report with pictures is {order.report}")
+            if order.sensitivity:
+                show_sensitivity(order, workshop, reference, Path(scratch), say)
+            refuse_failures(results, order)
+            facts = common_facts(order, reference, version)
+            facts["tokenizer_sha256"] = write_tokenizer(
+                tokenizer_json(reference.tokenizer), reference.max_length, reference.labels,
+                facts["click_label"], folders[TOKENIZER_MODEL] / MODEL_FILE,
+            )  # fmt: skip
+            write_manifest(folders[TOKENIZER_MODEL], {"model": TOKENIZER_MODEL, **facts})
+            for result in results:
+                folder = folders[result.engine.model]
+                if result.engine.tensorrt:
+                    save_gate(folder, reference.rows, reference.pairs, reference.reference, reference.labels,
+                              result.engine.precision, order.limits)  # fmt: skip
+                write_manifest(folder, {"model": result.engine.model, **facts, "parity": parity, **result.facts()})
+                if result.engine.tensorrt:
+                    build_plan(folder, result.engine.model, say)
+            say(f"publish version {version}: {', '.join(models)}")
+    return {"version": version, "models": {r.engine.model: {"parity": parity, **r.facts()} for r in results}}
+
+
+def evaluate(order: Order, say: Callable[[str], None]) -> Evaluation:
+    """Reads what is to be exported, and scores the evaluation file in PyTorch."""
+    say(f"read {order.checkpoint} and {order.evaluation}")
+    model, tokenizer, max_length = load_checkpoint(order.checkpoint)
     labels = label_names(model)
-    click = click_column(labels)
-    rows = read_click_log(evaluation)
-    facts: dict[str, Any] = {
-        "checkpoint": hash_checkpoint(checkpoint),
-        "labels": labels,
-        "click_label": click,
-        "max_length": max_length,
-    }
+    click_column(labels)  # refuses labels of which none ranks
+    rows = read_click_log(order.evaluation)
+    evaluate_ranking(rows, np.full(len(rows), 0.5))  # a file without clicks is found now, not after the scoring
     say(f"score {len(rows)} pairs in PyTorch, padded: the reference")
     pairs = tokenize_pairs(tokenizer, rows, max_length)
     reference = score_rows(model, tokenizer, rows, max_length)
-    pytorch_metrics = evaluate_ranking(rows, click_probability(reference, labels))
-    with staged(repository, [TOKENIZER_MODEL, ONNX_MODEL], len(labels)) as (version, folders):
-        say("build the packed graph")
-        graph = folders[ONNX_MODEL] / MODEL_FILE
-        write_click_model(model, graph)
-        say("prove parity: the graph against PyTorch, in merged batches")
-        parity, logits = prove(runner(graph), rows, pairs, reference, tolerance, click)
-        metrics = evaluate_ranking(rows, click_probability(logits, labels))
-        facts["tokenizer_sha256"] = write_tokenizer(
-            tokenizer_json(tokenizer), max_length, labels, click, folders[TOKENIZER_MODEL] / MODEL_FILE
-        )
-        evaluated = {
-            "file": evaluation.name,
-            "sha256": sha256(evaluation),
-            "metrics": metrics,
-            "pytorch_metrics": pytorch_metrics,
-        }
-        write_manifest(folders[TOKENIZER_MODEL], {"model": TOKENIZER_MODEL, "version": version, **facts})
-        proved = {"parity": asdict(parity), "evaluation": evaluated}
-        write_manifest(folders[ONNX_MODEL], {"model": ONNX_MODEL, "version": version, **facts, **proved})
-        say(f"publish version {version}: {describe(parity)}")
-    return {"model": ONNX_MODEL, "version": version, "parity": asdict(parity), "metrics": metrics}
+    metrics = evaluate_ranking(rows, click_probability(reference, labels))
+    return Evaluation(model, tokenizer, max_length, labels, rows, pairs, reference, metrics)
+
+
+def build_source(
+    order: Order, reference: Evaluation, source: Path, say: Callable[[str], None]
+) -> tuple[Workshop, dict[str, Any]]:
+    """Writes the packed fp32 graph, proves it, and reads the calibration pairs if an engine needs them."""
+    say("build the packed graph")
+    write_click_model(reference.model, source)
+    say("prove its parity: the graph against PyTorch, in merged batches")
+    engine = Engine("source", "", FP32)
+    column = click_column(reference.labels)
+    parity, _ = prove(
+        runner(engine, source), reference.rows, reference.pairs, reference.reference, order.limits.tolerance, column
+    )
+    feeds = []
+    if any(engine.precision != FP32 for engine in order.engines):
+        say(f"read {order.calibration} for calibration")
+        rows = read_click_log(order.calibration)
+        feeds = calibration_batches(tokenize_pairs(reference.tokenizer, rows, reference.max_length))
+    workshop = Workshop(source, reference.max_length, feeds)
+    workshop.check_names(order.spared)
+    return workshop, asdict(parity)
+
+
+def make_and_compare(
+    engine: Engine, graph: Path, workshop: Workshop, reference: Evaluation, order: Order, say: Callable[[str], None]
+) -> Result:
+    """Makes one engine's graph and holds it against the reference."""
+    say(f"build {engine.model} and score {len(reference.rows)} pairs with it")
+    largest = workshop.make(engine, graph, order.spared)
+    logits = score_merged(runner(engine, graph), reference.pairs, len(reference.labels))
+    if wrong := int((~np.isfinite(logits).all(axis=1)).sum()):
+        raise GateError(f"{engine.model}: the logits of {wrong} of {len(logits)} pairs are not finite")
+    comparison = compare(reference.rows, reference.reference, logits, reference.labels, order.limits.tie)
+    checks = check(engine.precision, comparison, order.limits, max(largest.values(), default=None))
+    return Result(engine, comparison, checks, logits, graph.stat().st_size, largest)
+
+
+def build_plan(folder: Path, model: str, say: Callable[[str], None]) -> None:
+    """Builds the plan into the version, and gates it, where a GPU is; elsewhere `python -m export plan` does it."""
+    try:
+        trt = load_tensorrt()
+        machine = find_machine(str(trt.__version__))
+    except PlanError as exc:
+        say(f"{model}: no plan is built here ({exc}); `python -m export plan` builds it where it will be served")
+        return
+    say(f"{model}: build its plan for {machine}, and hold it against the gate")
+    rebuild(trt, folder, machine, partial(gate, folder))
+
+
+def show_sensitivity(
+    order: Order, workshop: Workshop, reference: Evaluation, scratch: Path, say: Callable[[str], None]
+) -> None:
+    """Prints, for each engine that is not fp32, which layers cost most."""
+    for engine in order.engines:
+        if engine.precision != FP32:
+            say(f"sensitivity of {engine.model}: each layer kept in float32 in turn")
+            costs = measure_sensitivity(engine, workshop, reference.pairs, reference.reference, order.spared, scratch)
+            print(describe_sensitivity(engine.model, costs))
+
+
+def refuse_failures(results: Sequence[Result], order: Order) -> None:
+    """Raises GateError if an engine failed a check, with every failure and what to do next."""
+    failures = [line for r in results for line in describe_failures(r.engine.model, r.checks)]
+    if failures:
+        hint = "spare layers with --keep-fp32" if order.sensitivity else "--sensitivity tells which layers cost most"
+        raise GateError("\n  ".join(["the ranking is not kept:", *failures]) + f"\n{hint}")
+
+
+def common_facts(order: Order, reference: Evaluation, version: int) -> dict[str, Any]:
+    """What the manifests of all models of one version say alike."""
+    return {
+        "version": version,
+        "checkpoint": hash_checkpoint(order.checkpoint),
+        "labels": reference.labels,
+        "click_label": click_column(reference.labels),
+        "max_length": reference.max_length,
+        "evaluation": {
+            "file": order.evaluation.name,
+            "sha256": sha256(order.evaluation),
+            "pytorch_metrics": reference.metrics,
+        },
+        "calibration": order.calibration.name if any(e.quantized for e in order.engines) else None,
+        "kept_fp32": list(order.spared),
+    }
 
 
 def tokenizer_json(tokenizer: PreTrainedTokenizerFast) -> bytes:
@@ -85,22 +227,3 @@ def tokenizer_json(tokenizer: PreTrainedTokenizerFast) -> bytes:
     plain.no_truncation()
     plain.no_padding()
     return plain.to_str().encode()
-
-
-def runner(graph: Path) -> Callable[[Feed], Logits]:
-    """The graph as a function of one packed batch, on ONNX Runtime's CPU provider (as Triton would run it)."""
-    session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
-
-    def run(feed: Feed) -> Logits:
-        logits: Logits = session.run([LOGITS], feed)[0]
-        return logits
-
-    return run
-
-
-def describe(parity: Parity) -> str:
-    """The proof in one line."""
-    return (
-        f"max |difference| {parity.max_abs_diff:.2g} (allowed {parity.tolerance:g}) over {parity.pairs} pairs in "
-        f"batches of {parity.smallest_batch} to {parity.largest_batch}, {parity.groups_in_order} groups in order"
-    )

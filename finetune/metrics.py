@@ -29,6 +29,7 @@ from finetune.clicklog import ClickRow
 FloatArray = NDArray[np.float64]
 THRESHOLD = 0.5
 CUTOFF = 10
+BINS = 15
 
 
 class MetricError(ValueError):
@@ -67,6 +68,8 @@ def evaluate_ranking(rows: Sequence[ClickRow], probabilities: ArrayLike) -> dict
     Over impressions (weighted by counts):
         accuracy, precision, recall, f1: a probability of 0.5 or more predicts a click; precision is 0 if none does.
         auc: area under the ROC curve; ties count half. log_loss: mean negative log-likelihood in nats.
+        ece: expected calibration error, the mean |click rate - probability| of 15 equally wide bins of probability,
+            each weighing as many impressions as fall into it (Guo et al., 2017).
     Within a group (candidates shown together), over groups with contrast, i.e. whose click rates are not all equal:
         ndcg_at_10: mean NDCG@10, gain = clicks / impressions, discount = log2(rank + 1); expected over tied orders.
         mrr: mean reciprocal rank of the first candidate with a click; expected value over tied orders.
@@ -95,6 +98,7 @@ def evaluate_ranking(rows: Sequence[ClickRow], probabilities: ArrayLike) -> dict
     right, compared = np.sum([_pair_counts(gains, order) for gains, order in ranked], axis=0)
     return {
         **_impression_metrics(scores, clicks, impressions),
+        "ece": calibration_error(scores, clicks, impressions),
         "ndcg_at_10": float(np.mean([ndcg_score([gains], [order], k=CUTOFF) for gains, order in ranked])),
         "mrr": float(np.mean([_reciprocal_rank(gains > 0, order) for gains, order in ranked])),
         "pairwise_accuracy": float(right / compared),
@@ -104,6 +108,13 @@ def evaluate_ranking(rows: Sequence[ClickRow], probabilities: ArrayLike) -> dict
         "impressions": float(impressions.sum()),
         "clicks": float(clicks.sum()),
     }
+
+
+def calibration_error(probabilities: FloatArray, clicks: FloatArray, impressions: FloatArray) -> float:
+    """Expected calibration error (see `evaluate_ranking`) of probabilities [rows] with their counts [rows]."""
+    bins = np.minimum((probabilities * BINS).astype(int), BINS - 1)
+    gaps = np.bincount(bins, clicks - probabilities * impressions, minlength=BINS)
+    return float(np.abs(gaps).sum() / impressions.sum())
 
 
 def click_column(labels: Sequence[str]) -> int:

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import importlib.util
+import json
 import re
 import socket
+import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
 from serving.triton import PYTHON, ServingError, Triton, environment, missing_libraries
+
+# The question that `export/stamp.py` asks, too: what it answered is in a plan's stamp.
+GPU_QUERY = ("nvidia-smi", "--query-gpu=name,compute_cap,driver_version", "--format=csv,noheader")
 
 
 def check_triton(triton: Triton) -> None:
@@ -35,30 +42,94 @@ def check_triton(triton: Triton) -> None:
 
 
 def published_models(repository: Path, triton: Triton) -> list[str]:
-    """The models of the repository that have a published version; the others are not served.
+    """The models of the repository that have a published version and can run here; the others are not served.
 
     Raises:
-        ServingError: there is none, or one would be answered wrongly by this Triton.
+        ServingError: there is none, or one would be answered wrongly by this Triton, or its plan is not for this GPU.
     """
-    models = []
+    models, left_out = [], []
+    no_plans = why_no_plans(triton)
     for config in sorted(repository.glob("*/config.pbtxt")):
-        if any(path.name.isdecimal() and any(path.iterdir()) for path in config.parent.iterdir() if path.is_dir()):
-            models.append(config.parent.name)
-            text = re.sub("#.*", "", config.read_text(encoding="utf-8"))
-            python_model = re.search(r'\bbackend\s*:\s*"python"', text)
-            # Seen: with numpy 2 the wheel's Python backend answers tensors of 0 bytes with status OK. The stand-in
-            # avoids its conversion; a Python model of somebody else's cannot be trusted to.
-            if python_model and triton.is_wheel and int(version("numpy").split(".")[0]) > 1:
-                raise ServingError(
-                    f"{config.parent.name} is a Python model, and the wheel's Python backend answers empty tensors "
-                    f"with numpy {version('numpy')}; install an older one, which Python 3.12 and older have: "
-                    "`.venv/bin/pip install 'numpy<2'`"
-                )
+        versions = [path for path in config.parent.iterdir() if path.name.isdecimal() and path.is_dir()]
+        versions = [path for path in versions if any(path.iterdir())]
+        if not versions:
+            continue
+        model = config.parent.name
+        text = re.sub("#.*", "", config.read_text(encoding="utf-8"))
+        if re.search(r'\bbackend\s*:\s*"tensorrt"', text):
+            if no_plans:
+                left_out.append(model)
+                print(f"serving: {model} is left out: {no_plans}", file=sys.stderr)
+                continue
+            check_plan(max(versions, key=lambda path: int(path.name)), gpus())
+        python_model = re.search(r'\bbackend\s*:\s*"python"', text)
+        # Seen: with numpy 2 the wheel's Python backend answers tensors of 0 bytes with status OK. The stand-in
+        # avoids its conversion; a Python model of somebody else's cannot be trusted to.
+        if python_model and triton.is_wheel and int(version("numpy").split(".")[0]) > 1:
+            raise ServingError(
+                f"{model} is a Python model, and the wheel's Python backend answers empty tensors "
+                f"with numpy {version('numpy')}; install an older one, which Python 3.12 and older have: "
+                "`.venv/bin/pip install 'numpy<2'`"
+            )
+        models.append(model)
+    if not models and left_out:
+        raise ServingError(
+            f"{repository} holds models for TensorRT only ({', '.join(left_out)}), and {no_plans}; serve it in "
+            "NVIDIA's Triton container on a GPU (Dockerfile, gpu), or publish clickbert_onnx with `python -m export`"
+        )
     if not models:
         raise ServingError(
             f"{repository} holds no published model; publish one with `python -m export`, or give --repository"
         )
     return models
+
+
+def why_no_plans(triton: Triton) -> str | None:
+    """Why no TensorRT plan can run here; None if one can."""
+    if not (triton.backends / "tensorrt" / "libtriton_tensorrt.so").exists():
+        return "this Triton has no tensorrt backend"
+    if not gpus():
+        return "this machine shows no NVIDIA GPU (nvidia-smi lists none)"
+    return None
+
+
+def gpus() -> list[str]:
+    """This machine's NVIDIA GPUs, as nvidia-smi lists them: "name, compute capability, driver version"."""
+    try:
+        answer = subprocess.run(GPU_QUERY, capture_output=True, text=True, check=True, timeout=60).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [line.strip() for line in answer.splitlines() if line.strip()]
+
+
+def check_plan(folder: Path, found: list[str]) -> None:
+    """Checks that a version has a plan, and that it was built for every GPU here. (A plan fits nothing else.)
+
+    Args:
+        folder: the version's.
+        found: the GPUs, as `gpus` lists them.
+
+    Raises:
+        ServingError: it has none, or one that was built for something else; says for what, and what is here.
+    """
+    build = f"build it here: `python -m export plan --repository {folder.parent.parent} --model {folder.parent.name}`"
+    plan, stamp_file = folder / "model.plan", folder / "plan.json"
+    if not plan.exists():
+        raise ServingError(f"{folder} has no TensorRT plan (model.plan) yet; {build}")
+    try:
+        stamp = json.loads(stamp_file.read_text(encoding="utf-8"))
+        built_for = ", ".join(stamp[field] for field in ("gpu", "compute_capability", "driver"))
+        digest = stamp["plan_sha256"]
+    except (OSError, ValueError, KeyError, TypeError) as exc:
+        raise ServingError(f"{stamp_file} does not say what the plan was built for ({exc}); {build}") from exc
+    if others := sorted({gpu for gpu in found if gpu != built_for}):
+        raise ServingError(
+            f"{plan} was built for {built_for} (GPU, compute capability, driver); this machine has "
+            f"{'; '.join(others)}; {build}"
+        )
+    with plan.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+            raise ServingError(f"{plan} is not the plan that {stamp_file} describes; {build}")
 
 
 def check_ports(address: str, ports: dict[str, int]) -> None:

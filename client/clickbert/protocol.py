@@ -19,6 +19,7 @@ from clickbert.tokenization import PackedPairs, PairTokenizer
 TOKENIZER_MODEL = "clickbert_tokenizer"
 DEFAULT_MODEL = "clickbert_onnx"
 INPUT_IDS, TOKEN_TYPE_IDS, LENGTHS, LOGITS = "input_ids", "token_type_ids", "lengths", "logits"
+LONGEST = "longest"  # TensorRT models only: as many zeros as the request's longest pair has tokens
 TOKENIZER_JSON, TOKENIZER_SHA256 = "tokenizer_json", "tokenizer_sha256"
 MAX_LENGTH, LABELS_JSON, CLICK_LABEL = "max_length", "labels_json", "click_label"
 TOKENIZER_OUTPUTS = (TOKENIZER_JSON, TOKENIZER_SHA256, MAX_LENGTH, LABELS_JSON, CLICK_LABEL)
@@ -49,10 +50,11 @@ class InferResponse:
 
 @dataclass(frozen=True)
 class ModelDescription:
-    """The versions of a model that are served, and the `parameters` of its configuration."""
+    """The versions of a model that are served, and the `parameters` and `inputs` of its configuration."""
 
     versions: tuple[str, ...]
     parameters: Mapping[str, str] = field(default_factory=dict)
+    inputs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class Release:
     labels: tuple[str, ...]
     click_label: int
     max_pairs: int  # in one request
+    takes_longest: bool = False  # whether a request has the input LONGEST
 
     def reads_like(self, other: "Release") -> bool:
         """Tell whether both releases turn the same texts into the same requests, and logits into the same scores."""
@@ -80,13 +83,18 @@ def tokenizer_request(version: str) -> InferRequest:
     return InferRequest(TOKENIZER_MODEL, version, {}, TOKENIZER_OUTPUTS)
 
 
-def logits_request(model: str, version: str, packed: PackedPairs) -> InferRequest:
-    """Ask `model` for the logits of packed pairs: int32 [1, tokens], [1, tokens] and [1, pairs]."""
+def logits_request(model: str, version: str, packed: PackedPairs, *, takes_longest: bool) -> InferRequest:
+    """Ask `model` for the logits of packed pairs: int32 [1, tokens], [1, tokens] and [1, pairs].
+
+    Where the model takes it, also int32 [1, longest]: TensorRT must know the longest pair as a shape.
+    """
     inputs = {
         INPUT_IDS: packed.input_ids[np.newaxis],
         TOKEN_TYPE_IDS: packed.token_type_ids[np.newaxis],
         LENGTHS: packed.lengths[np.newaxis],
     }
+    if takes_longest:
+        inputs[LONGEST] = np.zeros((1, int(packed.lengths.max())), np.int32)
     return InferRequest(model, version, inputs, (LOGITS,))
 
 
@@ -113,10 +121,11 @@ def read_max_pairs(description: ModelDescription, where: str) -> int:
     return int(text)
 
 
-def read_release(response: InferResponse, version: str, max_pairs: int, where: str) -> Release:
+def read_release(response: InferResponse, version: str, description: ModelDescription, where: str) -> Release:
     """Read the answer of `clickbert_tokenizer` for `version`, and check it against its own hash.
 
-    Raises `ProtocolError` when another version answered, an output is missing or malformed, or the hash differs.
+    `description` is the click model's. Raises `ProtocolError` when another version answered, an output is missing or
+    malformed, or the hash differs.
     """
     if response.version != version:
         raise ProtocolError(f"{where}: asked for version {version}, but version {response.version!r} answered")
@@ -137,7 +146,8 @@ def read_release(response: InferResponse, version: str, max_pairs: int, where: s
         tokenizer = PairTokenizer(content, max_length)
     except ValueError as exc:
         raise ProtocolError(f"{where}: {exc}; publish the model again") from exc
-    return Release(version, actual, tokenizer, labels, click_label, max_pairs)
+    max_pairs = read_max_pairs(description, where)
+    return Release(version, actual, tokenizer, labels, click_label, max_pairs, LONGEST in description.inputs)
 
 
 def read_scores(response: InferResponse, pairs: int, release: Release, where: str) -> npt.NDArray[np.float64]:

@@ -27,7 +27,6 @@ from clickbert.protocol import (
     Release,
     logits_request,
     newest_version,
-    read_max_pairs,
     read_release,
     read_scores,
     tokenizer_request,
@@ -152,8 +151,7 @@ class Session:
         description: ModelDescription = yield Describe(self.model)
         version = version or newest_version(description, self._where)
         (answer,) = yield Ask((tokenizer_request(version),))
-        max_pairs = read_max_pairs(description, self._where)
-        release = read_release(answer, version, max_pairs, f"{TOKENIZER_MODEL} at {self.url}")
+        release = read_release(answer, version, description, f"{TOKENIZER_MODEL} at {self.url}")
         self.releases.use(release)
         return release
 
@@ -188,7 +186,7 @@ class Session:
         chunks = list(pack(release.tokenizer).split(release.max_pairs))
         answers: list[InferResponse] = []
         try:
-            answers = yield Ask(tuple(logits_request(self.model, "", chunk) for chunk in chunks))
+            answers = yield Ask(tuple(self._request("", chunk, release) for chunk in chunks))
         except ServerError as exc:
             successor = yield from self._successor(exc, release)
         else:
@@ -203,11 +201,14 @@ class Session:
         missing = [index for index in range(len(chunks)) if index not in usable]
         if missing:
             # Once, and of exactly this version: what comes back now fits, or the call fails.
-            again = yield Ask(tuple(logits_request(self.model, successor.version, chunks[index]) for index in missing))
+            again = yield Ask(tuple(self._request(successor.version, chunks[index], successor) for index in missing))
             usable |= zip(missing, again, strict=True)
         scores = [self._read(usable[index], chunk, successor) for index, chunk in enumerate(chunks)]
         self.releases.use(successor)
         return np.concatenate(scores)
+
+    def _request(self, version: str, chunk: PackedPairs, release: Release) -> InferRequest:
+        return logits_request(self.model, version, chunk, takes_longest=release.takes_longest)
 
     def _successor(self, error: ServerError, release: Release) -> Generator[Step, Any, Release]:
         """Return the release that made the server refuse a request, or raise the error that it answered with.

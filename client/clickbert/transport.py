@@ -165,7 +165,7 @@ def _left(deadline: float) -> float:
 
 def _description(metadata: Any, config: Any) -> ModelDescription:
     parameters = {name: value.string_value for name, value in config.config.parameters.items()}
-    return ModelDescription(tuple(metadata.versions), parameters)
+    return ModelDescription(tuple(metadata.versions), parameters, tuple(entry.name for entry in config.config.input))
 
 
 def _arguments(request: InferRequest, timeout: float) -> dict[str, Any]:

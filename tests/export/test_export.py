@@ -22,8 +22,10 @@ from tests.tiny import CHINESE, MAX_LENGTH, WORDS, make_checkpoint, make_click_l
 
 
 def run(checkpoint: Path, repository: Path, evaluation: Path, *options: str) -> int:
-    paths = ("--checkpoint", checkpoint, "--repository", repository, "--evaluation", evaluation)
-    return main([*map(str, paths), *options])
+    """`python -m export`, of the fp32 engine alone unless the options say otherwise."""
+    report = evaluation.parent / "report.html"
+    paths = ("--checkpoint", checkpoint, "--repository", repository, "--evaluation", evaluation, "--report", report)
+    return main([*map(str, paths), *([] if "--engine" in options else ["--engine", "onnx"]), *options])
 
 
 @pytest.mark.parametrize(
@@ -43,13 +45,14 @@ def test_any_bert_is_exported_proved_and_published(tmp_path: Path, kind: dict, c
     assert run(checkpoint, tmp_path / "repository", log) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result["version"] == 1
-    assert 0 < result["parity"]["max_abs_diff"] <= 1e-4
-    assert result["parity"]["pairs"] == len(log.read_text().splitlines())
+    ((model, found),) = result["models"].items()
+    assert model == "clickbert_onnx"
+    assert 0 < found["parity"]["max_abs_diff"] <= 1e-4
+    assert found["parity"]["pairs"] == found["comparison"]["pairs"] == len(log.read_text().splitlines())
 
     version = tmp_path / "repository" / "clickbert_onnx" / "1"
     manifest = read_manifest(version)
-    assert manifest["parity"] == result["parity"]
-    assert manifest["evaluation"]["metrics"] == result["metrics"]
+    assert {name: manifest[name] for name in found} == found
     assert manifest["files"] == {"model.onnx": hashlib.sha256((version / "model.onnx").read_bytes()).hexdigest()}
     assert len(manifest["labels"]) == kind["labels"]
     assert {"checkpoint", "created", "tools", "tokenizer_sha256", "version", "model"} <= manifest.keys()

@@ -19,13 +19,13 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def click_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_click_log(tmp_path_factory.mktemp("log") / "log.jsonl", groups=30)
+    return make_click_log(tmp_path_factory.mktemp("log") / "log.jsonl", groups=50)
 
 
 @pytest.fixture(scope="session")
 def repository(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, click_log: Path) -> Path:
     folder = tmp_path_factory.mktemp("serving") / "repository"
-    publish(checkpoint, folder, click_log)
+    publish(checkpoint, folder, click_log, "onnx", "onnx_int8")
     return folder
 
 
@@ -35,6 +35,11 @@ def server(repository: Path) -> Iterator[Server]:
         yield server
 
 
-def publish(checkpoint: Path, repository: Path, click_log: Path) -> None:
-    paths = ("--checkpoint", checkpoint, "--repository", repository, "--evaluation", click_log)
-    assert export([*map(str, paths)]) == 0
+def publish(checkpoint: Path, repository: Path, click_log: Path, *engines: str) -> None:
+    """Exports to the named engines (fp32 if none is). The gates are wide: a random model's ranking means nothing."""
+    paths = {"--checkpoint": checkpoint, "--repository": repository, "--evaluation": click_log}
+    paths |= {"--calibration": click_log, "--report": click_log.parent / "report.html"}
+    options = [str(part) for option in paths.items() for part in option]
+    for engine in engines or ("onnx",):
+        options += ["--engine", engine]
+    assert export([*options, "--int8-auc", "1", "--int8-log-loss", "1", "--int8-top1", "1", "--fp16-auc", "1"]) == 0

@@ -14,10 +14,21 @@ from tritonclient.grpc import model_config_pb2
 
 from clickbert import protocol
 from export import names
+from export.engines import ENGINES
 from export.publish import TEMPLATES
 from serving.server import Server
+from tests.integration.conftest import publish
 
+CLICK_MODELS = {path.parent.name for path in TEMPLATES.glob("*/config.pbtxt")} - {names.TOKENIZER_MODEL}
+TENSORRT = {model for model in CLICK_MODELS if "_trt_" in model}
 TYPES = {"TYPE_INT32": TensorProto.INT32, "TYPE_FP32": TensorProto.FLOAT, "TYPE_UINT8": TensorProto.UINT8}
+
+
+@pytest.fixture(scope="module")
+def every_engine(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, click_log: Path) -> Path:
+    folder = tmp_path_factory.mktemp("every") / "repository"
+    publish(checkpoint, folder, click_log, *ENGINES)
+    return folder
 
 
 def read(model: str, repository: Path = TEMPLATES) -> model_config_pb2.ModelConfig:
@@ -43,29 +54,46 @@ def in_graph(values: list[onnx.ValueInfoProto]) -> dict[str, tuple[int, list[int
 def test_every_config_is_valid_and_names_its_folder(model: str) -> None:
     config = read(model)
     assert config.name == model
-    assert config.backend == "onnxruntime"
+    assert config.backend == ("tensorrt" if model in TENSORRT else "onnxruntime")
     text = (TEMPLATES / model / names.CONFIG_FILE).read_text(encoding="utf-8")
     assert text.startswith("#"), "a config says what it is for"
 
 
-def test_the_click_models_config_describes_the_graph(repository: Path) -> None:
-    config = read(names.ONNX_MODEL, repository)
-    graph = onnx.load(repository / names.ONNX_MODEL / "1" / names.MODEL_FILE).graph
+def test_every_engine_has_a_config() -> None:
+    assert {engine.model for engine in ENGINES.values()} == CLICK_MODELS
+
+
+@pytest.mark.parametrize("model", sorted(CLICK_MODELS))
+def test_the_click_models_config_describes_the_graph(every_engine: Path, model: str) -> None:
+    config = read(model, every_engine)
+    graph = onnx.load(every_engine / model / "1" / names.MODEL_FILE).graph
     wanted = tensors(config.input)
     assert all(entry.allow_ragged_batch for entry in config.input)
     for entry in config.batch_input:
-        assert entry.kind == entry.BATCH_ELEMENT_COUNT
+        is_shape = entry.target_name[0] == names.LONGEST_SHAPE
+        assert entry.kind == (entry.BATCH_MAX_ELEMENT_COUNT_AS_SHAPE if is_shape else entry.BATCH_ELEMENT_COUNT)
         wanted[entry.target_name[0]] = (TYPES[model_config_pb2.DataType.Name(entry.data_type)], [-1])
     sources = {entry.target_name[0]: entry.source_input[0] for entry in config.batch_input}
-    assert sources == dict(zip(names.COUNT_INPUTS, names.REQUEST_INPUTS, strict=True))
+    longest = {names.LONGEST_SHAPE: names.LONGEST} if model in TENSORRT else {}
+    assert sources == dict(zip(names.COUNT_INPUTS, names.REQUEST_INPUTS, strict=True)) | longest
     assert in_graph(graph.input) == wanted
     assert in_graph(graph.output) == tensors(config.output) == {names.LOGITS: (TensorProto.FLOAT, [-1, 1])}
     (scatter,) = config.batch_output
     assert (list(scatter.target_name), list(scatter.source_input)) == ([names.LOGITS], ["lengths"])
 
 
-def test_requests_are_batched_with_limits() -> None:
-    config = read(names.ONNX_MODEL)
+@pytest.mark.parametrize(
+    ("model", "other"), [("clickbert_onnx", "clickbert_onnx_int8"), ("clickbert_trt_fp16", "clickbert_trt_int8")]
+)
+def test_two_configs_of_one_backend_differ_in_the_name_alone(model: str, other: str) -> None:
+    config = read(other)
+    config.name = model
+    assert config == read(model)
+
+
+@pytest.mark.parametrize("model", sorted(CLICK_MODELS))
+def test_requests_are_batched_with_limits(model: str) -> None:
+    config = read(model)
     policy = config.dynamic_batching.default_queue_policy
     assert config.max_batch_size > 1
     assert policy.max_queue_size > 0
@@ -74,10 +102,13 @@ def test_requests_are_batched_with_limits() -> None:
     assert config.version_policy.latest.num_versions == 1
 
 
-def test_the_warm_up_is_a_well_formed_request() -> None:
-    config = read(names.ONNX_MODEL)
+@pytest.mark.parametrize("model", sorted(CLICK_MODELS))
+def test_the_warm_up_is_a_well_formed_request(model: str) -> None:
+    config = read(model)
     (warmup,) = config.model_warmup
-    lengths = np.fromfile(TEMPLATES / names.ONNX_MODEL / "warmup" / warmup.inputs["lengths"].input_data_file, np.int32)
+    lengths = np.fromfile(TEMPLATES / model / "warmup" / warmup.inputs["lengths"].input_data_file, np.int32)
+    if model in TENSORRT:
+        assert list(warmup.inputs[names.LONGEST].dims) == [lengths.max()]
     assert list(warmup.inputs["lengths"].dims) == [len(lengths)]
     for name in ("input_ids", "token_type_ids"):
         assert warmup.inputs[name].zero_data
@@ -96,6 +127,7 @@ def test_the_client_speaks_of_the_same_tensors() -> None:
     config = read(protocol.DEFAULT_MODEL)
     assert [entry.name for entry in config.input] == [protocol.INPUT_IDS, protocol.TOKEN_TYPE_IDS, protocol.LENGTHS]
     assert config.output[0].name == protocol.LOGITS
+    assert [entry.name for entry in read("clickbert_trt_fp16").input][-1] == protocol.LONGEST == names.LONGEST
     assert config.parameters[protocol.MAX_PAIRS_PARAMETER].string_value.isdecimal()
     tokenizer = read(protocol.TOKENIZER_MODEL)
     assert {entry.name for entry in tokenizer.output} == set(protocol.TOKENIZER_OUTPUTS)

@@ -1,0 +1,134 @@
+"""The engines that a checkpoint can become, and how each graph is made of the packed fp32 graph and run on this CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import onnxruntime
+from tqdm import tqdm
+
+from export.calibration import Activations, record
+from export.fitting import Scheme, fit
+from export.gates import FP16, FP32, INT8
+from export.headroom import largest_activations
+from export.linears import Linear, find_linears, select
+from export.lint import lint
+from export.names import EMBEDDINGS, LOGITS, ONNX_MODEL
+from export.packing import Feed, add_longest
+from export.parity import Logits
+from export.quantized import make_int8, make_qdq
+from export.typed import take_longest_as_shape, to_float16
+
+NOTED = 8  # of the largest FP16 activations
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One engine: its name on the command line, the model that it is published as, its precision and its runtime."""
+
+    name: str
+    model: str
+    precision: str
+    tensorrt: bool = False
+
+    @property
+    def quantized(self) -> bool:
+        """Whether its linear layers compute in integers."""
+        return self.precision == INT8
+
+
+ENGINES = {
+    engine.name: engine
+    for engine in (
+        Engine("onnx", ONNX_MODEL, FP32),
+        Engine("onnx_int8", "clickbert_onnx_int8", INT8),
+        Engine("trt_fp16", "clickbert_trt_fp16", FP16, tensorrt=True),
+        Engine("trt_int8", "clickbert_trt_int8", INT8, tensorrt=True),
+    )
+}
+
+
+class Workshop:
+    """Makes engines of one packed fp32 graph. What several engines need is computed once.
+
+    Args:
+        source: the packed fp32 graph's file.
+        max_length: tokens of a pair at most.
+        feeds: calibration batches; empty if no engine needs them.
+    """
+
+    def __init__(self, source: Path, max_length: int, feeds: Sequence[Feed]) -> None:
+        self.source = source
+        self.max_length = max_length
+        self.feeds = feeds
+        self.linears = find_linears(onnx.load(source))
+        self.seen: dict[str, Activations] = {}
+        self.schemes: dict[bool, dict[str, Scheme]] = {}
+
+    def check_names(self, spared: Collection[str]) -> None:
+        """Raises LayerNameError for a name that is no layer's, before anything is computed."""
+        select(self.linears, [name for name in spared if name != EMBEDDINGS])
+
+    def make(self, engine: Engine, target: Path, spared: Collection[str] = ()) -> dict[str, float]:
+        """Writes the engine's graph to `target`.
+
+        Args:
+            engine: which.
+            target: the file.
+            spared: layers to keep in float32, by name (`layers.0`, `pooler`); EMBEDDINGS for the word table.
+
+        Returns:
+            For TensorRT, the largest magnitudes that its FP16 tensors have on the calibration pairs, the largest first,
+            by the tensor's name; else nothing.
+
+        Raises:
+            LayerNameError: a name is no layer's.
+            LintError: the graph breaks a rule.
+            OSError: the disk.
+        """
+        if engine.precision == FP32:
+            target.write_bytes(self.source.read_bytes())  # an error then names no other file than the repository's
+            return {}
+        kept = [name for name in spared if name != EMBEDDINGS]
+        chosen = select(self.linears, kept)
+        model = onnx.load(self.source)
+        largest: dict[str, float] = {}
+        if engine.tensorrt:
+            take_longest_as_shape(model, self.max_length)
+        if engine.quantized:
+            schemes = self.fit(chosen, signed=engine.tensorrt)
+            make_qdq(model, schemes) if engine.tensorrt else make_int8(model, schemes, spared)
+        if engine.tensorrt:
+            found = largest_activations(model, self.feeds)
+            largest = dict(sorted(found.items(), key=lambda item: -item[1])[:NOTED])
+            spared_outputs = {linear.output for linear in self.linears} - {linear.output for linear in chosen}
+            to_float16(model, spared_outputs)
+        lint(model, tensorrt=engine.tensorrt)
+        onnx.save(model, target)
+        return largest
+
+    def fit(self, linears: Sequence[Linear], *, signed: bool) -> Mapping[str, Scheme]:
+        """The schemes of some layers, each fitted once."""
+        if not self.seen:
+            self.seen = record(self.source, self.linears, self.feeds)
+        known = self.schemes.setdefault(signed, {})
+        missing = [linear for linear in linears if linear.name not in known]
+        for linear in tqdm(missing, desc="fit INT8", unit="layer", leave=False):
+            known[linear.name] = fit(linear, self.seen[linear.name], signed=signed)
+        return {linear.name: known[linear.name] for linear in linears}
+
+
+def runner(engine: Engine, graph: Path) -> Callable[[Feed], Logits]:
+    """The graph as a function of one packed batch, on ONNX Runtime's CPU provider (as Triton would run it)."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # it warns that FP16 is slow on a CPU; it is for the gate only
+    session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+
+    def run(feed: Feed) -> Logits:
+        logits: Logits = session.run([LOGITS], add_longest(feed) if engine.tensorrt else feed)[0]
+        return logits
+
+    return run

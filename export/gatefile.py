@@ -1,0 +1,97 @@
+"""The evaluation that a published version was gated on, kept beside it: a plan built elsewhere meets the same gate.
+
+`gate.npz` holds the evaluation pairs as token ids with their clicks, PyTorch's logits for them, and the limits. With
+it, `python -m export plan` needs neither the checkpoint nor PyTorch. Whoever can read the model repository can read the
+evaluation texts in it: keep the repository as you keep the click log.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from itertools import cycle
+from pathlib import Path
+
+import numpy as np
+
+from export.comparison import compare
+from export.gates import GateError, Limits, check, describe_failures
+from export.names import GATE_FILE
+from export.packing import Feed, Pair, add_longest, pack
+from export.parity import Logits
+from finetune.clicklog import ClickRow
+
+MERGED = (1, 2, 4)  # requests in a batch
+PAIRS_A_REQUEST = 16
+
+
+def save_gate(
+    folder: Path,
+    rows: Sequence[ClickRow],
+    pairs: Sequence[Pair],
+    reference: Logits,
+    labels: Sequence[str],
+    precision: str,
+    limits: Limits,
+) -> None:
+    """Writes `gate.npz` into a version's folder (arguments: see `gate`)."""
+    names = {name: number for number, name in enumerate(dict.fromkeys(row.group for row in rows))}
+    np.savez_compressed(
+        folder / GATE_FILE,
+        input_ids=np.concatenate([np.array(pair["input_ids"], dtype=np.int32) for pair in pairs]),
+        token_type_ids=np.concatenate([np.array(pair["token_type_ids"], dtype=np.int8) for pair in pairs]),
+        lengths=np.array([len(pair["input_ids"]) for pair in pairs], dtype=np.int32),
+        groups=np.array([names[row.group] for row in rows], dtype=np.int32),
+        clicks=np.array([row.clicks for row in rows]),
+        impressions=np.array([row.impressions for row in rows]),
+        reference=reference,
+        facts=np.array(json.dumps({"labels": list(labels), "precision": precision, "limits": asdict(limits)})),
+    )
+
+
+def gate(folder: Path, run: Callable[[Feed], Logits]) -> None:
+    """Holds an engine against the evaluation that its version was published with.
+
+    Args:
+        folder: the version's, with `gate.npz`.
+        run: computes the logits [pairs, labels] of one packed batch with the inputs of a TensorRT graph.
+
+    Raises:
+        GateError: it does not keep the ranking (says what failed, and by how much), or there is no usable `gate.npz`.
+    """
+    try:
+        with np.load(folder / GATE_FILE) as opened:
+            kept = dict(opened)
+        facts = json.loads(str(kept["facts"]))
+        limits = Limits(**facts["limits"])
+        reference, lengths = kept["reference"], kept["lengths"]
+    except (OSError, ValueError, KeyError, TypeError) as exc:
+        raise GateError(f"{folder / GATE_FILE} cannot be read ({exc}); export the model again") from exc
+    ends = np.cumsum(lengths)[:-1]
+    ids, types = (np.split(kept[name], ends) for name in ("input_ids", "token_type_ids"))
+    pairs = [{"input_ids": one.tolist(), "token_type_ids": two.tolist()} for one, two in zip(ids, types, strict=True)]
+    columns = zip(*(kept[name].tolist() for name in ("groups", "clicks", "impressions")), strict=True)
+    rows = [ClickRow(str(group), "", "", clicks, impressions) for group, clicks, impressions in columns]
+    logits = np.full_like(reference, np.nan)
+    for batch, requests in merge(pairs):
+        logits[batch] = run(add_longest(pack(requests)))
+    if wrong := int((~np.isfinite(logits).all(axis=1)).sum()):
+        raise GateError(f"{folder.parent.name}: the logits of {wrong} of {len(rows)} pairs are not finite")
+    checks = check(facts["precision"], compare(rows, reference, logits, facts["labels"], limits.tie), limits)
+    if failures := describe_failures(folder.parent.name, checks):
+        raise GateError("; ".join(failures))
+
+
+def merge(pairs: Sequence[Pair]) -> list[tuple[slice, list[list[Pair]]]]:
+    """Cuts pairs into batches of 1, 2, 4, 1, ... requests of up to PAIRS_A_REQUEST, in order: their place, and they."""
+    batches: list[tuple[slice, list[list[Pair]]]] = []
+    start = 0
+    for size in cycle(MERGED):
+        if start >= len(pairs):
+            return batches
+        batch = slice(start, min(start + size * PAIRS_A_REQUEST, len(pairs)))
+        places = range(batch.start, batch.stop, PAIRS_A_REQUEST)
+        batches.append((batch, [list(pairs[place : min(place + PAIRS_A_REQUEST, batch.stop)]) for place in places]))
+        start = batch.stop
+    raise AssertionError("cycle() does not end")

@@ -1,0 +1,175 @@
+"""TensorRT plans at the start of the server: served where they fit, left out where none can run, refused otherwise."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from export import plan_command
+from serving.checks import published_models
+from serving.triton import ServingError, Triton, find_triton
+from tests.export.fake_gpu import MODEL, Gpu, command, nvidia_smi
+
+pytest_plugins = ("tests.export.gpu_fixtures",)
+ROOT = Path(plan_command.__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def with_tensorrt(tmp_path: Path) -> Triton:
+    """NVIDIA's Triton, as far as the checks look at it."""
+    for name in ("tensorrt", "onnxruntime"):
+        library = tmp_path / "triton" / "backends" / name / f"libtriton_{name}.so"
+        library.parent.mkdir(parents=True)
+        library.touch()
+    return Triton(tmp_path / "triton" / "bin" / "tritonserver", tmp_path / "triton" / "backends", None)
+
+
+@pytest.fixture
+def repository(version: Path, gpu: Gpu) -> Path:
+    """A model for TensorRT, its plan built (by fakes) for the GPU that nvidia-smi shows, and an ONNX model."""
+    assert command(version) == 0
+    repository = version.parent.parent
+    onnx_model = repository / "clickbert_onnx"
+    (onnx_model / "1").mkdir(parents=True)
+    (onnx_model / "1" / "model.onnx").touch()
+    (onnx_model / "config.pbtxt").write_text('name: "clickbert_onnx" backend: "onnxruntime"')
+    return repository
+
+
+def test_a_plan_that_was_built_here_is_served(repository: Path, with_tensorrt: Triton) -> None:
+    assert published_models(repository, with_tensorrt) == ["clickbert_onnx", MODEL]
+
+
+def test_the_wheels_triton_serves_the_onnx_models_and_says_what_it_leaves_out(repository: Path, capsys) -> None:
+    if not find_triton().is_wheel:
+        pytest.skip("this Triton may have the tensorrt backend")
+    assert published_models(repository, find_triton()) == ["clickbert_onnx"]
+    assert f"serving: {MODEL} is left out: this Triton has no tensorrt backend" in capsys.readouterr().err
+
+
+def test_without_a_gpu_it_is_left_out_too(repository: Path, with_tensorrt: Triton, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert published_models(repository, with_tensorrt) == ["clickbert_onnx"]
+    assert "left out: this machine shows no NVIDIA GPU" in capsys.readouterr().err
+
+
+def test_if_nothing_remains_it_is_an_error(repository: Path, with_tensorrt: Triton, monkeypatch) -> None:
+    shutil.rmtree(repository / "clickbert_onnx")
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(ServingError, match=rf"models for TensorRT only \({MODEL}\), and .* no NVIDIA GPU.*publish"):
+        published_models(repository, with_tensorrt)
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["NVIDIA H100 80GB HBM3, 9.0, 580.65.06", "NVIDIA L4, 9.0, 580.65.06", "NVIDIA L4, 8.9, 590.1"],
+)
+def test_a_plan_for_another_gpu_or_driver_is_refused(
+    repository: Path, with_tensorrt: Triton, monkeypatch, tmp_path, line: str
+) -> None:
+    nvidia_smi(monkeypatch, tmp_path, "NVIDIA L4, 8.9, 580.65.06", line)
+    said = re.escape(f"built for NVIDIA L4, 8.9, 580.65.06 (GPU, compute capability, driver); this machine has {line};")
+    build = rf"python -m export plan --repository {repository} --model {MODEL}"
+    with pytest.raises(ServingError, match=f"{said}.*{build}"):
+        published_models(repository, with_tensorrt)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("model.plan", None, "has no TensorRT plan"),
+        ("model.plan", b"plan 0", "is not the plan that .*plan.json describes"),
+        ("plan.json", None, "does not say what the plan was built for"),
+        ("plan.json", b"{", "does not say what the plan was built for"),
+        ("plan.json", b"[]", "does not say what the plan was built for"),
+    ],
+)
+def test_a_plan_without_its_stamp_is_refused(
+    repository: Path, with_tensorrt: Triton, file: str, content: bytes | None, said: str
+) -> None:
+    path = repository / MODEL / "10" / file
+    path.unlink() if content is None else path.write_bytes(content)
+    with pytest.raises(ServingError, match=f"{said}.*python -m export plan"):
+        published_models(repository, with_tensorrt)
+
+
+def test_the_newest_version_counts(repository: Path, with_tensorrt: Triton) -> None:
+    (repository / MODEL / "11").mkdir()  # empty: not published
+    assert MODEL in published_models(repository, with_tensorrt)
+    (repository / MODEL / "11" / "model.onnx").touch()
+    with pytest.raises(ServingError, match="11 has no TensorRT plan"):
+        published_models(repository, with_tensorrt)
+
+
+class EntryPoint:
+    """The gpu container's entry point in a process, with a `python3` that notes what it is asked for."""
+
+    def __init__(self, folder: Path, *arguments: str, plan: str = "exit 0") -> None:
+        self.log = folder / "log"
+        self.log.touch()
+        (folder / "bin").mkdir()
+        python = folder / "bin" / "python3"
+        python.write_text(
+            f'#!/bin/sh\necho "$$ $*" >> {self.log}\ncase "$2" in export) {plan};; serving) exec sleep 60;; esac\n'
+        )
+        python.chmod(0o755)
+        text = re.sub(r"\\\n", "", (ROOT / "Dockerfile").read_text(encoding="utf-8"))
+        script, *shell = json.loads(text[text.rindex("ENTRYPOINT") :].removeprefix("ENTRYPOINT"))
+        assert script == "/opt/nvidia/nvidia_entrypoint.sh"
+        environment = os.environ | {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}"}
+        self.process = subprocess.Popen([*shell, *arguments], env=environment)
+
+    def lines(self, count: int) -> list[list[str]]:
+        """What python3 was called with, once that was `count` times: [process id, argument, ...]."""
+        deadline = time.monotonic() + 20
+        while len(lines := self.log.read_text().splitlines()) < count and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return [line.split() for line in lines]
+
+    def end(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout=20)
+
+
+def test_the_container_builds_plans_and_then_becomes_the_server(tmp_path: Path) -> None:
+    container = EntryPoint(tmp_path, "--grpc-port=9001", "--", "--log-verbose=1")
+    build, serve = container.lines(2)
+    assert " ".join(build[1:]) == "-m export plan --repository /models"
+    assert serve[0] == str(container.process.pid)
+    given = "--grpc-port=9001 -- --log-verbose=1"
+    assert " ".join(serve[1:]) == f"-m serving --repository /models --address 0.0.0.0 {given}"
+    assert container.end() == -signal.SIGTERM  # the server itself got it
+
+
+def test_the_container_does_not_serve_what_could_not_be_built(tmp_path: Path) -> None:
+    container = EntryPoint(tmp_path, plan="exit 1")
+    assert container.process.wait(timeout=20) == 1
+    assert len(container.lines(1)) == 1
+
+
+def test_sigterm_ends_the_container_while_it_builds(tmp_path: Path) -> None:
+    container = EntryPoint(tmp_path, plan="exec sleep 60")
+    ((build, *_),) = container.lines(1)
+    time.sleep(0.2)  # the trap is set right after the start of the build
+    assert container.end() == 128 + signal.SIGTERM
+    deadline = time.monotonic() + 20
+    while runs(int(build)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not runs(int(build))
+    assert len(container.lines(1)) == 1
+
+
+def runs(process: int) -> bool:
+    """Whether it lives; one that has ended, but was not waited for, does not."""
+    try:
+        return "State:\tZ" not in Path(f"/proc/{process}/status").read_text()
+    except OSError:
+        return False
