@@ -31,7 +31,7 @@ sample: install ## write the sample click log to data/sample
 finetune: install ## fine-tune the demo model on it, to checkpoints/demo
 	$(PY) -m finetune train --data data/sample --output checkpoints/demo
 
-export: install ## prove and publish checkpoints/demo into model_repository
+export: install ## gate and publish checkpoints/demo as every engine that this machine can build
 	$(PY) -m export --checkpoint checkpoints/demo --repository model_repository --evaluation data/sample/test.jsonl
 
 serve: install ## serve model_repository with Triton (gRPC 8001, HTTP 8000, metrics 8002), until Ctrl-C
@@ -57,8 +57,8 @@ test: install ## all tests
 	$(VENV)/bin/pytest
 
 clean: ## remove the sample, the demo checkpoint and all published versions, but not .venv
-	rm -rf data/sample checkpoints/demo checkpoints/demo-triton.log
-	rm -rf model_repository/*/[0-9]* model_repository/*/.staging model_repository/*/*.staging
+	rm -rf data/sample checkpoints/demo checkpoints/demo-triton.log export/report.html
+	rm -rf model_repository/*/[0-9]* model_repository/*/.staging model_repository/*/*.staging model_repository/*/timing.cache
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 clean-venv: ## remove .venv

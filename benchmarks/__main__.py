@@ -4,6 +4,7 @@
     python -m benchmarks load
     python -m benchmarks load --url localhost:8001 --users 16 --duration 60
     python -m benchmarks candidates
+    python -m benchmarks gpu
 
 The last line of the output is one JSON document.
 """
@@ -15,12 +16,19 @@ import json
 import signal
 import sys
 
-from benchmarks import candidates, demo, load
+from benchmarks import candidates, demo, gpu, load
 from clickbert import ClickBertError
+from export.calibration import CalibrationError
+from export.stamp import PlanError
 from finetune.clicklog import ClickLogError
 from finetune.metrics import MetricError
 from finetune.scoring import CheckpointError
 from serving.triton import ServingError
+
+EXPECTED = (
+    demo.DemoError, ServingError, PlanError, CalibrationError, CheckpointError, ClickBertError, ClickLogError,
+    MetricError, OSError,
+)  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -35,6 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     commands.add_parser("demo", help="the whole way on real parts", allow_abbrev=False)
     load.add_arguments(commands.add_parser("load", help="measure under load by Locust", allow_abbrev=False))
     candidates.add_arguments(commands.add_parser("candidates", help="ways to compute in INT8", allow_abbrev=False))
+    gpu.add_arguments(commands.add_parser("gpu", help="TensorRT plans beside PyTorch FP16", allow_abbrev=False))
     options = parser.parse_args(arguments)
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup asks to live on
@@ -42,10 +51,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if options.command == "load":
             return load.run(options)
-        print(
-            json.dumps(candidates.run(options) if options.command == "candidates" else demo.run(), ensure_ascii=False)
-        )
-    except (demo.DemoError, ServingError, CheckpointError, ClickBertError, ClickLogError, MetricError, OSError) as exc:
+        measured = {"candidates": candidates.run, "gpu": gpu.run}.get(options.command, lambda _: demo.run())(options)
+        print(json.dumps(measured, ensure_ascii=False))
+    except EXPECTED as exc:
         print(f"{options.command}: {exc}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

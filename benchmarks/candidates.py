@@ -33,8 +33,8 @@ from export.engines import ENGINES, Workshop, runner
 from export.gates import INT8, Limits, check
 from export.graph import write_click_model
 from export.linears import Constants, Linear, find_linears, rewrite
-from export.packing import Feed, add_longest, pack
-from export.parity import Logits, score_merged
+from export.packing import Feed, Logits, add_longest, pack
+from export.parity import score_merged
 from export.quantized import make_qdq
 from export.speed import measure_speed, take_turns
 from export.typed import take_longest_as_shape

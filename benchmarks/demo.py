@@ -18,7 +18,8 @@ from typing import Any
 from tqdm import tqdm
 
 from clickbert import Ranker
-from export.manifest import hash_checkpoint, read_manifest, sha256
+from export.files import sha256
+from export.manifest import hash_checkpoint, read_manifest
 from export.names import ONNX_MODEL
 from finetune.clicklog import ClickRow, read_click_log
 from finetune.metrics import evaluate_ranking

@@ -11,13 +11,11 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from export.names import LOGITS
-from export.packing import Feed
+from export.packing import Feed, Logits
 from export.stamp import PlanError
 
-Logits = NDArray[np.float32]
 MISSING = "install the pinned packages of the dependency group `plan`, or run this in the container (Dockerfile, gpu)"
 
 

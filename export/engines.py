@@ -17,8 +17,7 @@ from export.headroom import largest_activations
 from export.linears import Linear, find_linears, select
 from export.lint import lint
 from export.names import EMBEDDINGS, LOGITS, ONNX_MODEL
-from export.packing import Feed, add_longest
-from export.parity import Logits
+from export.packing import Feed, Logits, add_longest
 from export.quantized import make_int8, make_qdq
 from export.typed import take_longest_as_shape, to_float16
 

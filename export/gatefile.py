@@ -18,8 +18,7 @@ import numpy as np
 from export.comparison import compare
 from export.gates import GateError, Limits, check, describe_failures
 from export.names import GATE_FILE
-from export.packing import Feed, Pair, add_longest, pack
-from export.parity import Logits
+from export.packing import Feed, Logits, Pair, add_longest, pack
 from finetune.clicklog import ClickRow
 
 MERGED = (1, 2, 4)  # requests in a batch

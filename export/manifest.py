@@ -10,15 +10,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from export.files import sha256
 from export.names import MANIFEST_FILE
 
 TOOLS = ("torch", "transformers", "tokenizers", "onnx", "onnxscript", "onnxruntime", "numpy")
-
-
-def sha256(path: Path) -> str:
-    """The file's hash, hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def hash_checkpoint(folder: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from export.names import GRAPH_INPUTS, LONGEST, LONGEST_SHAPE
 
 Pair = dict[str, list[int]]
 Feed = dict[str, NDArray[np.int32]]
+Logits = NDArray[np.float32]  # [pairs, labels]
 
 
 def pack(requests: Sequence[Sequence[Pair]]) -> Feed:

@@ -14,13 +14,11 @@ from dataclasses import dataclass
 from itertools import cycle
 
 import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
-from export.packing import Feed, Pair, pack
+from export.packing import Feed, Logits, Pair, pack
 from finetune.clicklog import ClickRow
 
-Logits = NDArray[np.float32]
 BATCH_SIZES = (1, 2, 5, 20, 64)  # pairs; the first batch, of short pairs, holds LARGEST
 LARGEST = 300
 # Attention's memory is pairs x longest^2. This is 64 pairs of 512 tokens: 0.8 GB of scores in MiniLM's 12 heads.

@@ -20,13 +20,14 @@ from export.calibration import calibration_batches
 from export.comparison import compare
 from export.cuda import load_tensorrt
 from export.engines import Engine, Workshop, runner
+from export.files import sha256
 from export.gatefile import gate, save_gate
 from export.gates import FP32, GateError, Limits, check, describe_failures
 from export.graph import write_click_model, write_tokenizer
-from export.manifest import hash_checkpoint, sha256, write_manifest
+from export.manifest import hash_checkpoint, write_manifest
 from export.names import MODEL_FILE, TOKENIZER_MODEL
-from export.packing import Pair
-from export.parity import Logits, prove, score_merged
+from export.packing import Logits, Pair
+from export.parity import prove, score_merged
 from export.plan import rebuild
 from export.publish import staged
 from export.report import Result, screen_table, write_report

@@ -20,7 +20,8 @@ from google.protobuf import text_format
 from onnx import TensorProto
 from tritonclient.grpc import model_config_pb2
 
-from export.cuda import Engine, Logits
+from export.cuda import Engine
+from export.files import STAGING, sync, write_whole
 from export.names import (
     CONFIG_FILE,
     COUNT_INPUTS,
@@ -34,8 +35,8 @@ from export.names import (
     REQUEST_INPUTS,
     TENSORRT_INPUTS,
 )
-from export.packing import Feed
-from export.stamp import STAGING, STAMP_FILE, Machine, PlanError, Profile, make_stamp, sync, write_whole
+from export.packing import Feed, Logits
+from export.stamp import STAMP_FILE, Machine, PlanError, Profile, make_stamp
 from export.weaken import weaken
 
 TIMING_CACHE = "timing.cache"

@@ -20,11 +20,11 @@ from pathlib import Path
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
+from export.files import STAGING, sync, write_whole
 from export.names import CONFIG_FILE, LOGITS
 
 # The configs that are in git. A repository elsewhere gets copies of them with its first version.
 TEMPLATES = Path(__file__).resolve().parent.parent / "model_repository"
-STAGING = ".staging"
 
 
 class PublishError(RuntimeError):
@@ -77,7 +77,7 @@ def staged(repository: Path, models: list[str], labels: int) -> Iterator[tuple[i
                 shutil.rmtree(folder, ignore_errors=True)
             for config, text in configs.items():  # after that, since a full disk has room again
                 if config.read_text(encoding="utf-8") != text:
-                    replace(config, text)
+                    write_whole(config, text.encode())
             if isinstance(exc, OSError):
                 raise PublishError(
                     f"writing into {repository} failed: {exc.strerror} ({exc.filename or 'no file named'}); nothing "
@@ -116,7 +116,7 @@ def copy_config(model: str, folder: Path) -> None:
     template = TEMPLATES / model
     if (template / "warmup").is_dir():
         shutil.copytree(template / "warmup", folder / "warmup", dirs_exist_ok=True)
-    replace(folder / CONFIG_FILE, (template / CONFIG_FILE).read_text(encoding="utf-8"))
+    write_whole(folder / CONFIG_FILE, (template / CONFIG_FILE).read_bytes())
 
 
 def set_label_count(config: Path, labels: int) -> None:
@@ -131,7 +131,7 @@ def set_label_count(config: Path, labels: int) -> None:
     changed = re.sub(rf'(name: "{LOGITS}"[^}}]*dims: \[ -1, )\d+( \])', rf"\g<1>{labels}\g<2>", text)
     if label_count(changed, config) != labels:
         raise PublishError(f'{config}: set the dims of the output "{LOGITS}" to [ -1, {labels} ], then export again')
-    replace(config, changed)
+    write_whole(config, changed.encode())
 
 
 def label_count(text: str, config: Path) -> int | None:
@@ -143,28 +143,8 @@ def label_count(text: str, config: Path) -> int | None:
     return next((int(output.dims[-1]) for output in parsed.output if output.name == LOGITS), None)
 
 
-def replace(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    temporary = path.with_name(f"{path.name}{STAGING}")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        sync(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def flush(folder: Path) -> None:
     """Makes sure that a folder's files, and their names, are on the disk. That is when a full disk shows itself."""
     for path in folder.iterdir():
         sync(path)
     sync(folder)
-
-
-def sync(path: Path) -> None:
-    """fsync of a file or a folder."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -16,9 +16,9 @@ from matplotlib.figure import Figure
 
 from export.comparison import METRICS, Comparison
 from export.engines import Engine
+from export.files import write_whole
 from export.gates import Check
-from export.parity import Logits
-from export.publish import replace as write_whole
+from export.packing import Logits
 from finetune.metrics import click_probability
 
 NAMES = {"auc": "AUC", "log_loss": "log-loss", "ece": "ECE", "ndcg_at_10": "NDCG@10"}
@@ -67,7 +67,7 @@ class Result:
 
 
 def columns(result: Result) -> dict[str, str]:
-    """One row of the table, by column."""
+    """One engine's column of the table: its figures by their names."""
     comparison = result.comparison
     return {
         "engine": result.engine.model,
@@ -106,11 +106,10 @@ def write_report(path: Path, results: Sequence[Result], reference: Logits, label
         OSError: it cannot be written.
     """
     rows = [columns(result) for result in results]
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in rows[0])
-    body = "".join(
-        "<tr>" + "".join(f"<td{mark(value)}>{html.escape(value)}</td>" for value in row.values()) + "</tr>"
-        for row in rows
-    )
+    figures = ""
+    for name in rows[0]:
+        cells = "".join(f"<td{mark(row[name])}>{html.escape(row[name])}</td>" for row in rows)
+        figures += f"<tr><td>{html.escape(name)}</td>{cells}</tr>"
     checks = "".join(
         f"<tr><td>{html.escape(result.engine.model)}</td><td>{html.escape(check.name)}</td><td>{check.value:.4g}</td>"
         f"<td>{check.limit:g}</td><td{mark(verdict(check))}>{verdict(check)}</td></tr>"
@@ -121,7 +120,7 @@ def write_report(path: Path, results: Sequence[Result], reference: Logits, label
     page = (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>Export report</title><style>{STYLE}</style>"
         f"<h1>Export report</h1><p>Every engine against the checkpoint in PyTorch, fp32, on {size}.</p>"
-        f"<div class=wide><table><tr>{head}</tr>{body}</table></div>"
+        f"<div class=wide><table>{figures}</table></div>"
         "<p class=note>Pairs/s: on the exporting machine's CPU, 32 pairs of similar length at a time; of a TensorRT "
         "model that is its graph, not its plan.</p><h2>The gates</h2>"
         f"<table><tr><th>engine<th>figure<th>value<th>allowed<th></tr>{checks}</table>"
@@ -131,7 +130,7 @@ def write_report(path: Path, results: Sequence[Result], reference: Logits, label
         f"{picture(intervals(results))}</html>"
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, page)
+    write_whole(path, page.encode())
 
 
 def verdict(check: Check) -> str:

@@ -12,8 +12,8 @@ from tqdm import tqdm
 from export.calibration import stratify
 from export.engines import Engine, Workshop, runner
 from export.names import EMBEDDINGS, MODEL_FILE
-from export.packing import Pair
-from export.parity import Logits, score_merged
+from export.packing import Logits, Pair
+from export.parity import score_merged
 
 SAMPLE = 256  # pairs, of all lengths
 SHOWN = 12

@@ -12,8 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from tqdm import tqdm
 
-from export.packing import Feed, Pair, pack
-from export.parity import Logits
+from export.packing import Feed, Logits, Pair, pack
 
 PAIRS_A_BATCH = 32
 BATCHES = 16  # of all lengths

@@ -6,19 +6,17 @@ recognized before it is loaded. `serving/checks.py` reads the same file. What th
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import subprocess
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
+from export.files import sha256
 from export.names import MODEL_FILE, PLAN_FILE
 
 Profile = dict[str, tuple[int, int, int]]  # smallest, typical and largest length, by input
 STAMP_FILE = "plan.json"
-STAGING = ".staging"
 # Both sides ask nvidia-smi, not CUDA: the server's side has the standard library only, and the driver's own version is
 # not to be had from CUDA.
 GPU_QUERY = ("nvidia-smi", "--query-gpu=name,compute_cap,driver_version", "--format=csv,noheader")
@@ -70,15 +68,6 @@ def find_machine(tensorrt: str) -> Machine:
     return Machine(gpu, compute_capability, driver, tensorrt)
 
 
-def sha256(path: Path) -> str:
-    """The file's hash, hexadecimal. (Not `hashlib.file_digest`: TensorRT 8.6's kit may have Python 3.9.)"""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def make_stamp(machine: Machine, graph: Path, plan: Path, profile: Profile, activation_bytes: int) -> bytes:
     """The stamp of `plan`, built from `graph` on `machine`, as JSON.
 
@@ -118,24 +107,3 @@ def misfit(version: Path, machine: Machine, profile: Profile) -> str | None:
         (plan_sha256 == sha256(plan), f"its {PLAN_FILE} is not the one that {STAMP_FILE} describes"),
     )
     return next((reason for holds, reason in checks if not holds), None)
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Writes a file whole or not at all, flushed to the disk."""
-    staged = path.with_name(path.name + STAGING)
-    try:
-        staged.write_bytes(data)
-        sync(staged)
-        staged.replace(path)
-        sync(path.parent)
-    finally:
-        staged.unlink(missing_ok=True)
-
-
-def sync(path: Path) -> None:
-    """fsync of a file or a folder."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

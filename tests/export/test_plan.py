@@ -161,8 +161,11 @@ def test_both_plans_are_built_and_pass_their_gates(tmp_path: Path) -> None:
 
     repository = tmp_path / "repository"
     checkpoint = make_checkpoint(tmp_path / "checkpoint")
-    evaluation = make_click_log(tmp_path / "clicks.jsonl")
-    assert main([f"--checkpoint={checkpoint}", f"--repository={repository}", f"--evaluation={evaluation}"]) == 0
+    log = make_click_log(tmp_path / "clicks.jsonl", groups=45)
+    options = {"checkpoint": checkpoint, "repository": repository, "evaluation": log, "calibration": log}
+    options |= {"report": tmp_path / "report.html", "fp16-auc": 0.01, "int8-auc": 1, "int8-top1": 1, "int8-log-loss": 1}
+    engines = ["--engine", "trt_fp16", "--engine", "trt_int8"]  # a random model: INT8's ranking means nothing
+    assert main([*engines, *(f"--{name}={value}" for name, value in options.items())]) == 0
     assert plan_command.main([f"--repository={repository}"]) == 0
     versions = plan_command.newest_versions(repository, None)
     assert set(versions) == {"clickbert_trt_fp16", "clickbert_trt_int8"}

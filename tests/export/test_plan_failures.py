@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-import export.stamp
+import export.files
 from export import plan, plan_command
 from export.cuda import Engine
 from export.names import PLAN_FILE, TENSORRT_INPUTS
@@ -61,7 +61,7 @@ def test_a_full_disk_or_ctrl_c_while_writing_leaves_no_half_plan(
         if path.name == file:
             raise error
 
-    monkeypatch.setattr(export.stamp, "sync", sync)
+    monkeypatch.setattr(export.files, "sync", sync)
     monkeypatch.setattr(plan, "sync", sync)
     assert command(version) == (1 if isinstance(error, OSError) else 130)
     assert isinstance(error, KeyboardInterrupt) or "failed: No space left on device" in capsys.readouterr().err
@@ -208,12 +208,23 @@ def test_a_driver_error_is_named(gpu: Gpu) -> None:
         Engine(gpu.tensorrt, b"plan")
 
 
-def test_the_command_needs_no_pytorch() -> None:
-    code = (
-        "import sys, export.plan_command\n"
-        "print({'torch', 'transformers', 'onnxscript', 'onnxruntime', 'finetune'} & set(sys.modules))"
-    )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+def test_the_command_and_its_gate_need_none_of_what_the_container_lacks() -> None:
+    """The dependency group `plan` is all that the serving container has."""
+    absent = ("torch", "transformers", "tokenizers", "onnxruntime", "onnxscript", "matplotlib", "tqdm", "safetensors")
+    program = f"""
+import sys
+class Absent:
+    def find_spec(self, name, *_):
+        if name.split(".")[0] in {absent}:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Absent())
+import export.gatefile
+from export.__main__ import main
+sys.exit(main(["plan", "--help"]))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "python -m export plan" in done.stdout
 
 
 @pytest.mark.parametrize("module", MODULES)

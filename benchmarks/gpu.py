@@ -1,0 +1,137 @@
+"""The published TensorRT plans beside PyTorch in FP16, on this GPU: latency and pairs/s at 1, 32 and 256 pairs.
+
+    python -m benchmarks gpu
+    python -m benchmarks gpu --checkpoint checkpoints/mine --evaluation my-clicks/test.jsonl
+
+PyTorch pads each batch to its longest pair, eager and compiled; the plans get it packed. Every figure includes the
+copies to the GPU and back, and is the median of 50 runs after 10 that do not count. The last line of the output is one
+JSON document, with what it was measured on. It has not run on a GPU yet (export/GPU.md).
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from export.cuda import Engine, load_tensorrt
+from export.names import PLAN_FILE
+from export.packing import Logits, Pair, add_longest, pack
+from export.plan_command import newest_versions
+from export.stamp import PlanError, find_machine
+from finetune.clicklog import read_click_log
+from finetune.scoring import load_checkpoint, pad, tokenize_pairs
+
+SIZES = (1, 32, 256)
+PAIRS_A_REQUEST = 32  # config.pbtxt's limit
+WARM_UP, RUNS = 10, 50
+
+Contender = Callable[[Sequence[Pair]], Logits]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's options."""
+    parser.add_argument("--checkpoint", type=Path, default=Path("checkpoints/demo"), help="Hugging Face folder")
+    parser.add_argument("--repository", type=Path, default=Path("model_repository"), help="with the plans of it")
+    parser.add_argument("--evaluation", type=Path, default=Path("data/sample/test.jsonl"), help="click log")
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Measures plans and PyTorch, and returns the figures.
+
+    Raises:
+        PlanError: there is no TensorRT, no GPU, or no plan.
+    """
+    trt = load_tensorrt()
+    machine = find_machine(str(trt.__version__))
+    model, tokenizer, max_length = load_checkpoint(options.checkpoint)
+    pairs = tokenize_pairs(tokenizer, read_click_log(options.evaluation), max_length)
+    model = model.half().to("cuda")  # type: ignore[no-untyped-call]
+    contenders: dict[str, Contender] = {
+        "PyTorch FP16, eager": padded(model, tokenizer),
+        "PyTorch FP16, compiled": padded(torch.compile(model, dynamic=True), tokenizer),
+    }
+    with ExitStack() as stack:
+        for name, version in newest_versions(options.repository, None).items():
+            if not (version / PLAN_FILE).exists():
+                raise PlanError(f"{version} has no plan; build it with `python -m export plan`")
+            contenders[name] = packed(stack.enter_context(Engine(trt, (version / PLAN_FILE).read_bytes())))
+        figures = measure(contenders, pairs, SIZES)
+    print(table(figures))
+    return {"machine": str(machine), "torch": torch.__version__, "figures": figures}
+
+
+def padded(model: Any, tokenizer: PreTrainedTokenizerFast) -> Contender:
+    """A Hugging Face model on pairs that are padded to the longest of them."""
+    device = next(model.parameters()).device
+
+    def compute(pairs: Sequence[Pair]) -> Logits:
+        with torch.inference_mode():
+            batch = {name: values.to(device) for name, values in pad(tokenizer, pairs).items()}
+            logits: Logits = model(**batch).logits.float().cpu().numpy()
+        return logits
+
+    return compute
+
+
+def packed(engine: Engine) -> Contender:
+    """A plan on pairs that are laid end to end, as Triton would merge requests of 32."""
+
+    def compute(pairs: Sequence[Pair]) -> Logits:
+        return engine.run(add_longest(pack(requests(pairs))))
+
+    return compute
+
+
+def requests(pairs: Sequence[Pair]) -> list[Sequence[Pair]]:
+    """Pairs as requests of the largest size."""
+    return [pairs[start : start + PAIRS_A_REQUEST] for start in range(0, len(pairs), PAIRS_A_REQUEST)]
+
+
+def measure(
+    contenders: Mapping[str, Contender], pairs: Sequence[Pair], sizes: Sequence[int]
+) -> dict[int, dict[str, dict[str, float]]]:
+    """Each contender's figures at each size, in turn; the same pairs for all, drawn anew for every run.
+
+    Returns:
+        By size and contender: "median_ms", "p99_ms", "pairs_per_second" (of the median).
+    """
+    figures: dict[int, dict[str, dict[str, float]]] = {}
+    for size in sizes:
+        chance = random.Random(size)
+        batches = [chance.choices(pairs, k=size) for _ in range(RUNS)]
+        figures[size] = {}
+        for name, compute in contenders.items():
+            for batch in batches[:WARM_UP]:
+                compute(batch)
+            took = []
+            for batch in batches:
+                began = time.perf_counter()
+                compute(batch)  # returns when the logits are here
+                took.append(time.perf_counter() - began)
+            median = float(np.median(took))
+            figures[size][name] = {
+                "median_ms": 1000 * median,
+                "p99_ms": 1000 * float(np.percentile(took, 99)),
+                "pairs_per_second": size / median,
+            }
+    return figures
+
+
+def table(figures: dict[int, dict[str, dict[str, float]]]) -> str:
+    """A line for each size and contender."""
+    lines = [f"{'pairs':>6}  {'contender':<24}{'median ms':>12}{'p99 ms':>12}{'pairs/s':>12}"]
+    lines += [
+        f"{size:>6}  {name:<24}{one['median_ms']:>12.2f}{one['p99_ms']:>12.2f}{one['pairs_per_second']:>12.0f}"
+        for size, found in figures.items()
+        for name, one in found.items()
+    ]
+    return "\n".join(lines)
