@@ -110,9 +110,10 @@ def log_odds(probabilities: FloatArray) -> FloatArray:
 
 
 def tau(wanted: FloatArray, got: FloatArray) -> float:
-    """Kendall's tau-b of two orders; 1 where one of them is a single tie, and so has no order to keep."""
-    value = float(kendalltau(wanted, got).statistic)
-    return value if np.isfinite(value) else 1.0
+    """Kendall's tau-b of two orders; 1 where there is no order to keep, 0 where the engine has none."""
+    if np.ptp(wanted) == 0:
+        return 1.0
+    return float(kendalltau(wanted, got).statistic) if np.ptp(got) > 0 else 0.0
 
 
 def changed(wanted: FloatArray, got: FloatArray, groups: Sequence[NDArray[np.int64]], top: int, tie: float) -> float:
@@ -122,7 +123,8 @@ def changed(wanted: FloatArray, got: FloatArray, groups: Sequence[NDArray[np.int
     count = 0
     for group in groups:
         scores = wanted[group]
-        chosen = np.argsort(-got[group], kind="stable")[:top]
+        # The engine's ties count against it: else a constant would keep the order of a file that is sorted already.
+        chosen = np.lexsort((scores, -got[group]))[:top]
         best = np.sort(scores)[::-1][:top]
         # Both sorted: the k-th best that was chosen against the k-th best that there is.
         count += bool((best - np.sort(scores[chosen])[::-1] > tie).any())

@@ -28,14 +28,17 @@ from export.linears import FloatArray, Linear
 ALPHAS = (0.0, 0.5, 0.65, 0.8, 0.9)
 CLIPS = (1.0, 0.9, 0.75)  # of the range seen
 TINY = 1e-6
+# What FP16 can hold, as TensorRT's graphs must, also for an input that is always 0 or an output that was pruned away.
+WIDEST = 2.0**14
+FINEST = 2.0**-24
 
 
 @dataclass(frozen=True)
 class Scheme:
     """How one linear layer computes in integers.
 
-    (q - zero_point) * scale * smooth is an input, q an 8-bit integer; weight * weight_scale[:, None] / smooth / scale
-    is the layer's weight.
+    (q - zero_point) * scale * smooth is an input, q an 8-bit integer; weight * weight_scale[:, None] / smooth is the
+    layer's weight.
     """
 
     smooth: FloatArray  # [inputs]
@@ -67,15 +70,16 @@ def make_scheme(linear: Linear, seen: Activations, alpha: float, clip: float, *,
     largest = np.maximum(np.maximum(np.abs(seen.low), np.abs(seen.high)), TINY)
     columns = np.maximum(np.abs(linear.weight).max(axis=0), TINY)
     smooth = largest**alpha / columns ** (1 - alpha) if alpha else np.ones_like(largest)
+    smooth = np.clip(smooth, 1 / WIDEST, WIDEST)
     low, high = float((seen.low / smooth).min()) * clip, float((seen.high / smooth).max()) * clip
     if signed:
-        scale, zero_point = max(abs(low), abs(high), TINY) / 127, 0
+        scale, zero_point = max(max(abs(low), abs(high)) / 127, FINEST), 0
     else:
         low, high = min(low, 0.0), max(high, 0.0)  # 0 itself must be one of the steps
-        scale = max(high - low, TINY) / 255
+        scale = max((high - low) / 255, FINEST)
         zero_point = round(-low / scale)
     smoothed = linear.weight * smooth
-    weight_scale = np.maximum(np.abs(smoothed).max(axis=1), TINY) / 127
+    weight_scale = np.maximum(np.abs(smoothed).max(axis=1) / 127, FINEST)
     weight = np.clip(np.rint(smoothed / weight_scale[:, None]), -127, 127).astype(np.int8)
     return Scheme(
         smooth.astype(np.float32), scale, zero_point, weight, weight_scale.astype(np.float32), alpha, clip, np.nan

@@ -8,10 +8,12 @@ evaluation texts in it: keep the repository as you keep the click log.
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from itertools import cycle
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -64,17 +66,22 @@ def gate(folder: Path, run: Callable[[Feed], Logits]) -> None:
             kept = dict(opened)
         facts = json.loads(str(kept["facts"]))
         limits = Limits(**facts["limits"])
-        reference, lengths = kept["reference"], kept["lengths"]
-    except (OSError, ValueError, KeyError, TypeError) as exc:
-        raise GateError(f"{folder / GATE_FILE} cannot be read ({exc}); export the model again") from exc
-    ends = np.cumsum(lengths)[:-1]
-    ids, types = (np.split(kept[name], ends) for name in ("input_ids", "token_type_ids"))
-    pairs = [{"input_ids": one.tolist(), "token_type_ids": two.tolist()} for one, two in zip(ids, types, strict=True)]
-    columns = zip(*(kept[name].tolist() for name in ("groups", "clicks", "impressions")), strict=True)
-    rows = [ClickRow(str(group), "", "", clicks, impressions) for group, clicks, impressions in columns]
+        reference, ends = kept["reference"], np.cumsum(kept["lengths"])[:-1]
+        texts = zip(*(np.split(kept[name], ends) for name in ("input_ids", "token_type_ids")), strict=True)
+        pairs = [{"input_ids": ids.tolist(), "token_type_ids": types.tolist()} for ids, types in texts]
+        columns = zip(*(kept[name].tolist() for name in ("groups", "clicks", "impressions")), strict=True)
+        rows = [ClickRow(str(group), "", "", clicks, impressions) for group, clicks, impressions in columns]
+    except (OSError, EOFError, ValueError, KeyError, TypeError, BadZipFile, zlib.error) as exc:
+        raise GateError(f"{folder / GATE_FILE} cannot be read ({exc!r}); export the model again") from exc
     logits = np.full_like(reference, np.nan)
     for batch, requests in merge(pairs):
-        logits[batch] = run(add_longest(pack(requests)))
+        answer = run(add_longest(pack(requests)))
+        if answer.shape != logits[batch].shape:
+            raise GateError(
+                f"{folder.parent.name}: a batch was answered with logits of shape {list(answer.shape)}, "
+                f"{list(logits[batch].shape)} was expected"
+            )
+        logits[batch] = answer
     if wrong := int((~np.isfinite(logits).all(axis=1)).sum()):
         raise GateError(f"{folder.parent.name}: the logits of {wrong} of {len(rows)} pairs are not finite")
     checks = check(facts["precision"], compare(rows, reference, logits, facts["labels"], limits.tie), limits)

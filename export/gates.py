@@ -31,6 +31,7 @@ class Limits:
 
     tolerance: float = limit(1e-4, "fp32: largest difference of a logit to PyTorch's")
     fp16_auc: float = limit(0.0005, "FP16: largest loss of AUC")
+    fp16_log_loss: float = limit(0.001, "FP16: largest rise of the log-loss, nats")
     int8_auc: float = limit(0.002, "INT8: largest loss of AUC")
     int8_log_loss: float = limit(0.005, "INT8: largest rise of the log-loss, nats")
     int8_top1: float = limit(0.02, "INT8: largest share of impressions whose first candidate changed")
@@ -63,7 +64,7 @@ def check(precision: str, comparison: Comparison, limits: Limits, largest_fp16: 
     auc, loss = comparison.metrics["auc"].difference, comparison.metrics["log_loss"].difference
     checks = {
         FP32: [Check("largest difference of a logit", comparison.max_abs_diff, limits.tolerance)],
-        FP16: [Check("loss of AUC", -auc, limits.fp16_auc)],
+        FP16: [Check("loss of AUC", -auc, limits.fp16_auc), Check("rise of the log-loss", loss, limits.fp16_log_loss)],
         INT8: [
             Check("loss of AUC", -auc, limits.int8_auc),
             Check("rise of the log-loss", loss, limits.int8_log_loss),

@@ -105,7 +105,7 @@ class Constants:
     def add(self, name: str, values: NDArray[np.generic]) -> str:
         """Adds `values` under `name` unless it is there; returns the name."""
         if name not in self.names:
-            self.model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(values), name))
+            self.model.graph.initializer.append(numpy_helper.from_array(np.asarray(values, order="C"), name))
             self.names.add(name)
         return name
 
@@ -121,7 +121,7 @@ def drop_idle(model: onnx.ModelProto) -> None:
     for node in reversed(model.graph.node):
         if wanted.intersection(node.output):
             kept.append(node)
-            wanted.update(node.input)
+            wanted.update(name for name in node.input if name)
     del model.graph.node[:]
     model.graph.node.extend(reversed(kept))
     constants = [tensor for tensor in model.graph.initializer if tensor.name in wanted]

@@ -88,9 +88,14 @@ def quantization(graph: Reader) -> list[str]:
     found = []
     for node in graph.nodes:
         if node.op_type == "MatMulIntegerToFloat":
-            weight, scale = graph.constants[node.input[1]], graph.constants[node.input[3]]
-            if weight.data_type != TensorProto.INT8 or list(scale.dims) != [weight.dims[1]]:
-                found.append(f"the weight {weight.name} is not int8 with a scale for each of its outputs")
+            weight, scales = graph.constants.get(node.input[1]), graph.constants.get(node.input[3])
+            if (
+                weight is None
+                or scales is None
+                or weight.data_type != TensorProto.INT8
+                or list(scales.dims) != [weight.dims[1]]
+            ):
+                found.append(f"the weight {node.input[1]} is not int8 with a scale for each of its outputs")
         if node.op_type != "DequantizeLinear":
             continue
         source = graph.producer.get(node.input[0])
@@ -104,11 +109,18 @@ def quantization(graph: Reader) -> list[str]:
             found.append(f"{node.output[0]} is dequantized for something else than a linear layer")
         weight_name = source.input[0]
         if weight_name in graph.constants:
-            axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1)
             outputs = graph.constants[weight_name].dims[0]
-            if axis != 0 or list(graph.constants[node.input[1]].dims) != [outputs]:
+            if {axis_of(source), axis_of(node)} != {0} or list(graph.constants[node.input[1]].dims) != [outputs]:
                 found.append(f"the weight {weight_name} has no scale for each of its {outputs} outputs")
+        scale = graph.constants.get(node.input[1])
+        if scale is None or not (numpy_helper.to_array(scale) > 0).all():
+            found.append(f"the scale {node.input[1]} of {node.output[0]} is not a constant over 0")
     return found
+
+
+def axis_of(node: onnx.NodeProto) -> int:
+    """Along which axis a QuantizeLinear or DequantizeLinear has its scales."""
+    return next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1)
 
 
 def half_precision(graph: Reader) -> list[str]:

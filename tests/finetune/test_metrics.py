@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finetune.clicklog import ClickRow
-from finetune.metrics import MetricError, click_probability, evaluate_ranking
+from finetune.metrics import MetricError, calibration_error, click_probability, evaluate_ranking
 
 
 def rows(*groups: list[float], impressions: float = 1.0) -> list[ClickRow]:
@@ -49,8 +49,35 @@ def test_counts_equal_repeated_rows() -> None:
     single = [ClickRow("a", "q", "d", click, 1) for click in (1, 1, 1, 0, 0, 1, 0, 0, 0)]
     grouped = evaluate_ranking(counted, [0.7, 0.2])
     repeated = evaluate_ranking(single, [0.7] * 5 + [0.2] * 4)
-    for name in ("accuracy", "precision", "recall", "f1", "auc", "log_loss"):
+    for name in ("accuracy", "precision", "recall", "f1", "auc", "log_loss", "ece"):
         assert grouped[name] == pytest.approx(repeated[name]), name
+
+
+def ece(log: list[ClickRow], probabilities: list[float]) -> float:
+    return evaluate_ranking(log, probabilities)["ece"]
+
+
+def test_calibrated_probabilities_have_no_calibration_error() -> None:
+    calibrated = [ClickRow("a", "q", "d", 1, 4), ClickRow("a", "q", "d", 6, 10), ClickRow("a", "q", "d", 0, 5)]
+    assert ece(calibrated, [0.25, 0.6, 0.0]) == pytest.approx(0, abs=1e-12)
+    assert ece(rows([1, 0], [1, 0]), [0.5] * 4) == pytest.approx(0, abs=1e-12)
+    # 0.48 and 0.52 share the bin from 7/15 to 8/15: their errors, once too high and once too low, cancel out.
+    assert ece([ClickRow("a", "q", "d", 43, 100), ClickRow("a", "q", "d", 57, 100)], [0.48, 0.52]) < 1e-12
+
+
+def test_calibration_error_worked_out_by_hand() -> None:
+    # One bin alone: 1 click of 100 at 0.9. Two bins: 2 rows at 0.9 with 1 click, and 3 at 0.1 with none.
+    assert ece([ClickRow("a", "q", "d", 0, 99), ClickRow("a", "q", "d", 1, 1)], [0.9] * 2) == pytest.approx(0.89)
+    assert ece(rows([1, 0, 0, 0, 0]), [0.9, 0.9, 0.1, 0.1, 0.1]) == pytest.approx(2 / 5 * 0.4 + 3 / 5 * 0.1)
+    unclicked = np.array([0.0, 0.0]), np.array([1.0, 3.0])  # evaluate_ranking wants a click
+    assert calibration_error(np.array([0.9, 0.9]), *unclicked) == pytest.approx(0.9)
+
+
+def test_a_probability_of_one_falls_into_the_last_bin() -> None:
+    assert ece(rows([1, 0]), [1.0, 0.0]) == 0
+    assert ece(rows([0, 1]), [1.0, 0.0]) == 1
+    # In one bin with 0.95: 1 - 1 and 0.95 - 0.9 of 1 and 10 impressions.
+    assert ece([ClickRow("a", "q", "d", 0, 1), ClickRow("a", "q", "d", 10, 10)], [1.0, 0.95]) == pytest.approx(0.5 / 11)
 
 
 def test_groups_without_contrast_are_skipped() -> None:
@@ -82,6 +109,7 @@ def test_any_scores(groups: list[list[float]], data: st.DataObject) -> None:
     scores = data.draw(st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]), min_size=len(log), max_size=len(log)))
     metrics = evaluate_ranking(log, scores)
     assert all(math.isfinite(value) and value >= 0 for value in metrics.values())
+    assert metrics["ece"] <= 1 + 1e-12
     shares = {"accuracy", "precision", "recall", "f1", "auc", "ndcg_at_10", "mrr", "pairwise_accuracy"}
     assert all(metrics[name] <= 1 + 1e-12 for name in shares)
     order = data.draw(st.permutations(range(len(log))))
@@ -90,6 +118,7 @@ def test_any_scores(groups: list[list[float]], data: st.DataObject) -> None:
     perfect = evaluate_ranking(log, [row.clicks for row in log])
     assert all(perfect[name] == pytest.approx(1) for name in shares)
     assert perfect["log_loss"] == pytest.approx(0, abs=1e-6)
+    assert perfect["ece"] == 0
 
 
 @pytest.mark.parametrize(
