@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from export.cuda import Engine, load_tensorrt
+from export.cuda import LoadedPlan, load_tensorrt
 from export.names import PLAN_FILE
 from export.packing import Logits, Pair, add_longest, pack
 from export.plan_command import newest_versions
@@ -63,7 +63,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         for name, version in newest_versions(options.repository, None).items():
             if not (version / PLAN_FILE).exists():
                 raise PlanError(f"{version} has no plan; build it with `python -m export plan`")
-            contenders[name] = packed(stack.enter_context(Engine(trt, (version / PLAN_FILE).read_bytes())))
+            contenders[name] = packed(stack.enter_context(LoadedPlan(trt, (version / PLAN_FILE).read_bytes())))
         figures = measure(contenders, pairs, SIZES)
     print(table(figures))
     return {"machine": str(machine), "torch": torch.__version__, "figures": figures}
@@ -82,7 +82,7 @@ def padded(model: Any, tokenizer: PreTrainedTokenizerFast) -> Contender:
     return compute
 
 
-def packed(engine: Engine) -> Contender:
+def packed(engine: LoadedPlan) -> Contender:
     """A plan on pairs that are laid end to end, as Triton would merge requests of 32."""
 
     def compute(pairs: Sequence[Pair]) -> Logits:

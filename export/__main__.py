@@ -45,8 +45,8 @@ def export(arguments: list[str]) -> int:
     from export.pipeline import Order, export_checkpoint  # noqa: PLC0415
 
     options = parse(arguments, Limits)
-    engines = tuple(dict.fromkeys(options.engine or possible_engines()))
     try:
+        engines = tuple(dict.fromkeys(options.engine or possible_engines()))
         order = Order(
             checkpoint=options.checkpoint,
             repository=options.repository,
@@ -80,12 +80,19 @@ def parse(arguments: list[str], limits: Any) -> argparse.Namespace:
     add("--engine", action="append", choices=ENGINE_NAMES, help="what to publish; repeatable")
     add("--evaluation", type=Path, default=Path("data/sample/test.jsonl"), help="click log for the gates (.jsonl[.gz])")
     add("--calibration", type=Path, help="click log that INT8 is fitted to (default: train.jsonl[.gz] beside it)")
-    add("--keep-fp32", type=names, default=(), metavar="LAYER,...", help="layers to spare from INT8 and FP16")
+    add(
+        "--keep-fp32",
+        type=names,
+        default=(),
+        metavar="LAYER,...",
+        help="layers to spare from INT8 and FP16 (and embeddings.word_embeddings)",
+    )
     add("--sensitivity", action="store_true", help="tell which layers cost most, each spared in turn")
     add("--report", type=Path, default=Path("export/report.html"), help="where the page with pictures goes")
     for field in fields(limits):
         option = f"--{field.name.replace('_', '-')}"
-        add(option, type=positive, default=field.default, help=f"{field.metadata['help']} (default %(default)g)")
+        kind = positive if field.name != "tie" else not_negative
+        add(option, type=kind, default=field.default, help=f"{field.metadata['help']} (default %(default)g)")
     return parser.parse_args(arguments)
 
 
@@ -144,6 +151,11 @@ def positive(text: str) -> float:
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is not a number over 0")
     return value
+
+
+def not_negative(text: str) -> float:
+    """0, or a finite number over it."""
+    return 0.0 if float(text) == 0 else positive(text)
 
 
 def say(step: str) -> None:

@@ -1,7 +1,7 @@
 """What the linear layers read on real pairs: the ranges and a sample of rows that quantization is fitted to.
 
-The pairs come from the click log's training part, never from the evaluation file that the gates use. They are taken
-evenly over the lengths, so that long pairs, which are few, are among them.
+The pairs should come from the click log's training part, not from the evaluation file that the gates use. They are
+taken evenly over the lengths, so that long pairs, which are few, are among them.
 """
 
 from __future__ import annotations

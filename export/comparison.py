@@ -39,10 +39,10 @@ class Difference:
 class Comparison:
     """An engine beside the reference.
 
-    `top1_changed`: the share of groups (of two candidates or more) whose first candidate is another one.
-    `top5_changed`: of groups of more than five, the share whose five best are another set. Either counts only where the
-    reference tells the exchanged candidates apart: its logits differ by more than the tie. `kendall_tau`: the mean over
-    groups of tau-b between the two orders.
+    `top1_changed`: the share of groups (of two candidates or more) whose first candidate is another one, where the
+    reference tells the two apart: its logits differ by more than the tie. `top5_changed`: of groups of more than five,
+    the share whose five best are another set, likewise. `top1_exchanged`, `top5_exchanged`: the same without a tie,
+    every exchange counted. `kendall_tau`: the mean over groups of tau-b between the two orders.
     """
 
     max_abs_diff: float  # of a logit
@@ -51,6 +51,8 @@ class Comparison:
     kendall_tau: float
     top1_changed: float
     top5_changed: float
+    top1_exchanged: float
+    top5_exchanged: float
     pairs: int
     groups: int
 
@@ -78,6 +80,7 @@ def compare(
     first, second = (evaluate_ranking(rows, values) for values in probabilities)
     intervals = bootstrap(rows, *probabilities)
     groups = group_rows(rows)
+    several, many = ([group for group in groups if len(group) > least] for least in (1, 5))
     wanted, got = (log_odds(values) for values in probabilities)
     difference = np.abs(logits.astype(np.float64) - reference)
     return Comparison(
@@ -87,9 +90,11 @@ def compare(
             name: Difference(first[name], second[name], second[name] - first[name], *intervals[name])
             for name in METRICS
         },
-        kendall_tau=float(np.mean([tau(wanted[group], got[group]) for group in groups if len(group) > 1])),
-        top1_changed=changed(wanted, got, [group for group in groups if len(group) > 1], 1, tie),
-        top5_changed=changed(wanted, got, [group for group in groups if len(group) > 5], 5, tie),
+        kendall_tau=float(np.mean([tau(wanted[group], got[group]) for group in several])),
+        top1_changed=changed(wanted, got, several, 1, tie),
+        top5_changed=changed(wanted, got, many, 5, tie),
+        top1_exchanged=changed(wanted, got, several, 1, 0.0),
+        top5_exchanged=changed(wanted, got, many, 5, 0.0),
         pairs=len(rows),
         groups=len(groups),
     )

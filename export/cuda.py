@@ -37,7 +37,7 @@ def load_tensorrt() -> Any:
     raise PlanError(f"TensorRT cannot be used here ({'; '.join(reasons)}); {MISSING}")
 
 
-class Engine:
+class LoadedPlan:
     """A plan, ready to run on the first GPU. As a context manager it gives stream and memory back.
 
     Args:
@@ -134,7 +134,7 @@ class Engine:
         self.driver.cuStreamDestroy(self.stream)
         self.driver.cuDevicePrimaryCtxRelease(self.device)
 
-    def __enter__(self) -> Engine:
+    def __enter__(self) -> LoadedPlan:
         return self
 
     def __exit__(

@@ -14,14 +14,12 @@ from export.calibration import Activations, record
 from export.fitting import Scheme, fit
 from export.gates import FP16, FP32, INT8
 from export.headroom import largest_activations
-from export.linears import Linear, find_linears, select
+from export.linears import LayerNameError, Linear, find_linears, select
 from export.lint import lint
 from export.names import EMBEDDINGS, LOGITS, ONNX_MODEL
 from export.packing import Feed, Logits, add_longest
 from export.quantized import make_int8, make_qdq
 from export.typed import take_longest_as_shape, to_float16
-
-NOTED = 8  # of the largest FP16 activations
 
 
 @dataclass(frozen=True)
@@ -67,9 +65,13 @@ class Workshop:
         self.seen: dict[str, Activations] = {}
         self.schemes: dict[bool, dict[str, Scheme]] = {}
 
-    def check_names(self, spared: Collection[str]) -> None:
-        """Raises LayerNameError for a name that is no layer's, before anything is computed."""
+    def check_names(self, spared: Collection[str], engines: Collection[Engine]) -> None:
+        """Raises LayerNameError for a name that is no layer's, or that no engine could spare."""
         select(self.linears, [name for name in spared if name != EMBEDDINGS])
+        if spared and all(engine.precision == FP32 for engine in engines):
+            raise LayerNameError("fp32 engines alone are exported, which compute every layer in float32 anyway")
+        if EMBEDDINGS in spared and not any(engine.quantized and not engine.tensorrt for engine in engines):
+            raise LayerNameError(f"{EMBEDDINGS} is quantized in onnx_int8 only, which is not exported here")
 
     def make(self, engine: Engine, target: Path, spared: Collection[str] = ()) -> dict[str, float]:
         """Writes the engine's graph to `target`.
@@ -102,7 +104,7 @@ class Workshop:
             make_qdq(model, schemes) if engine.tensorrt else make_int8(model, schemes, spared)
         if engine.tensorrt:
             found = largest_activations(model, self.feeds)
-            largest = dict(sorted(found.items(), key=lambda item: -item[1])[:NOTED])
+            largest = dict(sorted(found.items(), key=lambda item: -item[1]))
             spared_outputs = {linear.output for linear in self.linears} - {linear.output for linear in chosen}
             to_float16(model, spared_outputs)
         lint(model, tensorrt=engine.tensorrt)

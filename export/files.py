@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and on the disk when it is said so. Standard library only, Python 3.9 or later."""
+"""Files that are whole or not there, and on the disk when it is said so."""
 
 from __future__ import annotations
 
@@ -31,9 +31,6 @@ def sync(path: Path) -> None:
 
 
 def sha256(path: Path) -> str:
-    """The file's hash, hexadecimal. (Not `hashlib.file_digest`: TensorRT 8.6's kit may have Python 3.9.)"""
-    digest = hashlib.sha256()
+    """The file's hash, hexadecimal."""
     with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()

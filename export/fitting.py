@@ -16,7 +16,7 @@ would: ONNX Runtime computes that scale over the whole batch, other callers' req
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
@@ -93,13 +93,4 @@ def measure(scheme: Scheme, rows: FloatArray, wanted: FloatArray, power: float, 
     restored = (scheme.weight * scheme.weight_scale[:, None]).astype(np.float32)
     got = ((steps - scheme.zero_point) * np.float32(scheme.scale)).astype(np.float32) @ restored.T
     error = float(np.sqrt(((got - wanted) ** 2).mean() / power))
-    return Scheme(
-        scheme.smooth,
-        scheme.scale,
-        scheme.zero_point,
-        scheme.weight,
-        scheme.weight_scale,
-        scheme.alpha,
-        scheme.clip,
-        error,
-    )
+    return replace(scheme, error=error)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from itertools import cycle
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -51,12 +52,15 @@ def save_gate(
     )
 
 
-def gate(folder: Path, run: Callable[[Feed], Logits]) -> None:
+def gate(folder: Path, run: Callable[[Feed], Logits]) -> dict[str, Any]:
     """Holds an engine against the evaluation that its version was published with.
 
     Args:
         folder: the version's, with `gate.npz`.
         run: computes the logits [pairs, labels] of one packed batch with the inputs of a TensorRT graph.
+
+    Returns:
+        What was found: the comparison, for the plan's stamp.
 
     Raises:
         GateError: it does not keep the ranking (says what failed, and by how much), or there is no usable `gate.npz`.
@@ -84,9 +88,10 @@ def gate(folder: Path, run: Callable[[Feed], Logits]) -> None:
         logits[batch] = answer
     if wrong := int((~np.isfinite(logits).all(axis=1)).sum()):
         raise GateError(f"{folder.parent.name}: the logits of {wrong} of {len(rows)} pairs are not finite")
-    checks = check(facts["precision"], compare(rows, reference, logits, facts["labels"], limits.tie), limits)
-    if failures := describe_failures(folder.parent.name, checks):
+    comparison = compare(rows, reference, logits, facts["labels"], limits.tie)
+    if failures := describe_failures(folder.parent.name, check(facts["precision"], comparison, limits)):
         raise GateError("; ".join(failures))
+    return asdict(comparison)
 
 
 def merge(pairs: Sequence[Pair]) -> list[tuple[slice, list[list[Pair]]]]:

@@ -1,8 +1,8 @@
 """The gates: how far an engine may be from the reference, and what is said of one that is farther.
 
-A top-1 within the tie is no change: two candidates whose click odds the reference puts within 2 % of each other have no
-order that a click log could ever confirm. Without it, the share measures how many near-equals an evaluation file has:
-docs/decisions/0005-int8-on-cpus.md has the figures.
+A changed top-1 counts only beyond the tie: where the reference puts the click odds of the two candidates more than 2 %
+apart. Without a tie the share measures how many near-equals an evaluation file has, as much as the engine:
+docs/decisions/0005-int8-on-cpus.md has the figures. The table shows both, and a tie of 0 gates on every exchange.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from export.comparison import Comparison
 
 FP32, FP16, INT8 = "fp32", "fp16", "int8"
 LARGEST_FP16 = 65504.0
+LARGEST_ACTIVATION = "largest FP16 activation"  # a check's name
 
 
 class GateError(RuntimeError):
@@ -34,8 +35,8 @@ class Limits:
     fp16_log_loss: float = limit(0.001, "FP16: largest rise of the log-loss, nats")
     int8_auc: float = limit(0.002, "INT8: largest loss of AUC")
     int8_log_loss: float = limit(0.005, "INT8: largest rise of the log-loss, nats")
-    int8_top1: float = limit(0.02, "INT8: largest share of impressions whose first candidate changed")
-    tie: float = limit(0.02, "candidates whose logits differ by less have no order to keep")
+    int8_top1: float = limit(0.02, "INT8: largest share of impressions whose first candidate changed beyond the tie")
+    tie: float = limit(0.02, "candidates whose logits differ by no more count as equal; 0: every exchange counts")
 
 
 @dataclass(frozen=True)
@@ -68,11 +69,11 @@ def check(precision: str, comparison: Comparison, limits: Limits, largest_fp16: 
         INT8: [
             Check("loss of AUC", -auc, limits.int8_auc),
             Check("rise of the log-loss", loss, limits.int8_log_loss),
-            Check("share of changed top-1", comparison.top1_changed, limits.int8_top1),
+            Check("share of top-1 changed beyond the tie", comparison.top1_changed, limits.int8_top1),
         ],
     }[precision]
     if largest_fp16 is not None:
-        checks.append(Check("largest FP16 activation", largest_fp16, LARGEST_FP16))
+        checks.append(Check(LARGEST_ACTIVATION, largest_fp16, LARGEST_FP16))
     return checks
 
 

@@ -10,10 +10,10 @@ from collections import defaultdict
 import onnx
 from onnx import TensorProto, numpy_helper
 
+from export.gates import LARGEST_FP16
 from export.names import GRAPH_INPUTS, LOGITS, TENSORRT_INPUTS
 
 OPSETS = range(18, 22)  # TensorRT 10 and every current ONNX Runtime read these
-LARGEST_FP16 = 65504.0
 QUANTIZES = ("QuantizeLinear", "DequantizeLinear")
 
 

@@ -16,25 +16,25 @@ import numpy as np
 from tokenizers import Tokenizer
 from transformers import BertForSequenceClassification, PreTrainedTokenizerFast
 
-from export.calibration import calibration_batches
+from export.calibration import CalibrationError, calibration_batches
 from export.comparison import compare
 from export.cuda import load_tensorrt
 from export.engines import Engine, Workshop, runner
 from export.files import sha256
 from export.gatefile import gate, save_gate
-from export.gates import FP32, GateError, Limits, check, describe_failures
+from export.gates import FP32, LARGEST_ACTIVATION, GateError, Limits, check, describe_failures
 from export.graph import write_click_model, write_tokenizer
 from export.manifest import hash_checkpoint, write_manifest
 from export.names import MODEL_FILE, TOKENIZER_MODEL
 from export.packing import Logits, Pair
 from export.parity import prove, score_merged
 from export.plan import rebuild
-from export.publish import staged
+from export.publish import left_behind, staged
 from export.report import Result, screen_table, write_report
 from export.sensitivity import describe_sensitivity, measure_sensitivity
 from export.speed import measure_speed
 from export.stamp import PlanError, find_machine
-from finetune.clicklog import ClickRow, read_click_log
+from finetune.clicklog import ClickLogError, ClickRow, read_click_log
 from finetune.metrics import click_column, click_probability, evaluate_ranking
 from finetune.scoring import label_names, load_checkpoint, score_rows, tokenize_pairs
 
@@ -84,20 +84,23 @@ def export_checkpoint(order: Order, say: Callable[[str], None]) -> dict[str, Any
         GraphError, TypingError, LintError, ParityError, PlanError, PublishError: as named by the module that raises it.
         Whatever is raised, nothing was published.
     """
+    clear_report(order.report)
+    calibration = read_calibration(order, say)
     reference = evaluate(order, say)
     models = [TOKENIZER_MODEL, *(engine.model for engine in order.engines)]
     with TemporaryDirectory(prefix="clickbert-export-") as scratch:
         source = Path(scratch) / MODEL_FILE
-        workshop, parity = build_source(order, reference, source, say)
+        workshop, parity = build_source(order, reference, calibration, source, say)
         with staged(order.repository, models, len(reference.labels)) as (version, folders):
             results = []
             for engine in order.engines:
                 graph = folders[engine.model] / MODEL_FILE
                 results.append(make_and_compare(engine, graph, workshop, reference, order, say))
-            say("measure the speed of each on this CPU")
-            runs = {engine.model: runner(engine, folders[engine.model] / MODEL_FILE) for engine in order.engines}
+            say("measure the speed of those that serve on CPUs")
+            on_cpus = [engine for engine in order.engines if not engine.tensorrt]
+            runs = {engine.model: runner(engine, folders[engine.model] / MODEL_FILE) for engine in on_cpus}
             speeds = measure_speed(runs, reference.pairs)
-            results = [result.with_speed(speeds[result.engine.model]) for result in results]
+            results = [result.with_speed(speeds.get(result.engine.model, float("nan"))) for result in results]
             print(screen_table(results))
             write_report(order.report, results, reference.reference, reference.labels)
             say(f"the report with pictures is {order.report}")
@@ -119,6 +122,11 @@ def export_checkpoint(order: Order, say: Callable[[str], None]) -> dict[str, Any
                 if result.engine.tensorrt:
                     build_plan(folder, result.engine.model, say)
             say(f"publish version {version}: {', '.join(models)}")
+    for model in left_behind(order.repository, TOKENIZER_MODEL):
+        say(
+            f"{model} was not exported along, and the server no longer keeps its version's tokenizer: no client can "
+            "ask it until it is exported again, too"
+        )
     return {"version": version, "models": {r.engine.model: {"parity": parity, **r.facts()} for r in results}}
 
 
@@ -137,25 +145,47 @@ def evaluate(order: Order, say: Callable[[str], None]) -> Evaluation:
     return Evaluation(model, tokenizer, max_length, labels, rows, pairs, reference, metrics)
 
 
+def clear_report(path: Path) -> None:
+    """Makes sure that the report can be written, and that a former one is not taken for this export's."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+
+
+def read_calibration(order: Order, say: Callable[[str], None]) -> list[ClickRow]:
+    """Reads the click log that INT8 and FP16 are fitted to and watched on; nothing where no engine needs it.
+
+    Raises:
+        CalibrationError: it cannot be read.
+    """
+    if all(engine.precision == FP32 for engine in order.engines):
+        return []
+    try:
+        rows = read_click_log(order.calibration)
+    except ClickLogError as exc:
+        raise CalibrationError(
+            f"{exc}. INT8 and FP16 need a click log to be fitted to: give --calibration, or --engine onnx, which "
+            "needs none"
+        ) from exc
+    if order.calibration.resolve() == order.evaluation.resolve():
+        say("calibration and evaluation are the same file: the gate is kinder to INT8 than traffic will be")
+    return rows
+
+
 def build_source(
-    order: Order, reference: Evaluation, source: Path, say: Callable[[str], None]
+    order: Order, reference: Evaluation, calibration: list[ClickRow], source: Path, say: Callable[[str], None]
 ) -> tuple[Workshop, dict[str, Any]]:
-    """Writes the packed fp32 graph, proves it, and reads the calibration pairs if an engine needs them."""
+    """Writes the packed fp32 graph, proves it, and packs the calibration pairs."""
     say("build the packed graph")
     write_click_model(reference.model, source)
+    pairs = tokenize_pairs(reference.tokenizer, calibration, reference.max_length)
+    workshop = Workshop(source, reference.max_length, calibration_batches(pairs) if calibration else [])
+    workshop.check_names(order.spared, order.engines)
     say("prove its parity: the graph against PyTorch, in merged batches")
     engine = Engine("source", "", FP32)
     column = click_column(reference.labels)
     parity, _ = prove(
         runner(engine, source), reference.rows, reference.pairs, reference.reference, order.limits.tolerance, column
     )
-    feeds = []
-    if any(engine.precision != FP32 for engine in order.engines):
-        say(f"read {order.calibration} for calibration")
-        rows = read_click_log(order.calibration)
-        feeds = calibration_batches(tokenize_pairs(reference.tokenizer, rows, reference.max_length))
-    workshop = Workshop(source, reference.max_length, feeds)
-    workshop.check_names(order.spared)
     return workshop, asdict(parity)
 
 
@@ -199,9 +229,17 @@ def show_sensitivity(
 def refuse_failures(results: Sequence[Result], order: Order) -> None:
     """Raises GateError if an engine failed a check, with every failure and what to do next."""
     failures = [line for r in results for line in describe_failures(r.engine.model, r.checks)]
-    if failures:
-        hint = "spare layers with --keep-fp32" if order.sensitivity else "--sensitivity tells which layers cost most"
-        raise GateError("\n  ".join(["the ranking is not kept:", *failures]) + f"\n{hint}")
+    if not failures:
+        return
+    hint = "spare layers with --keep-fp32" if order.sensitivity else "--sensitivity tells which layers cost most"
+    if any(not one.passed and one.name == LARGEST_ACTIVATION for r in results for one in r.checks):
+        hint = "a checkpoint that overflows FP16 is served in fp32, or trained with more weight decay"
+    lines = [
+        "the ranking is not kept:",
+        *(f"  {line}" for line in failures),
+        f"{hint}; or leave the engine out (--engine)",
+    ]
+    raise GateError("\n".join(lines))
 
 
 def common_facts(order: Order, reference: Evaluation, version: int) -> dict[str, Any]:

@@ -17,10 +17,11 @@ from typing import Any
 
 import onnx
 from google.protobuf import text_format
+from google.protobuf.message import DecodeError
 from onnx import TensorProto
 from tritonclient.grpc import model_config_pb2
 
-from export.cuda import Engine
+from export.cuda import LoadedPlan
 from export.files import STAGING, sync, write_whole
 from export.names import (
     CONFIG_FILE,
@@ -45,7 +46,7 @@ TYPICAL_PAIRS, TYPICAL_TOKENS, TYPICAL_LONGEST = 16, 48, 64  # of a request; of 
 OTHER_LIBRARIES = ("CUBLAS", "CUBLAS_LT", "CUDNN")
 
 Run = Callable[[Feed], Logits]
-Check = Callable[[Run], None]
+Check = Callable[[Run], "dict[str, Any] | None"]
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,10 @@ def build(trt: Any, graph: Path, limits: Limits, cache: bytes) -> tuple[bytes, b
     Raises:
         PlanError: the graph is not one that can be built, or TensorRT failed; says what it said.
     """
-    model = onnx.load(str(graph), load_external_data=False)
+    try:
+        model = onnx.load(str(graph), load_external_data=False)
+    except DecodeError as exc:
+        raise PlanError(f"{graph} is damaged ({exc}); export the model again") from exc
     check_graph(model, graph)
     log = make_log(trt)
     try:
@@ -212,8 +216,8 @@ def said(log: Any, otherwise: object = "it gave no reason") -> str:
 def signals_end_the_process() -> Iterator[None]:
     """Ctrl-C ends the process at once inside the block, unless it is ignored (nohup).
 
-    TensorRT does not return to Python for minutes, so Python's own handler would wait as long. Nothing may be half
-    written inside the block.
+    TensorRT does not return to Python for minutes, so Python's own handler would wait as long. What is half written
+    then lies in a staging folder, which the next export clears.
     """
     in_main = threading.current_thread() is threading.main_thread()  # no other may set signals
     if not in_main or signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -242,7 +246,7 @@ def rebuild(trt: Any, version: Path, machine: Machine, check: Check) -> None:
     try:
         plan, timings = build(trt, version / MODEL_FILE, limits, cache.read_bytes() if cache.exists() else b"")
         write_whole(cache, timings)
-        put_in_place(version, plan, machine, limits.shapes(), check, lambda content: Engine(trt, content))
+        put_in_place(version, plan, machine, limits.shapes(), check, lambda content: LoadedPlan(trt, content))
     except OSError as exc:
         raise PlanError(
             f"writing into {version.parent} failed: {exc.strerror} ({exc.filename or 'no file named'}); the former "
@@ -256,7 +260,7 @@ def put_in_place(
     machine: Machine,
     profile: Profile,
     check: Check,
-    load: Callable[[bytes], AbstractContextManager[Engine]],
+    load: Callable[[bytes], AbstractContextManager[LoadedPlan]],
 ) -> None:
     """Writes the plan beside its place, runs the gate on what was written, then exchanges stamp and plan.
 
@@ -275,10 +279,10 @@ def put_in_place(
         with load(staged.read_bytes()) as engine:
             activation_bytes = engine.activation_bytes
             try:
-                check(engine.run)
+                figures = check(engine.run)
             except Exception as exc:
                 raise PlanError(f"{version}: the plan failed its gate, and was not put in place: {exc}") from exc
-        write_whole(stamp, make_stamp(machine, version / MODEL_FILE, staged, profile, activation_bytes))
+        write_whole(stamp, make_stamp(machine, version / MODEL_FILE, staged, profile, activation_bytes, figures))
         staged.replace(version / PLAN_FILE)
         placed = True
         sync(version)

@@ -102,7 +102,7 @@ def newest_versions(repository: Path, models: list[str] | None) -> dict[str, Pat
     for config_file in sorted(repository.glob(f"*/{CONFIG_FILE}")):
         try:
             config = text_format.Parse(config_file.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
-        except text_format.ParseError as exc:
+        except (text_format.ParseError, UnicodeDecodeError) as exc:
             raise PlanError(
                 f"{config_file} is not a valid model configuration: {exc}; mend it, then run again"
             ) from exc

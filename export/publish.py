@@ -78,12 +78,30 @@ def staged(repository: Path, models: list[str], labels: int) -> Iterator[tuple[i
             for config, text in configs.items():  # after that, since a full disk has room again
                 if config.read_text(encoding="utf-8") != text:
                     write_whole(config, text.encode())
-            if isinstance(exc, OSError):
+            elsewhere = isinstance(exc, OSError) and exc.filename and repository not in Path(exc.filename).parents
+            if isinstance(exc, OSError) and not elsewhere:
                 raise PublishError(
                     f"writing into {repository} failed: {exc.strerror} ({exc.filename or 'no file named'}); nothing "
                     "was published, the former versions are untouched"
                 ) from exc
             raise
+
+
+def left_behind(repository: Path, tokenizer: str) -> list[str]:
+    """The models whose newest version is older than every tokenizer that the server keeps: no client can ask them.
+
+    That happens to an engine that is not exported along with the others for long.
+    """
+    config = text_format.Parse(
+        (repository / tokenizer / CONFIG_FILE).read_text(encoding="utf-8"), model_config_pb2.ModelConfig()
+    )
+    newest = {
+        folder.name: sorted((int(path.name) for path in folder.iterdir() if path.name.isdecimal()), reverse=True)
+        for folder in repository.iterdir()
+        if (folder / CONFIG_FILE).exists()
+    }
+    served = newest.pop(tokenizer)[: config.version_policy.latest.num_versions]
+    return sorted(model for model, versions in newest.items() if versions and versions[0] < min(served, default=0))
 
 
 @contextmanager

@@ -33,6 +33,8 @@ def measure_speed(runs: Mapping[str, Callable[[Feed], Logits]], pairs: Sequence[
 
 def take_turns(runs: Mapping[str, Callable[[Feed], Logits]], feeds: Sequence[Feed]) -> dict[str, float]:
     """Pairs per second of each engine on given batches, the best of ROUNDS rounds in which all take turns."""
+    if not runs:
+        return {}
     count = sum(len(feed["lengths"]) for feed in feeds)
     best = dict.fromkeys(runs, float("inf"))
     largest = max(feeds, key=lambda feed: int(feed["lengths"].max()))

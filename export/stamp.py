@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import subprocess
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from export.files import sha256
 from export.names import MODEL_FILE, PLAN_FILE
@@ -68,12 +69,15 @@ def find_machine(tensorrt: str) -> Machine:
     return Machine(gpu, compute_capability, driver, tensorrt)
 
 
-def make_stamp(machine: Machine, graph: Path, plan: Path, profile: Profile, activation_bytes: int) -> bytes:
+def make_stamp(
+    machine: Machine, graph: Path, plan: Path, profile: Profile, activation_bytes: int, gate: dict[str, Any] | None
+) -> bytes:
     """The stamp of `plan`, built from `graph` on `machine`, as JSON.
 
     Args:
         profile: the optimization profile.
         activation_bytes: GPU memory that the plan takes to run, beside its weights; for the reader only.
+        gate: what the gate found on the plan, likewise.
     """
     stamp = {
         **asdict(machine),
@@ -81,7 +85,8 @@ def make_stamp(machine: Machine, graph: Path, plan: Path, profile: Profile, acti
         "plan_sha256": sha256(plan),
         "profile": profile,
         "activation_bytes": activation_bytes,
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),  # noqa: UP017 (datetime.UTC needs 3.11)
+        "gate": gate,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     return (json.dumps(stamp, indent=2) + "\n").encode()
 

@@ -119,7 +119,7 @@ def check_plan(folder: Path, found: list[str]) -> None:
     try:
         stamp = json.loads(stamp_file.read_text(encoding="utf-8"))
         built_for = ", ".join(stamp[field] for field in ("gpu", "compute_capability", "driver"))
-        digest = stamp["plan_sha256"]
+        digests = {plan: stamp["plan_sha256"], folder / "model.onnx": stamp["graph_sha256"]}
     except (OSError, ValueError, KeyError, TypeError) as exc:
         raise ServingError(f"{stamp_file} does not say what the plan was built for ({exc}); {build}") from exc
     if others := sorted({gpu for gpu in found if gpu != built_for}):
@@ -127,9 +127,10 @@ def check_plan(folder: Path, found: list[str]) -> None:
             f"{plan} was built for {built_for} (GPU, compute capability, driver); this machine has "
             f"{'; '.join(others)}; {build}"
         )
-    with plan.open("rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != digest:
-            raise ServingError(f"{plan} is not the plan that {stamp_file} describes; {build}")
+    for path, digest in digests.items():
+        with path.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+                raise ServingError(f"{path} is not the one that {stamp_file} describes; {build}")
 
 
 def check_ports(address: str, ports: dict[str, int]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import errno
 import subprocess
 import sys
@@ -14,7 +13,7 @@ import pytest
 
 import export.files
 from export import plan, plan_command
-from export.cuda import Engine
+from export.cuda import LoadedPlan
 from export.names import PLAN_FILE, TENSORRT_INPUTS
 from export.plan import Run
 from export.publish import locked
@@ -22,7 +21,6 @@ from export.stamp import STAMP_FILE, PlanError
 from tests.export.fake_gpu import FEED, Gpu, command, nvidia_smi, tree, write_graph
 
 pytest_plugins = ("tests.export.gpu_fixtures",)
-MODULES = ("stamp", "plan", "cuda", "weaken", "plan_command")
 
 
 @pytest.fixture(params=[False, True], ids=["no former plan", "a former plan"])
@@ -184,9 +182,9 @@ def test_two_builds_at_once_are_refused(version: Path, gpu: Gpu, capsys) -> None
 
 def test_an_engine_refuses_what_is_not_the_plans(gpu: Gpu) -> None:
     with pytest.raises(PlanError, match="refused to load the plan"):
-        Engine(gpu.tensorrt, b"of another TensorRT")
+        LoadedPlan(gpu.tensorrt, b"of another TensorRT")
     gpu.profile = dict.fromkeys(FEED, (1, 4, 8))
-    with Engine(gpu.tensorrt, b"plan") as engine:
+    with LoadedPlan(gpu.tensorrt, b"plan") as engine:
         for feed in ({"input_ids": np.zeros(9, np.int32)}, {"unknown": np.zeros(1, np.int32)}):
             with pytest.raises(PlanError, match=rf"no input '{next(iter(feed))}' of shape"):
                 engine.run(feed)
@@ -198,14 +196,14 @@ def test_an_engine_refuses_what_is_not_the_plans(gpu: Gpu) -> None:
 def test_a_driver_error_is_named(gpu: Gpu) -> None:
     gpu.has_gpu = False
     with pytest.raises(PlanError, match="CUDA: cuInit failed with CUDA_ERROR_NO_DEVICE"):
-        Engine(gpu.tensorrt, b"plan")
+        LoadedPlan(gpu.tensorrt, b"plan")
 
     def missing(_: int) -> Any:
         raise RuntimeError("libcuda.so.1")
 
     gpu.driver.cuInit = missing  # type: ignore[attr-defined]
     with pytest.raises(PlanError, match=r"there is no CUDA driver here \(libcuda.so.1\)"):
-        Engine(gpu.tensorrt, b"plan")
+        LoadedPlan(gpu.tensorrt, b"plan")
 
 
 def test_the_command_and_its_gate_need_none_of_what_the_container_lacks() -> None:
@@ -225,8 +223,3 @@ sys.exit(main(["plan", "--help"]))
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "python -m export plan" in done.stdout
-
-
-@pytest.mark.parametrize("module", MODULES)
-def test_tensorrt_8s_python_can_read_the_modules(module: str) -> None:
-    ast.parse((Path(plan.__file__).parent / f"{module}.py").read_text(encoding="utf-8"), feature_version=(3, 9))

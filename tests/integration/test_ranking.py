@@ -267,39 +267,3 @@ def test_a_broken_new_version_leaves_the_old_one_serving(checkpoint: Path, click
             with pytest.raises(urllib.error.HTTPError):
                 load(server, "clickbert_onnx")
             assert ranker.score_pairs([("w1", "w2")]) == pytest.approx(wanted)
-
-
-def test_the_int8_model_ranks_and_no_neighbour_changes_a_score(
-    checkpoint: Path, rows: list[ClickRow], server: Server
-) -> None:
-    pairs = [(row.query, row.document) for row in rows]
-    with Ranker(server.addresses.grpc, model="clickbert_onnx_int8", timeout=PATIENCE) as ranker:
-        scores = ranker.score_pairs(pairs)
-        assert 0 < np.abs(scores - in_pytorch(checkpoint, rows)).mean() < 0.03
-        ranking = ranker.rank("w1 w2", [document for _, document in pairs[:20]], top_k=5)
-        assert len({item.index for item in ranking}) == 5
-        with ThreadPoolExecutor(16) as pool:
-            alone = list(pool.map(lambda pair: ranker.score_pairs([pair])[0], pairs[:64]))
-    assert np.allclose(alone, scores[:64], atol=1e-5), "its scales are fixed"
-
-
-def test_a_tensorrt_graph_gets_the_longest_pair_as_a_shape(checkpoint: Path, click_log: Path, tmp_path: Path) -> None:
-    """The plan's own protocol on the real Triton: its config, with the backend that this machine has."""
-    repository = tmp_path / "repository"
-    publish(checkpoint, repository, click_log, "trt_fp16")
-    config = repository / "clickbert_trt_fp16" / "config.pbtxt"
-    text = config.read_text(encoding="utf-8").replace('backend: "tensorrt"', 'backend: "onnxruntime"')
-    text = text.replace('kind: KIND_GPU profile: [ "0" ]', "kind: KIND_CPU")
-    config.write_text(text, encoding="utf-8")
-    rows = read_click_log(click_log)[:96]
-    pairs = [(row.query, row.document) for row in rows]
-    with (tmp_path / "log").open("wb") as log, Server(repository, Addresses.free(), log=log) as server:
-        with Ranker(server.addresses.grpc, model="clickbert_trt_fp16", timeout=PATIENCE) as ranker:
-            before = counts(server, "clickbert_trt_fp16")
-            with ThreadPoolExecutor(24) as pool:
-                scores = list(pool.map(lambda pair: ranker.score_pairs([pair])[0], pairs))
-            executions, answered = (
-                now - then for now, then in zip(counts(server, "clickbert_trt_fp16"), before, strict=True)
-            )
-    assert np.allclose(scores, in_pytorch(checkpoint, rows), atol=2e-3)
-    assert executions < answered == len(pairs), "requests with different longest pairs were merged"

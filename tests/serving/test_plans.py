@@ -86,7 +86,8 @@ def test_a_plan_for_another_gpu_or_driver_is_refused(
     ("file", "content", "said"),
     [
         ("model.plan", None, "has no TensorRT plan"),
-        ("model.plan", b"plan 0", "is not the plan that .*plan.json describes"),
+        ("model.plan", b"plan 0", "model.plan is not the one that .*plan.json describes"),
+        ("model.onnx", b"graph 0", "model.onnx is not the one that .*plan.json describes"),
         ("plan.json", None, "does not say what the plan was built for"),
         ("plan.json", b"{", "does not say what the plan was built for"),
         ("plan.json", b"[]", "does not say what the plan was built for"),
