@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from export import plan_command
+from export import plan_command, stamp
+from serving import checks
 from serving.checks import published_models
 from serving.triton import ServingError, Triton, find_triton
 from tests.export.fake_gpu import MODEL, Gpu, command, nvidia_smi
@@ -174,3 +175,7 @@ def runs(process: int) -> bool:
         return "State:\tZ" not in Path(f"/proc/{process}/status").read_text()
     except OSError:
         return False
+
+
+def test_stamp_and_server_ask_the_same_question() -> None:
+    assert checks.GPU_QUERY == stamp.GPU_QUERY
