@@ -9,6 +9,7 @@ import pytest
 
 from export.__main__ import main as export
 from serving.server import Addresses, Server
+from tests.export.command import WIDE
 from tests.tiny import make_checkpoint, make_click_log
 
 
@@ -42,21 +43,4 @@ def publish(checkpoint: Path, repository: Path, click_log: Path, *engines: str) 
     options = [str(part) for option in paths.items() for part in option]
     for engine in engines or ("onnx",):
         options += ["--engine", engine]
-    assert (
-        export(
-            [
-                *options,
-                "--int8-auc",
-                "1",
-                "--int8-log-loss",
-                "1",
-                "--int8-top1",
-                "1",
-                "--fp16-auc",
-                "1",
-                "--fp16-log-loss",
-                "1",
-            ]
-        )
-        == 0
-    )
+    assert export([*options, *WIDE]) == 0
