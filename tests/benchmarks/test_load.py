@@ -54,6 +54,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory, click_log: Path) -> Pat
     folder = tmp_path_factory.mktemp("published")
     checkpoint, published = make_checkpoint(folder / "checkpoint"), folder / "repository"
     arguments = ["--checkpoint", checkpoint, "--repository", published, "--evaluation", click_log]
+    arguments += ["--engine", "onnx", "--report", folder / "report.html"]
     assert export([str(argument) for argument in arguments]) == 0
     return published
 

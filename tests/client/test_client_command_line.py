@@ -116,7 +116,13 @@ def test_ctrl_c_is_status_130_at_once(server, url, tmp_path):
     (tmp_path / "many.txt").write_text("a bar\n" * 500)
     server.before_infer = lambda request: time.sleep(2)
     command = [sys.executable, "-m", "clickbert", "rank", "--url", url, "--query", "tea", "--documents"]
-    process = subprocess.Popen([*command, str(tmp_path / "many.txt")], stderr=subprocess.PIPE, env=os.environ)
+    process = subprocess.Popen(
+        [*command, str(tmp_path / "many.txt")],
+        stderr=subprocess.PIPE,
+        env=os.environ,
+        # A shell without job control starts what it runs in the background with Ctrl-C ignored, and that is inherited.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     deadline = time.monotonic() + 20
     while not server.requests and time.monotonic() < deadline:
         time.sleep(0.02)
