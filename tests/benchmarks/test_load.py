@@ -136,7 +136,8 @@ def test_the_figures_fit_each_other_the_click_log_and_the_server(
 
     # The users really were under way together: by Little's law (one after another would be 1 at most; it is less than
     # 4 by the moments in which Locust is at work between two requests), and since the server merged their requests.
-    assert 1.5 < figures["requests_per_s"] * latency["mean"] / 1000 < 4.2
+    # The last request of each user may end behind the 3 s in which it began.
+    assert 1.5 < figures["requests_per_s"] * latency["mean"] / 1000 < 4 * (1 + latency["max"] / 1000 / 3)
     assert execution_count < requests
     assert not list(logs.glob("clickbert-*"))
 
