@@ -28,7 +28,7 @@ from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQua
 from transformers import BertConfig, BertForSequenceClassification
 
 from export.calibration import calibration_batches
-from export.comparison import compare, group_rows
+from export.comparison import compare
 from export.engines import ENGINES, Workshop, runner
 from export.gates import INT8, Limits, check
 from export.graph import write_click_model
@@ -39,6 +39,7 @@ from export.quantized import make_qdq
 from export.speed import measure_speed, take_turns
 from export.typed import take_longest_as_shape
 from finetune.clicklog import read_click_log
+from finetune.metrics import group_rows
 from finetune.scoring import label_names, load_checkpoint, score_rows, tokenize_pairs
 
 Run = Callable[[Feed], Logits]

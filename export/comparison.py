@@ -7,7 +7,6 @@ independent: 500 draws of as many groups as there are, the same draws for every 
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,7 +16,7 @@ from scipy.stats import kendalltau
 from sklearn.metrics import ndcg_score
 
 from finetune.clicklog import ClickRow
-from finetune.metrics import CUTOFF, calibration_error, click_probability, evaluate_ranking
+from finetune.metrics import CUTOFF, calibration_error, click_probability, evaluate_ranking, group_rows
 
 METRICS = ("auc", "log_loss", "ece", "ndcg_at_10")
 DRAWS = 500
@@ -98,14 +97,6 @@ def compare(
         pairs=len(rows),
         groups=len(groups),
     )
-
-
-def group_rows(rows: Sequence[ClickRow]) -> list[NDArray[np.int64]]:
-    """The indices of each group's rows."""
-    groups: dict[str, list[int]] = defaultdict(list)
-    for index, row in enumerate(rows):
-        groups[row.group].append(index)
-    return [np.array(members) for members in groups.values()]
 
 
 def log_odds(probabilities: FloatArray) -> FloatArray:

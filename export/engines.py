@@ -65,25 +65,25 @@ class Workshop:
         self.seen: dict[str, Activations] = {}
         self.schemes: dict[bool, dict[str, Scheme]] = {}
 
+    def chosen(self, spared: Collection[str]) -> list[Linear]:
+        """The layers that are not spared. Raises LayerNameError for a name that is no layer's."""
+        return select(self.linears, [name for name in spared if name != EMBEDDINGS])
+
     def check_names(self, spared: Collection[str], engines: Collection[Engine]) -> None:
         """Raises LayerNameError for a name that is no layer's, or that no engine could spare."""
-        select(self.linears, [name for name in spared if name != EMBEDDINGS])
+        self.chosen(spared)
         if spared and all(engine.precision == FP32 for engine in engines):
             raise LayerNameError("fp32 engines alone are exported, which compute every layer in float32 anyway")
         if EMBEDDINGS in spared and not any(engine.quantized and not engine.tensorrt for engine in engines):
             raise LayerNameError(f"{EMBEDDINGS} is quantized in onnx_int8 only, which is not exported here")
 
-    def make(self, engine: Engine, target: Path, spared: Collection[str] = ()) -> dict[str, float]:
+    def make(self, engine: Engine, target: Path, spared: Collection[str] = ()) -> None:
         """Writes the engine's graph to `target`.
 
         Args:
             engine: which.
             target: the file.
             spared: layers to keep in float32, by name (`layers.0`, `pooler`); EMBEDDINGS for the word table.
-
-        Returns:
-            For TensorRT, the largest magnitudes that its FP16 tensors have on the calibration pairs, the largest first,
-            by the tensor's name; else nothing.
 
         Raises:
             LayerNameError: a name is no layer's.
@@ -92,24 +92,34 @@ class Workshop:
         """
         if engine.precision == FP32:
             target.write_bytes(self.source.read_bytes())  # an error then names no other file than the repository's
+            return
+        model = self.derive(engine, spared)
+        if engine.tensorrt:
+            chosen = {linear.output for linear in self.chosen(spared)}
+            to_float16(model, {linear.output for linear in self.linears} - chosen)
+        lint(model, tensorrt=engine.tensorrt)
+        onnx.save(model, target)
+
+    def watch(self, engine: Engine, spared: Collection[str] = ()) -> dict[str, float]:
+        """The largest magnitudes that the FP16 tensors of a TensorRT engine have on the calibration pairs.
+
+        Returns:
+            By the tensor's name, the largest first; nothing for an engine without FP16.
+        """
+        if not engine.tensorrt:
             return {}
-        kept = [name for name in spared if name != EMBEDDINGS]
-        chosen = select(self.linears, kept)
+        found = largest_activations(self.derive(engine, spared), self.feeds)
+        return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+    def derive(self, engine: Engine, spared: Collection[str]) -> onnx.ModelProto:
+        """The engine's graph before its types are written out: its inputs, and its quantization."""
         model = onnx.load(self.source)
-        largest: dict[str, float] = {}
         if engine.tensorrt:
             take_longest_as_shape(model, self.max_length)
         if engine.quantized:
-            schemes = self.fit(chosen, signed=engine.tensorrt)
+            schemes = self.fit(self.chosen(spared), signed=engine.tensorrt)
             make_qdq(model, schemes) if engine.tensorrt else make_int8(model, schemes, spared)
-        if engine.tensorrt:
-            found = largest_activations(model, self.feeds)
-            largest = dict(sorted(found.items(), key=lambda item: -item[1]))
-            spared_outputs = {linear.output for linear in self.linears} - {linear.output for linear in chosen}
-            to_float16(model, spared_outputs)
-        lint(model, tensorrt=engine.tensorrt)
-        onnx.save(model, target)
-        return largest
+        return model
 
     def fit(self, linears: Sequence[Linear], *, signed: bool) -> Mapping[str, Scheme]:
         """The schemes of some layers, each fitted once."""

@@ -19,7 +19,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from export.comparison import compare
-from export.gates import GateError, Limits, check, describe_failures
+from export.gates import GateError, Limits, check, check_finite, describe_failures
 from export.names import GATE_FILE
 from export.packing import Feed, Logits, Pair, add_longest, pack
 from finetune.clicklog import ClickRow
@@ -86,8 +86,7 @@ def gate(folder: Path, run: Callable[[Feed], Logits]) -> dict[str, Any]:
                 f"{list(logits[batch].shape)} was expected"
             )
         logits[batch] = answer
-    if wrong := int((~np.isfinite(logits).all(axis=1)).sum()):
-        raise GateError(f"{folder.parent.name}: the logits of {wrong} of {len(rows)} pairs are not finite")
+    check_finite(folder.parent.name, logits)
     comparison = compare(rows, reference, logits, facts["labels"], limits.tie)
     if failures := describe_failures(folder.parent.name, check(facts["precision"], comparison, limits)):
         raise GateError("; ".join(failures))

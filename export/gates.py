@@ -10,7 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from export.comparison import Comparison
+from export.packing import Logits
 
 FP32, FP16, INT8 = "fp32", "fp16", "int8"
 LARGEST_FP16 = 65504.0
@@ -51,6 +54,12 @@ class Check:
     def passed(self) -> bool:
         """Whether the figure is within the limit; NaN is not."""
         return self.value <= self.limit
+
+
+def check_finite(model: str, logits: Logits) -> None:
+    """Raises GateError if a pair's logits [pairs, labels] are not all finite numbers."""
+    if wrong := int((~np.isfinite(logits).all(axis=1)).sum()):
+        raise GateError(f"{model}: the logits of {wrong} of {len(logits)} pairs are not finite")
 
 
 def check(precision: str, comparison: Comparison, limits: Limits, largest_fp16: float | None = None) -> list[Check]:

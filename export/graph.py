@@ -17,6 +17,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from transformers import BertForSequenceClassification
 
+from export.lint import describe
 from export.names import (
     CLICK_LABEL,
     GRAPH_INPUTS,
@@ -88,12 +89,6 @@ def check_click_model(path: Path, labels: int) -> None:
     }
     if found != wanted:
         raise GraphError(f"{path}: the graph's tensors are {found}, they must be {wanted}")
-
-
-def describe(value: onnx.ValueInfoProto) -> tuple[int, list[int | None]]:
-    """The element type and the dimensions of a graph input or output; a dynamic dimension is None."""
-    tensor = value.type.tensor_type
-    return tensor.elem_type, [dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.shape.dim]
 
 
 def write_tokenizer(tokenizer_json: bytes, max_length: int, labels: list[str], click_label: int, path: Path) -> str:

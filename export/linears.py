@@ -90,9 +90,7 @@ def rewrite(
     for node in model.graph.node:
         linear = chosen.get(node.output[0])
         nodes += make(linear, constants) if linear else [node]
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
-    drop_idle(model)
+    exchange_nodes(model, nodes)
 
 
 class Constants:
@@ -112,6 +110,14 @@ class Constants:
     def add_integers(self, name: str, values: list[int]) -> str:
         """Adds an int64 vector, as axes and shapes are."""
         return self.add(name, np.array(values, dtype=np.int64))
+
+
+def exchange_nodes(model: onnx.ModelProto, nodes: Iterable[onnx.NodeProto]) -> None:
+    """Gives the graph other nodes, and drops those of them, and the constants, that nobody reads."""
+    nodes = list(nodes)  # before the graph's own are gone
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    drop_idle(model)
 
 
 def drop_idle(model: onnx.ModelProto) -> None:

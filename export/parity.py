@@ -8,7 +8,6 @@ the evaluation file; and nothing about Triton (the integration tests do that).
 from __future__ import annotations
 
 import random
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import cycle
@@ -18,6 +17,7 @@ from tqdm import tqdm
 
 from export.packing import Feed, Logits, Pair, pack
 from finetune.clicklog import ClickRow
+from finetune.metrics import group_rows
 
 BATCH_SIZES = (1, 2, 5, 20, 64)  # pairs; the first batch, of short pairs, holds LARGEST
 LARGEST = 300
@@ -150,19 +150,17 @@ def check_order(rows: Sequence[ClickRow], reference: Logits, scores: Logits) -> 
     Raises:
         ParityError: two did.
     """
-    groups: dict[str, list[int]] = defaultdict(list)
-    for index, row in enumerate(rows):
-        groups[row.group].append(index)
-    for name, members in groups.items():
+    groups = group_rows(rows)
+    for members in groups:
         wanted = reference[members][:, None] - reference[members][None, :]
         got = scores[members][:, None] - scores[members][None, :]
         swapped = np.argwhere((wanted > TIE) & (got <= 0))
         if len(swapped):
             better, worse = (members[int(place)] for place in swapped[0])
             raise ParityError(
-                f"the order of group {name!r} changed: {name_row(rows, better)} scored {reference[better]:.7g} over "
-                f"{reference[worse]:.7g} of {name_row(rows, worse)}, the graph gives {scores[better]:.7g} and "
-                f"{scores[worse]:.7g}"
+                f"the order of group {rows[better].group!r} changed: {name_row(rows, better)} scored "
+                f"{reference[better]:.7g} over {reference[worse]:.7g} of {name_row(rows, worse)}, the graph gives "
+                f"{scores[better]:.7g} and {scores[worse]:.7g}"
             )
     return len(groups)
 

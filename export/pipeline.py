@@ -19,10 +19,10 @@ from transformers import BertForSequenceClassification, PreTrainedTokenizerFast
 from export.calibration import CalibrationError, calibration_batches
 from export.comparison import compare
 from export.cuda import load_tensorrt
-from export.engines import Engine, Workshop, runner
+from export.engines import ENGINES, Engine, Workshop, runner
 from export.files import sha256
 from export.gatefile import gate, save_gate
-from export.gates import FP32, LARGEST_ACTIVATION, GateError, Limits, check, describe_failures
+from export.gates import FP32, LARGEST_ACTIVATION, GateError, Limits, check, check_finite, describe_failures
 from export.graph import write_click_model, write_tokenizer
 from export.manifest import hash_checkpoint, write_manifest
 from export.names import MODEL_FILE, TOKENIZER_MODEL
@@ -37,6 +37,7 @@ from export.stamp import PlanError, find_machine
 from finetune.clicklog import ClickLogError, ClickRow, read_click_log
 from finetune.metrics import click_column, click_probability, evaluate_ranking
 from finetune.scoring import label_names, load_checkpoint, score_rows, tokenize_pairs
+from finetune.training import find_split
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Order:
     checkpoint: Path  # Hugging Face folder of a BertForSequenceClassification, safetensors
     repository: Path
     evaluation: Path  # click log; its pairs and clicks are what the gates look at
-    calibration: Path  # click log; INT8 is fitted to its pairs
+    calibration: Path | None  # click log; INT8 is fitted to its pairs. None: train.jsonl[.gz] beside the evaluation
     engines: tuple[Engine, ...]
     limits: Limits = field(default_factory=Limits)
     spared: tuple[str, ...] = ()  # layers that stay in float32
@@ -90,12 +91,13 @@ def export_checkpoint(order: Order, say: Callable[[str], None]) -> dict[str, Any
     models = [TOKENIZER_MODEL, *(engine.model for engine in order.engines)]
     with TemporaryDirectory(prefix="clickbert-export-") as scratch:
         source = Path(scratch) / MODEL_FILE
-        workshop, parity = build_source(order, reference, calibration, source, say)
+        workshop, parity, exact = build_source(order, reference, calibration, source, say)
         with staged(order.repository, models, len(reference.labels)) as (version, folders):
             results = []
             for engine in order.engines:
                 graph = folders[engine.model] / MODEL_FILE
-                results.append(make_and_compare(engine, graph, workshop, reference, order, say))
+                known = exact if engine.precision == FP32 else None
+                results.append(make_and_compare(engine, graph, workshop, reference, order, say, known))
             say("measure the speed of those that serve on CPUs")
             on_cpus = [engine for engine in order.engines if not engine.tensorrt]
             runs = {engine.model: runner(engine, folders[engine.model] / MODEL_FILE) for engine in on_cpus}
@@ -160,44 +162,55 @@ def read_calibration(order: Order, say: Callable[[str], None]) -> list[ClickRow]
     if all(engine.precision == FP32 for engine in order.engines):
         return []
     try:
-        rows = read_click_log(order.calibration)
+        path = calibration_file(order)
+        rows = read_click_log(path)
     except ClickLogError as exc:
         raise CalibrationError(
             f"{exc}. INT8 and FP16 need a click log to be fitted to: give --calibration, or --engine onnx, which "
             "needs none"
         ) from exc
-    if order.calibration.resolve() == order.evaluation.resolve():
+    if path.resolve() == order.evaluation.resolve():
         say("calibration and evaluation are the same file: the gate is kinder to INT8 than traffic will be")
     return rows
 
 
+def calibration_file(order: Order) -> Path:
+    """The click log for calibration. Raises ClickLogError where none was given and there is none."""
+    return order.calibration or find_split(order.evaluation.parent, "train")
+
+
 def build_source(
     order: Order, reference: Evaluation, calibration: list[ClickRow], source: Path, say: Callable[[str], None]
-) -> tuple[Workshop, dict[str, Any]]:
-    """Writes the packed fp32 graph, proves it, and packs the calibration pairs."""
+) -> tuple[Workshop, dict[str, Any], Logits]:
+    """Writes the packed fp32 graph, proves it, and packs the calibration pairs; returns the graph's logits, too."""
     say("build the packed graph")
     write_click_model(reference.model, source)
     pairs = tokenize_pairs(reference.tokenizer, calibration, reference.max_length)
     workshop = Workshop(source, reference.max_length, calibration_batches(pairs) if calibration else [])
     workshop.check_names(order.spared, order.engines)
     say("prove its parity: the graph against PyTorch, in merged batches")
-    engine = Engine("source", "", FP32)
+    run = runner(ENGINES["onnx"], source)
     column = click_column(reference.labels)
-    parity, _ = prove(
-        runner(engine, source), reference.rows, reference.pairs, reference.reference, order.limits.tolerance, column
-    )
-    return workshop, asdict(parity)
+    parity, logits = prove(run, reference.rows, reference.pairs, reference.reference, order.limits.tolerance, column)
+    return workshop, asdict(parity), logits
 
 
 def make_and_compare(
-    engine: Engine, graph: Path, workshop: Workshop, reference: Evaluation, order: Order, say: Callable[[str], None]
+    engine: Engine,
+    graph: Path,
+    workshop: Workshop,
+    reference: Evaluation,
+    order: Order,
+    say: Callable[[str], None],
+    logits: Logits | None,
 ) -> Result:
-    """Makes one engine's graph and holds it against the reference."""
-    say(f"build {engine.model} and score {len(reference.rows)} pairs with it")
-    largest = workshop.make(engine, graph, order.spared)
-    logits = score_merged(runner(engine, graph), reference.pairs, len(reference.labels))
-    if wrong := int((~np.isfinite(logits).all(axis=1)).sum()):
-        raise GateError(f"{engine.model}: the logits of {wrong} of {len(logits)} pairs are not finite")
+    """Makes one engine's graph and holds it against the reference; `logits` if it is the source, scored already."""
+    say(f"build {engine.model} and compare {len(reference.rows)} pairs")
+    workshop.make(engine, graph, order.spared)
+    largest = workshop.watch(engine, order.spared)
+    if logits is None:
+        logits = score_merged(runner(engine, graph), reference.pairs, len(reference.labels))
+    check_finite(engine.model, logits)
     comparison = compare(reference.rows, reference.reference, logits, reference.labels, order.limits.tie)
     checks = check(engine.precision, comparison, order.limits, max(largest.values(), default=None))
     return Result(engine, comparison, checks, logits, graph.stat().st_size, largest)
@@ -255,7 +268,7 @@ def common_facts(order: Order, reference: Evaluation, version: int) -> dict[str,
             "sha256": sha256(order.evaluation),
             "pytorch_metrics": reference.metrics,
         },
-        "calibration": order.calibration.name if any(e.quantized for e in order.engines) else None,
+        "calibration": calibration_file(order).name if any(e.quantized for e in order.engines) else None,
         "kept_fp32": list(order.spared),
     }
 

@@ -23,6 +23,7 @@ from tritonclient.grpc import model_config_pb2
 
 from export.cuda import LoadedPlan
 from export.files import STAGING, sync, write_whole
+from export.lint import describe
 from export.names import (
     CONFIG_FILE,
     COUNT_INPUTS,
@@ -122,12 +123,6 @@ def check_graph(model: onnx.ModelProto, where: Path) -> None:
     kind, dims = outputs.get(LOGITS, (0, []))
     if len(outputs) != 1 or kind != TensorProto.FLOAT or len(dims) != 2 or dims[0] is not None or not dims[1]:
         raise PlanError(f"{where}: the graph's outputs are {outputs}, it must be float32 {LOGITS} [pairs, a number]")
-
-
-def describe(value: onnx.ValueInfoProto) -> tuple[int, list[int | None]]:
-    """The element type and the dimensions of a graph's input or output; a dynamic dimension is None."""
-    tensor = value.type.tensor_type
-    return tensor.elem_type, [dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.shape.dim]
 
 
 def build(trt: Any, graph: Path, limits: Limits, cache: bytes) -> tuple[bytes, bytes]:

@@ -129,7 +129,3 @@ def run_gate(version: Path, run: Run) -> None:
 def say(step: str) -> None:
     """Progress, on stderr: stdout carries the result."""
     print(f"export: {step}", file=sys.stderr, flush=True)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

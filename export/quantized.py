@@ -19,7 +19,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from export.fitting import Scheme
-from export.linears import Constants, Linear, drop_idle, find_linears, rewrite
+from export.linears import Constants, Linear, exchange_nodes, find_linears, rewrite
 from export.names import EMBEDDINGS, WEIGHT
 
 MICROSOFT = "com.microsoft"  # ONNX Runtime's own operators, in its C++ backend as in the wheel
@@ -94,9 +94,7 @@ def quantize_embeddings(model: onnx.ModelProto) -> None:
             helper.make_node("Gather", [scales, ids], [f"{out}.scale"]),
             helper.make_node("Mul", [f"{out}.float", f"{out}.scale"], [out]),
         ]
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
-    drop_idle(model)
+    exchange_nodes(model, nodes)
 
 
 def qdq_nodes(linear: Linear, scheme: Scheme, constants: Constants) -> list[onnx.NodeProto]:

@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from export.linears import Constants, drop_idle
+from export.linears import Constants, exchange_nodes
 from export.names import GRAPH_INPUTS, LONGEST, LONGEST_SHAPE
 
 FLOAT32_OPS = ("LayerNormalization",)
@@ -55,12 +55,9 @@ def take_longest_as_shape(model: onnx.ModelProto, max_length: int) -> None:
         helper.make_node("Squeeze", ["longest_cut", constants.add_integers("longest_axis", [0])], [longest]),
     ]
     place = list(graph.node).index(maxima[0])
-    nodes = [*graph.node[:place], *size, *graph.node[place + 1 :]]
-    del graph.node[:]
-    graph.node.extend(nodes)
+    exchange_nodes(model, [*graph.node[:place], *size, *graph.node[place + 1 :]])
     for name, dimension in ((LONGEST, "spans"), (LONGEST_SHAPE, "longest")):
         graph.input.append(helper.make_tensor_value_info(name, TensorProto.INT32, [dimension]))
-    drop_idle(model)
 
 
 def to_float16(model: onnx.ModelProto, single: Collection[str] = ()) -> None:
@@ -100,12 +97,10 @@ def to_float16(model: onnx.ModelProto, single: Collection[str] = ()) -> None:
         nodes.append(node)
         if half and node.op_type not in INTEGER_OUTPUT:
             halves.update(node.output)
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
+    exchange_nodes(model, nodes)
     for opset in model.opset_import:
         if opset.domain == "":
             opset.version = max(opset.version, QUANTIZES_FLOAT16)
-    drop_idle(model)
 
 
 def body(model: onnx.ModelProto) -> set[str]:

@@ -87,10 +87,8 @@ def evaluate_ranking(rows: Sequence[ClickRow], probabilities: ArrayLike) -> dict
     if not 0 < clicks.sum() < impressions.sum():
         kind = "no click" if clicks.sum() == 0 else "nothing but clicks"
         raise MetricError(f"the click log has {kind}: AUC is undefined; evaluate on a log with clicks and non-clicks")
-    groups = defaultdict(list)
-    for index, row in enumerate(rows):
-        groups[row.group].append(index)
-    ranked = [(clicks[i] / impressions[i], scores[i]) for i in map(np.array, groups.values())]
+    groups = group_rows(rows)
+    ranked = [(clicks[i] / impressions[i], scores[i]) for i in groups]
     ranked = [(gains, order) for gains, order in ranked if np.ptp(gains) > 0]
     if not ranked:
         raise MetricError("no group has both better and worse candidates: ranking metrics are undefined; "
@@ -108,6 +106,14 @@ def evaluate_ranking(rows: Sequence[ClickRow], probabilities: ArrayLike) -> dict
         "impressions": float(impressions.sum()),
         "clicks": float(clicks.sum()),
     }
+
+
+def group_rows(rows: Sequence[ClickRow]) -> list[NDArray[np.int64]]:
+    """Return the indices of each group's rows, groups in the order in which they begin."""
+    groups: dict[str, list[int]] = defaultdict(list)
+    for index, row in enumerate(rows):
+        groups[row.group].append(index)
+    return [np.array(members) for members in groups.values()]
 
 
 def calibration_error(probabilities: FloatArray, clicks: FloatArray, impressions: FloatArray) -> float:

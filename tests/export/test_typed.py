@@ -82,7 +82,8 @@ def test_a_graph_without_its_one_maximum_is_refused(source: Path) -> None:
 @pytest.mark.parametrize("name", ["trt_fp16", "trt_int8"])
 def test_the_fp16_graphs_hold_where_fp16_overflows(source: Path, pairs: list, feed: Feed, tmp_path, name: str) -> None:
     workshop = Workshop(source, MAX_LENGTH, calibration_batches(pairs))
-    largest = workshop.make(ENGINES[name], tmp_path / "model.onnx")
+    workshop.make(ENGINES[name], tmp_path / "model.onnx")
+    largest = workshop.watch(ENGINES[name])
     logits = ReferenceEvaluator(str(tmp_path / "model.onnx")).run(None, add_longest(feed))[0]
     assert logits.dtype == np.float32
     assert np.allclose(logits, compute(source, feed), atol=0.1 if ENGINES[name].quantized else 0.02)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import random
 import shutil
@@ -26,7 +25,6 @@ from clickbert import (
     ModelNotFoundError,
     Ranker,
     ServerError,
-    ServerTimeoutError,
 )
 from finetune.clicklog import ClickRow, read_click_log
 from finetune.metrics import click_probability, evaluate_ranking
@@ -103,17 +101,9 @@ def counts(server: Server, model: str = "clickbert_onnx") -> tuple[int, int]:
 
 
 def test_the_async_ranker_answers_the_same(server: Server, ranker: Ranker) -> None:
-    async def patiently(asking: AsyncRanker, number: int) -> list:
-        for _ in range(
-            3
-        ):  # the server's queue gives up after 10 s, whatever a busy machine needs; not the subject here
-            with contextlib.suppress(ServerTimeoutError):
-                return await asking.rank("w1 w2", [f"w{number}", "w9 w8"])
-        return await asking.rank("w1 w2", [f"w{number}", "w9 w8"])
-
     async def ask() -> list:
         async with AsyncRanker(server.addresses.grpc, timeout=PATIENCE) as asking:
-            return await asyncio.gather(*(patiently(asking, number) for number in range(60)))
+            return await asyncio.gather(*(asking.rank("w1 w2", [f"w{n}", "w9 w8"]) for n in range(60)))
 
     for number, ranking in enumerate(asyncio.run(ask())):
         wanted = ranker.rank("w1 w2", [f"w{number}", "w9 w8"])
