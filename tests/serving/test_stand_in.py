@@ -18,6 +18,15 @@ from serving.triton import ServingError
 
 INT32, INT64, FLOAT = TensorProto.INT32, TensorProto.INT64, TensorProto.FLOAT
 
+CHUNKED = """max_batch_size: 8 dynamic_batching { max_queue_delay_microseconds: 200000 }
+input [ { name: "x" data_type: TYPE_FP32 dims: [ -1 ] allow_ragged_batch: true },
+        { name: "lengths" data_type: TYPE_INT32 dims: [ -1 ] allow_ragged_batch: true } ]
+output [ { name: "y" data_type: TYPE_FP32 dims: [ -1, 3 ] } ]
+batch_output { kind: BATCH_SCATTER_WITH_INPUT_SHAPE target_name: "y" source_input: "lengths" }
+parameters { key: "chunk_by" value { string_value: "lengths" } }
+parameters { key: "chunk_elements" value { string_value: "12" } }
+parameters { key: "nan_is_error" value { string_value: "true" } }"""
+
 
 def write_model(
     repository: Path, name: str, nodes: list, inputs: list, outputs: list, config: str, constants: tuple = ()
@@ -64,6 +73,31 @@ def write_repository(repository: Path) -> None:
         output [ { name: "picked" data_type: TYPE_INT64 dims: [ -1, 1 ] } ]
         batch_output { kind: BATCH_SCATTER_WITH_INPUT_SHAPE target_name: "picked" source_input: "index" }""",
         (onnx.numpy_helper.from_array(np.array([1]), "one"),),
+    )
+    write_model(
+        repository,
+        "chunked",  # each segment's length, how many segments its execution had, and log(`x` at its start)
+        [
+            node("Shape", ["lengths"], ["together"]),
+            node("Cast", ["lengths"], ["as_float"], to=FLOAT),
+            node("Cast", ["together"], ["together_float"], to=FLOAT),
+            node("Expand", ["together_float", "together"], ["everywhere"]),
+            node("CumSum", ["lengths", "zero"], ["ends"]),
+            node("Sub", ["ends", "lengths"], ["starts"]),
+            node("Gather", ["x", "starts"], ["heads"]),
+            node("Log", ["heads"], ["logs"]),
+            node("Unsqueeze", ["as_float", "one"], ["column_1"]),
+            node("Unsqueeze", ["everywhere", "one"], ["column_2"]),
+            node("Unsqueeze", ["logs", "one"], ["column_3"]),
+            node("Concat", ["column_1", "column_2", "column_3"], ["y"], axis=1),
+        ],
+        [value("x", FLOAT, "n"), value("lengths", INT32, "m")],
+        [value("y", FLOAT, "m", 3)],
+        CHUNKED,
+        (
+            onnx.numpy_helper.from_array(np.array(0), "zero"),
+            onnx.numpy_helper.from_array(np.array([1]), "one"),
+        ),
     )
     for data_type, kind in (("UINT8", TensorProto.UINT8), ("FP16", TensorProto.FLOAT16), ("BOOL", TensorProto.BOOL)):
         write_model(
@@ -157,6 +191,44 @@ def test_one_bad_request_in_a_merged_batch_fails_alone(server) -> None:
     assert executions(server, "ragged")[0] - before < 3  # they were merged
 
 
+def segments(lengths: list[int], first: float = 1.0) -> dict:
+    values = np.full((1, sum(lengths)), first, dtype=np.float32)
+    return {"x": values, "lengths": np.array([lengths], dtype=np.int32)}
+
+
+def test_segments_are_computed_in_chunks_of_similar_length_and_come_back_in_order(server) -> None:
+    answer = ask(server, "chunked", **segments([9, 2, 10, 3, 2, 1]))[0]
+    assert answer[:, 0].tolist() == [9, 2, 10, 3, 2, 1]
+    assert answer[:, 1].tolist() == [1, 4, 1, 4, 4, 4]  # 4 x 3 elements fit the budget of 12; 9 and 10 are alone
+    assert np.array_equal(answer[:, 2], np.zeros(6))
+
+
+def test_small_requests_share_a_chunk_and_each_gets_its_own_segments_back(server) -> None:
+    asked = [segments([2, 3], first) for first in (1.0, 2.0)] + [segments([40, 1, 12], 3.0)]
+    one, two, large = (answer[0] for answer in ask_at_once(server, "chunked", "y", asked))
+    assert one[:, 0].tolist() == two[:, 0].tolist() == [2, 3]
+    assert one[:, 1].tolist() == two[:, 1].tolist() == [4, 4]
+    assert large[:, 0].tolist() == [40, 1, 12]
+    assert large[:, 1].tolist() == [1, 1, 1]
+    for answer, first in ((one, 1.0), (two, 2.0), (large, 3.0)):
+        assert np.allclose(answer[:, 2], np.log(first))
+
+
+def test_a_bad_request_fails_alone_where_chunks_mix_requests(server) -> None:
+    wrong_sum = segments([2, 3]) | {"lengths": np.array([[2, 4]], dtype=np.int32)}
+    asked = [
+        segments([2, 3], 2.0),
+        segments([3, 2], -1.0),
+        segments([1]),
+        wrong_sum | {"x": np.zeros((1, 0), np.float32)},
+    ]
+    good, not_a_number, small, out_of_range = ask_at_once(server, "chunked", "y", asked)
+    assert good[0][:, 0].tolist() == [2, 3]
+    assert small[0][:, 0].tolist() == [1]
+    assert "malformed request" in not_a_number.message()
+    assert "cannot be executed on this request" in out_of_range.message()
+
+
 @pytest.mark.parametrize(
     ("model", "array"),
     [
@@ -192,6 +264,11 @@ def test_nan_is_an_error_of_its_own_request_where_the_config_says_so(server) -> 
             'input { name: "x" data_type: TYPE_FP32 dims: [ 3 ] } optimization { execution_accelerators { '
             'cpu_execution_accelerator: [ { name: "openvino" } ] } }',
             "execution_accelerators",
+        ),
+        (
+            'input { name: "x" data_type: TYPE_FP32 dims: [ 3 ] } '
+            'parameters { key: "chunk_by" value { string_value: "x" } }',
+            "chunk_by 'x' (it needs chunk_elements",
         ),
     ],
 )

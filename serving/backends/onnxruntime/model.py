@@ -6,10 +6,12 @@ any model: plain batched inputs, ragged inputs, `batch_input`, `batch_output`, m
 `default_model_filename`. What it cannot do it refuses when the model is loaded, never in silence: TYPE_STRING,
 execution accelerators, sequence batching.
 
-One bad request does not fail the others: when a merged execution fails, its requests are executed one by one. Two
+One bad request does not fail the others: when a merged execution fails, its requests are executed one by one. Some
 parameters of a model's config are this backend's own. `nan_is_error`: NaN, or an output without elements, marks a
 malformed request, which is answered with an error. `max_elements.INPUT`: a request with more of that input is refused
-before it is merged with others, so that one request cannot cost them the memory.
+before it is merged with others, so that one request cannot cost them the memory. `chunk_by` and `chunk_elements`: the
+merged requests are cut into chunks of similar length (chunks.py), the instance's threads compute a chunk each instead
+of sharing every operator, and each request is answered as soon as its last chunk is done.
 
 Arrays enter and leave by DLPack, because the Python backend's own conversion breaks with numpy 2 (it answers 0 bytes).
 """
@@ -18,7 +20,9 @@ from __future__ import annotations
 
 import ctypes
 import json
+from collections import Counter, defaultdict
 from collections.abc import Callable
+from concurrent.futures import as_completed
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -26,10 +30,9 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import triton_python_backend_utils as pb_utils
-from numpy.typing import NDArray
+from chunks import Array, Arrays, Part, cut, join
+from workers import start_workers
 
-Array = NDArray[Any]
-Arrays = dict[str, Array]
 DTYPES = {
     "TYPE_BOOL": np.bool_,
     "TYPE_UINT8": np.uint8,
@@ -62,8 +65,12 @@ class TritonPythonModel:
         self.nan_is_error = parameter(config, "nan_is_error", "false") == "true"
         limits = {entry["name"]: parameter(config, f"max_elements.{entry['name']}", "") for entry in config["input"]}
         self.limits = {name: int(limit) for name, limit in limits.items() if limit}
+        self.chunk_by = parameter(config, "chunk_by", "")
+        self.budget = int(parameter(config, "chunk_elements", "0"))
+        threads = int(parameter(config, "intra_op_thread_count", "0"))
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = int(parameter(config, "intra_op_thread_count", "0"))
+        options.intra_op_num_threads = 1 if self.chunk_by else threads
+        self.workers = start_workers(threads)
         options.inter_op_num_threads = int(parameter(config, "inter_op_thread_count", "0"))
         options.log_severity_level = 4  # what fails is answered to its caller; a bad caller must not fill the log
         file = config.get("default_model_filename") or "model.onnx"
@@ -75,14 +82,40 @@ class TritonPythonModel:
         outputs = {entry["name"] for entry in config["output"]}
         check_names("outputs", outputs, {value.name for value in self.session.get_outputs()} & outputs, path)
 
-    def execute(self, requests: list[Any]) -> list[Any]:
-        """Answers a batch of requests, in order."""
+    def execute(self, requests: list[Any]) -> list[Any] | None:
+        """Answers a batch of requests: all in order by what it returns; where it chunks, each as it is done."""
         inputs = [self.read(request) for request in requests]
+        if self.chunk_by:
+            self.execute_chunks(requests, inputs)
+            return None
         answers = iter(self.answer([request for request in inputs if not isinstance(request, str)]))
         return [
             self.respond(request, given if isinstance(given, str) else next(answers))
             for request, given in zip(requests, inputs, strict=True)
         ]
+
+    def execute_chunks(self, requests: list[Any], inputs: list[Arrays | str]) -> None:
+        """Answers each request when its last chunk is done."""
+        for request, given in zip(requests, inputs, strict=True):
+            if isinstance(given, str):
+                self.send(request, given)
+        waiting = [request for request, given in zip(requests, inputs, strict=True) if not isinstance(given, str)]
+        chunks = list(cut([given for given in inputs if not isinstance(given, str)], self.chunk_by, self.budget))
+        missing = Counter(part.request for chunk in chunks for part in chunk)
+        done: dict[int, list[tuple[Part, Arrays | str]]] = defaultdict(list)
+        running = {self.workers.submit(self.answer, [part.inputs for part in chunk]): chunk for chunk in chunks}
+        for finished in as_completed(running):
+            for part, answer in zip(running[finished], finished.result(), strict=True):
+                parts = done[part.request]
+                parts.append((part, answer))
+                if len(parts) == missing[part.request]:
+                    self.send(waiting[part.request], whole(done.pop(part.request)))
+
+    def send(self, request: Any, answer: Arrays | str) -> None:
+        """Answers one request before `execute` is over."""
+        request.get_response_sender().send(
+            self.respond(request, answer), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+        )
 
     def read(self, request: Any) -> Arrays | str:
         """A request's inputs by name, or an error's text."""
@@ -178,6 +211,19 @@ def refuse_unsupported(config: dict[str, Any]) -> None:
         reasons.append("optimization.execution_accelerators")
     if "sequence_batching" in config:
         reasons.append("sequence_batching")
+    if chunk_by := parameter(config, "chunk_by", ""):
+        scattered = {entry["target_name"][0]: entry["source_input"][0] for entry in config.get("batch_output", [])}
+        ragged = all(entry.get("allow_ragged_batch") and not entry.get("optional") for entry in config["input"])
+        if not (
+            ragged
+            and any(entry["name"] == chunk_by for entry in config["input"])
+            and all(scattered.get(entry["name"]) == chunk_by for entry in config["output"])
+            and parameter(config, "chunk_elements", "").isdecimal()
+        ):
+            reasons.append(
+                f"chunk_by {chunk_by!r} (it needs chunk_elements, ragged inputs that are not optional, and for every "
+                f"output a batch_output from {chunk_by!r})"
+            )
     if reasons:
         raise pb_utils.TritonModelException(
             f"the stand-in onnxruntime backend cannot serve {config['name']}: {'; '.join(reasons)}. "
@@ -196,6 +242,16 @@ def check_names(kind: str, wanted: set[str], found: set[str], path: Path) -> Non
         raise pb_utils.TritonModelException(
             f"{path}: config.pbtxt has the {kind} {sorted(wanted)}, the graph {sorted(found)}"
         )
+
+
+def whole(parts: list[tuple[Part, Arrays | str]]) -> Arrays | str:
+    """A request's answer of those of its parts; the first error where there is one."""
+    outputs = []
+    for _, answer in parts:
+        if isinstance(answer, str):
+            return answer
+        outputs.append(answer)
+    return join([part for part, _ in parts], outputs)
 
 
 def batch_size(request: Arrays) -> int:

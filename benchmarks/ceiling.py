@@ -1,0 +1,134 @@
+"""The engine's own ceiling: the published graph called in process, without server, client or network.
+
+The same pairs as the load's, packed and cut before the clock starts, and the best of every way to use the cores and
+every chunk size. A server on the same cores cannot be faster.
+
+Not known here: how the server cuts and schedules.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from clickbert.tokenization import PackedPairs
+from export.names import LOGITS
+from serving.backends.onnxruntime.chunks import Array, Arrays, cut
+from serving.backends.onnxruntime.workers import start_workers
+
+BUDGETS = (256, 512, 1024, None)  # `segments x longest` of a chunk; None: a request as it comes
+QUICK = 20  # requests on which the layouts are tried first
+FINALISTS = 2
+ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A way to use the cores: so many chunks at a time, so many threads each; requests cut to chunks of `budget`."""
+
+    workers: int
+    threads: int
+    budget: int | None
+
+    def __str__(self) -> str:
+        chunks = "whole requests" if self.budget is None else f"chunks of {self.budget}"
+        return f"{self.workers} at a time, {self.threads} threads each, {chunks}"
+
+
+@dataclass(frozen=True)
+class Ceiling:
+    """The best layout, its speed, and all that were tried."""
+
+    pairs_per_second: float
+    layout: Layout
+    rounds: list[float]  # the best layout's pairs per second, a round each
+    tried: dict[str, float]
+
+    def facts(self) -> dict[str, Any]:
+        """For a result file."""
+        return asdict(self)
+
+
+def measure_ceiling(graph: Path, packed: Sequence[PackedPairs]) -> Ceiling:
+    """Pairs per second of a graph on given requests.
+
+    All layouts take one turn on a part of the requests, and the FINALISTS fastest then ROUNDS turns on all of them.
+
+    Args:
+        graph: the published ONNX graph.
+        packed: the requests.
+    """
+    cores = len(os.sched_getaffinity(0))
+    runs = {
+        (workers, threads): open_graph(graph, threads) for workers, threads in dict.fromkeys(((1, cores), (cores, 1)))
+    }
+    layouts = [Layout(workers, threads, budget) for workers, threads in runs for budget in BUDGETS]
+
+    def take_turn(layout: Layout, requests: Sequence[PackedPairs]) -> float:
+        feeds = cut_requests(requests, layout.budget)
+        took = drain(runs[layout.workers, layout.threads], layout.workers, feeds)
+        return sum(len(each.lengths) for each in requests) / took
+
+    part = packed[:: max(1, len(packed) // QUICK)]
+    take_turn(layouts[0], part)  # memory, caches
+    take_turn(layouts[-1], part)
+    tried = {layout: take_turn(layout, part) for layout in layouts}
+    finalists = sorted(layouts, key=lambda layout: -tried[layout])[:FINALISTS]
+    speeds: dict[Layout, list[float]] = {layout: [] for layout in finalists}
+    for _ in range(ROUNDS):
+        for layout in finalists:
+            speeds[layout].append(take_turn(layout, packed))
+    best = max(finalists, key=lambda layout: max(speeds[layout]))
+    return Ceiling(max(speeds[best]), best, speeds[best], {str(layout): speed for layout, speed in tried.items()})
+
+
+def open_graph(graph: Path, threads: int) -> Callable[[Arrays], Array]:
+    """A graph as a function of one feed, with so many threads within an operator."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+
+    def run(feed: Arrays) -> Array:
+        logits: Array = session.run([LOGITS], feed)[0]
+        return logits
+
+    return run
+
+
+def drain(run: Callable[[Arrays], Array], workers: int, feeds: Sequence[Arrays]) -> float:
+    """Seconds that one worker, or one on each core, needs for all feeds, each taking the next one that is left."""
+    with start_workers(0 if workers > 1 else 1) as pool:
+        began = time.perf_counter()
+        list(pool.map(run, feeds))
+        return time.perf_counter() - began
+
+
+def cut_requests(packed: Sequence[PackedPairs], budget: int | None) -> list[Arrays]:
+    """The graph's feeds: a chunk each, or a request each if there is no budget."""
+    requests = [
+        {
+            "input_ids": pairs.input_ids[np.newaxis],
+            "token_type_ids": pairs.token_type_ids[np.newaxis],
+            "lengths": pairs.lengths[np.newaxis],
+        }
+        for pairs in packed
+    ]
+    if budget is None:
+        return [to_feed([request]) for request in requests]
+    chunks = [chunk for request in requests for chunk in cut([request], "lengths", budget)]
+    return [to_feed([part.inputs for part in chunk]) for chunk in chunks]
+
+
+def to_feed(parts: Sequence[Arrays]) -> Arrays:
+    """Requests as Triton merges them: inputs end to end, and how many elements each request brought."""
+    feed = {name: np.concatenate([part[name].reshape(-1) for part in parts]) for name in parts[0]}
+    for count, name in (("token_counts", "input_ids"), ("type_counts", "token_type_ids"), ("pair_counts", "lengths")):
+        feed[count] = np.array([part[name].size for part in parts], np.int32)
+    return feed

@@ -1,0 +1,120 @@
+"""Cuts requests whose inputs are segments laid end to end into chunks of segments of similar length.
+
+What a model computes on a chunk costs as if every segment were as long as the chunk's longest (attention is padded to
+it), and a chunk that fits the processor's cache is computed faster than one that does not. So the segments are sorted
+by length and cut where `segments x longest` would pass a budget. A chunk holds *parts* of requests, each a small
+request of its own: whatever the model checks or counts for each request, it checks and counts for each part.
+
+Not known here: Triton, ONNX Runtime, what the elements are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Arrays = dict[str, Array]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some segments of one request.
+
+    Attributes:
+        request: the request's place.
+        segments: int64, places of the segments within the request, ascending; None for a request left whole.
+        inputs: the part as a request, every input [1, elements].
+    """
+
+    request: int
+    segments: Array | None
+    inputs: Arrays
+
+
+def cut(requests: Sequence[Arrays], lengths: str, budget: int) -> Iterator[list[Part]]:
+    """Chunks of all requests; those of small requests first, so that nobody waits long for a much larger one.
+
+    A request whose lengths do not add up to its other inputs' sizes stays whole, in a chunk of its own: what is wrong
+    with it is for the model to say.
+
+    Args:
+        requests: inputs by name, [1, elements] each.
+        lengths: the input that says how many elements of the others each segment has.
+        budget: `segments x longest` of a chunk at most; a longer segment has a chunk of its own.
+    """
+    sizes = [max(array.size for array in request.values()) for request in requests]
+    group: list[int] = []
+    total = 0
+    for place in sorted(range(len(requests)), key=sizes.__getitem__):
+        if not adds_up(requests[place], lengths):
+            yield [Part(place, None, requests[place])]
+            continue
+        if group and total + sizes[place] > budget:
+            yield from cut_group(requests, group, lengths, budget)
+            group, total = [], 0
+        group.append(place)
+        total += sizes[place]
+    if group:
+        yield from cut_group(requests, group, lengths, budget)
+
+
+def adds_up(request: Arrays, lengths: str) -> bool:
+    """Whether every other input has as many elements as the segments together, and no segment is empty."""
+    counts = request[lengths].astype(np.int64)  # a sum of wild int32 values must not wrap around to the right one
+    total = int(counts.sum())
+    others = (array.size for name, array in request.items() if name != lengths)
+    return counts.size > 0 and int(counts.min()) > 0 and all(size == total for size in others)
+
+
+def cut_group(requests: Sequence[Arrays], group: Sequence[int], lengths: str, budget: int) -> Iterator[list[Part]]:
+    """Chunks of the segments of some requests, the longest first: the last to be done is then a small one."""
+    counts = [requests[place][lengths].reshape(-1) for place in group]
+    segment_lengths = np.concatenate(counts)
+    owners = np.repeat(np.arange(len(group)), [len(each) for each in counts])
+    own_places = np.concatenate([np.arange(len(each)) for each in counts])
+    order = np.argsort(-segment_lengths, kind="stable")
+    first = 0
+    while first < len(order):
+        fitting = max(1, budget // int(segment_lengths[order[first]]))
+        last = min(first + fitting, len(order))
+        chosen = np.sort(order[first:last])  # back in the requests' order, each request's segments side by side
+        yield [
+            take(requests[group[owner]], group[owner], own_places[chosen[owners[chosen] == owner]], lengths)
+            for owner in np.unique(owners[chosen])
+        ]
+        first = last
+
+
+def take(request: Arrays, place: int, segments: Array, lengths: str) -> Part:
+    """Some segments of a request as a part."""
+    counts = request[lengths].reshape(-1)
+    if len(segments) == len(counts):
+        return Part(place, segments, request)
+    ends = np.cumsum(counts)
+    inputs = {}
+    for name, array in request.items():
+        flat = array.reshape(-1)
+        if name == lengths:
+            chosen = flat[segments]
+        else:
+            chosen = np.concatenate([flat[ends[one] - counts[one] : ends[one]] for one in segments])
+        inputs[name] = chosen[np.newaxis]
+    return Part(place, segments, inputs)
+
+
+def join(parts: Sequence[Part], outputs: Sequence[Arrays]) -> Arrays:
+    """One request's outputs, [1, segments, ...] each, of those of all its parts."""
+    if parts[0].segments is None or len(parts) == 1:
+        return outputs[0]
+    places = np.concatenate([part.segments for part in parts if part.segments is not None])
+    joined = {}
+    for name in outputs[0]:
+        rows = np.concatenate([output[name] for output in outputs], axis=1)
+        joined[name] = np.empty_like(rows)
+        joined[name][:, places] = rows
+    return joined

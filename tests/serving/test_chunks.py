@@ -1,0 +1,93 @@
+"""Chunks of merged requests: what is computed part by part is what would be computed whole."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serving.backends.onnxruntime.chunks import Arrays, Part, cut, join
+
+requests = st.lists(st.lists(st.integers(1, 40), min_size=1, max_size=12), min_size=1, max_size=6)
+
+
+def make(lengths: list[int], seed: int) -> Arrays:
+    values = np.random.default_rng(seed).integers(0, 1000, (2, 1, sum(lengths)), dtype=np.int32)
+    return {"ids": values[0], "types": values[1], "lengths": np.array([lengths], np.int32)}
+
+
+def compute(request: Arrays) -> Arrays:
+    """Per segment, something that depends on every element and its place: [1, segments, 2]."""
+    ends = np.cumsum(request["lengths"][0])
+    starts = ends - request["lengths"][0]
+    rows = [
+        [np.sum(request[name][0, start:end] * np.arange(1, end - start + 1)) for name in ("ids", "types")]
+        for start, end in zip(starts, ends, strict=True)
+    ]
+    return {"logits": np.array([rows], np.float32)}
+
+
+def answer(chunks: list[list[Part]], place: int) -> Arrays:
+    parts = [part for chunk in chunks for part in chunk if part.request == place]
+    return join(parts, [compute(part.inputs) for part in parts])
+
+
+@given(requests, st.integers(1, 200))
+def test_parts_put_together_are_the_whole(lengths: list[list[int]], budget: int) -> None:
+    whole = [make(each, seed) for seed, each in enumerate(lengths)]
+    chunks = list(cut(whole, "lengths", budget))
+    for place, request in enumerate(whole):
+        assert np.array_equal(answer(chunks, place)["logits"], compute(request)["logits"])
+    for chunk in chunks:
+        segments = np.concatenate([part.inputs["lengths"][0] for part in chunk])
+        assert len(segments) == 1 or len(segments) * segments.max() <= budget
+
+
+@given(requests, st.integers(1, 200))
+def test_a_request_is_one_part_of_a_chunk_at_most_and_every_segment_is_there_once(
+    lengths: list[list[int]], budget: int
+) -> None:
+    whole = [make(each, seed) for seed, each in enumerate(lengths)]
+    found: dict[int, list[int]] = {place: [] for place in range(len(whole))}
+    for chunk in cut(whole, "lengths", budget):
+        assert len({part.request for part in chunk}) == len(chunk)
+        for part in chunk:
+            assert part.segments is not None
+            assert np.array_equal(part.inputs["lengths"][0], whole[part.request]["lengths"][0][part.segments])
+            found[part.request] += part.segments.tolist()
+    assert {place: sorted(segments) for place, segments in found.items()} == {
+        place: list(range(len(each))) for place, each in enumerate(lengths)
+    }
+
+
+@given(requests, st.integers(1, 200))
+def test_nobody_waits_for_a_larger_request_but_in_its_own_chunks(lengths: list[list[int]], budget: int) -> None:
+    whole = [make(each, seed) for seed, each in enumerate(lengths)]
+    chunks = list(cut(whole, "lengths", budget))
+    last = {part.request: place for place, chunk in enumerate(chunks) for part in chunk}
+    first = {part.request: place for place, chunk in reversed(list(enumerate(chunks))) for part in chunk}
+    sizes = [sum(each) for each in lengths]
+    for small, end in last.items():
+        for large, begin in first.items():
+            if sizes[small] < sizes[large] and sizes[small] + sizes[large] > budget:
+                assert end < begin
+
+
+wild = st.lists(st.integers(-(2**31), 2**31 - 1), max_size=5)
+
+
+@given(wild, st.integers(0, 30), st.integers(0, 30), st.lists(st.integers(1, 9), min_size=1, max_size=5))
+def test_what_does_not_add_up_stays_whole_and_alone(lengths: list[int], ids: int, types: int, sound: list[int]) -> None:
+    broken: Arrays = {
+        "ids": np.zeros((1, ids), np.int32),
+        "types": np.zeros((1, types), np.int32),
+        "lengths": np.array([lengths], np.int32),
+    }
+    chunks = list(cut([broken, make(sound, 0)], "lengths", 10))
+    if lengths and min(lengths) > 0 and sum(lengths) == ids == types:
+        return  # by chance nothing is wrong with it
+    mine = [chunk for chunk in chunks if any(part.request == 0 for part in chunk)]
+    assert [len(chunk) for chunk in mine] == [1]
+    assert mine[0][0].segments is None
+    assert mine[0][0].inputs is broken
+    assert np.array_equal(answer(chunks, 1)["logits"], compute(make(sound, 0))["logits"])
