@@ -3,6 +3,10 @@
 clickbert rank --query "coffee near me" --documents candidates.txt
 cat candidates.txt | clickbert rank --query "coffee near me" --documents - --top-k 5 --json
 clickbert rank --url triton:8001 --model clickbert_trt_fp16 --query "coffee near me" --documents candidates.txt
+CLICKBERT_TOKEN=... clickbert rank --url grpcs://gateway:443 --query "coffee near me" --documents candidates.txt
+
+A server or gateway that wants a token gets the one in the environment variable CLICKBERT_TOKEN. There is no option for
+it: everyone on the machine can read a command's options.
 
 Exit status: 0 done, 1 the ranking failed (the reason is on stderr), 2 wrong usage, 130 Ctrl-C.
 """
@@ -31,7 +35,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(encoding="utf-8")  # as the documents are, whatever the locale says
     try:
         documents = _read_documents(arguments.documents)
-        with Ranker(arguments.url, arguments.model, timeout=arguments.timeout) as ranker:
+        token = os.environ.get("CLICKBERT_TOKEN") or None  # set to nothing is not set
+        with Ranker(
+            arguments.url, arguments.model, timeout=arguments.timeout, ca_file=arguments.ca_file, token=token
+        ) as ranker:
             ranked = ranker.rank(arguments.query, documents, arguments.top_k)
         print(_as_json(arguments, ranked) if arguments.json else _as_table(ranked), flush=True)
     except OSError as exc:
@@ -53,7 +60,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     rank = commands.add_parser("rank", help="rank documents for a query", allow_abbrev=False)
-    rank.add_argument("--url", default="localhost:8001", help="host and gRPC port of the server (%(default)s)")
+    rank.add_argument("--url", default="localhost:8001", help="host and gRPC port; grpcs://... is TLS (%(default)s)")
+    rank.add_argument("--ca-file", metavar="FILE", help="PEM certificate of the authority that signed the server's")
     rank.add_argument("--model", default=DEFAULT_MODEL, metavar="NAME", help="the click model (%(default)s)")
     rank.add_argument("--query", required=True, metavar="TEXT", help="the user's text")
     rank.add_argument(

@@ -1,24 +1,9 @@
 """Checks of what callers pass in. Each raises `InvalidInputError`, before anything is sent."""
 
 import math
-import re
 from collections.abc import Sequence
 
 from clickbert.errors import InvalidInputError
-
-_HOST_PORT = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^\s/:@\[\]]+):(\d{1,5})")
-
-
-def check_url(url: str) -> str:
-    """Return `host:port`; a `grpc://` in front is allowed."""
-    address = url.removeprefix("grpc://") if isinstance(url, str) else ""
-    match = _HOST_PORT.fullmatch(address)
-    if match is None or not 0 < int(match[2]) < 65536:
-        raise InvalidInputError(
-            f"url is {url!r}, expected the host and the gRPC port of the server, like 'localhost:8001'"
-            " (no http://, no path; HTTP is another port)"
-        )
-    return address
 
 
 def check_settings(model: str, timeout: float, max_documents: int) -> None:

@@ -1,13 +1,25 @@
 """`AsyncRanker`: the same calls as `Ranker`, awaited."""
 
 import asyncio
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from clickbert.errors import ServerError
 from clickbert.protocol import DEFAULT_MODEL, InferRequest, InferResponse, Release
-from clickbert.session import MAX_IN_FLIGHT, Ask, Describe, Done, NeedRelease, RankedDocument, Session, Step, advance
+from clickbert.session import (
+    MAX_IN_FLIGHT,
+    Ask,
+    Compute,
+    Describe,
+    Done,
+    NeedRelease,
+    RankedDocument,
+    Session,
+    Step,
+    advance,
+)
 from clickbert.transport import AsyncGrpcTransport, AsyncTransport
 
 
@@ -15,7 +27,8 @@ class AsyncRanker:
     """`Ranker` for asyncio: same arguments, same results, same errors.
 
     One ranker serves any number of tasks of one event loop, the loop of its first call. Cancelling a call cancels its
-    requests. Texts are tokenized in a thread, so that long ones do not hold up the loop.
+    requests. Texts are tokenized in threads, so that long ones do not hold up the loop. Nothing waits for the server
+    there, so any number of calls can be in flight.
     """
 
     def __init__(
@@ -25,10 +38,12 @@ class AsyncRanker:
         *,
         timeout: float = 10.0,
         max_documents: int = 1000,
+        ca_file: str | Path | None = None,
+        token: str | None = None,
         transport: AsyncTransport | None = None,
     ) -> None:
         self._session = Session(url, model, timeout, max_documents)
-        self._transport = transport or AsyncGrpcTransport(self._session.url)
+        self._transport = transport or AsyncGrpcTransport(url, ca_file, token)
         self._fetching = asyncio.Lock()
 
     async def rank(self, query: str, documents: Sequence[str], top_k: int | None = None) -> list[RankedDocument]:
@@ -58,13 +73,13 @@ class AsyncRanker:
         return await self._run(course, self._session.deadline())
 
     async def _run(self, course: Generator[Step, Any, Any], deadline: float) -> Any:
-        outcome = await asyncio.to_thread(advance, course)
+        outcome = advance(course)
         while not isinstance(outcome, Done):
             try:
                 reply, error = await self._perform(outcome, deadline), None
             except ServerError as exc:
                 reply, error = None, exc
-            outcome = await asyncio.to_thread(advance, course, reply, error)
+            outcome = advance(course, reply, error)
         return outcome.value
 
     async def _perform(self, step: Step, deadline: float) -> object:
@@ -73,14 +88,17 @@ class AsyncRanker:
                 return await self._transport.describe(model, timeout=self._session.left(deadline))
             case Ask(requests):
                 return await self._ask(requests, deadline)
+            case Compute(function):
+                return await asyncio.to_thread(function)
             case NeedRelease(version):
                 return await self._release(version, deadline)
 
-    async def _ask(self, requests: Sequence[InferRequest], deadline: float) -> list[InferResponse]:
+    async def _ask(self, requests: Sequence[Callable[[], InferRequest]], deadline: float) -> list[InferResponse]:
         in_flight = asyncio.Semaphore(MAX_IN_FLIGHT)
 
-        async def send(request: InferRequest) -> InferResponse:
+        async def send(make: Callable[[], InferRequest]) -> InferResponse:
             async with in_flight:
+                request = await asyncio.to_thread(make)
                 return await self._transport.infer(request, timeout=self._session.left(deadline))
 
         tasks = [asyncio.create_task(send(request)) for request in requests]

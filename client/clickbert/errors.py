@@ -4,10 +4,10 @@
     ├── InvalidInputError (also a ValueError)   the call is wrong: nothing was sent
     ├── RankerClosedError                       the ranker was closed before or during the call
     └── ServerError                             the server answered with an error that has no class of its own
-        ├── ConnectionFailedError               nothing answers at the address, or it is not a gRPC port
+        ├── ConnectionFailedError               nothing answers at the address, it is no gRPC port, or TLS does not fit
         ├── ServerTimeoutError                  the deadline passed, here or in the server's queue
         ├── ServerOverloadedError               the server's queue is full: nothing was computed
-        ├── AuthenticationError                 the server or a gateway wants credentials
+        ├── AuthenticationError                 the server or a gateway wants a token, or refuses the one sent
         ├── ModelNotFoundError                  the model, or the version asked for, is unknown or not ready
         └── ProtocolError                       the answer is not what a ClickBERT model on Triton answers
 
@@ -36,7 +36,7 @@ class ServerError(ClickBertError):
 
 
 class ConnectionFailedError(ServerError):
-    """Nothing listens at the address, its name is unknown, or it does not speak gRPC."""
+    """Nothing listens at the address, its name is unknown, it does not speak gRPC, or TLS fails."""
 
 
 class ServerTimeoutError(ServerError):
@@ -48,7 +48,7 @@ class ServerOverloadedError(ServerError):
 
 
 class AuthenticationError(ServerError):
-    """The server or a gateway in front of it wants credentials that were not sent or are wrong."""
+    """The server or a gateway in front of it wants a token that was not sent, or refuses the one that was."""
 
 
 class ModelNotFoundError(ServerError):
@@ -67,8 +67,19 @@ class _Rule(NamedTuple):
 
 
 _GRPC_PORT = "check that the server runs and that the address is its gRPC port (8001 by default)"
-_HTTP_PORT = "what listens there does not speak plain gRPC: use Triton's gRPC port (8001 by default), not HTTP (8000)"
-_CREDENTIALS = "this client sends no credentials: call the server directly or through a gateway that adds them"
+_HTTP_PORT = (
+    "what listens there does not speak plain gRPC: use Triton's gRPC port (8001 by default), not HTTP (8000);"
+    " if it wants TLS, write grpcs:// in front of the address"
+)
+_NO_TLS = (
+    "what listens there does not speak TLS: leave grpcs:// out if plain gRPC is meant, or use the port of the gateway"
+    " that does"
+)
+_TOKEN = "the server, or the gateway in front of it, wants a valid `token` (for the command, CLICKBERT_TOKEN)"
+_RESTRICTED = (
+    "Triton restricts this to a header of its own (--grpc-restricted-protocol), which this client does not send: call"
+    " through a gateway that adds it"
+)
 _REPOSITORY = "check the model's name and the server's log, or list the models with Triton's repository index"
 
 # First match wins: messages before statuses, because one status stands for many causes.
@@ -79,7 +90,7 @@ _RULES = (
         "the server is busy: try again later or send fewer documents",
         ("request timeout expired", "request timeout dynamicbatch"),
     ),
-    _Rule(AuthenticationError, _CREDENTIALS, ("is restricted, expecting header",)),
+    _Rule(AuthenticationError, _RESTRICTED, ("is restricted, expecting header",)),
     _Rule(
         ModelNotFoundError,
         _REPOSITORY,
@@ -91,9 +102,22 @@ _RULES = (
             "not found in any",
         ),
     ),
+    # Before the rule of handshakes in general: these say so, too.
+    _Rule(ConnectionFailedError, _NO_TLS, ("wrong_version_number", "handshake read failed (socket closed)")),
     _Rule(
         ConnectionFailedError,
-        "encryption does not match: this client speaks gRPC without TLS",
+        "the TLS certificate is not valid for this host name: use a name that is in it",
+        ("hostname verification check failed",),
+    ),
+    _Rule(
+        ConnectionFailedError,
+        "the server's TLS certificate is not trusted: pass its authority's as `ca_file` (--ca-file), or renew it if it"
+        " expired",
+        ("certificate_verify_failed",),
+    ),
+    _Rule(
+        ConnectionFailedError,
+        "TLS could not be agreed on: see the server's log",
         ("handshake failed", "handshake failure", "certificate"),
     ),
     # Triton's own HTTP port closes the connection at once; other HTTP servers answer text.
@@ -108,7 +132,7 @@ _RULES = (
         f"allow a longer timeout; if nothing ever answers, {_GRPC_PORT}",
         statuses=("DEADLINE_EXCEEDED",),
     ),
-    _Rule(AuthenticationError, _CREDENTIALS, statuses=("UNAUTHENTICATED", "PERMISSION_DENIED")),
+    _Rule(AuthenticationError, _TOKEN, statuses=("UNAUTHENTICATED", "PERMISSION_DENIED")),
     _Rule(ModelNotFoundError, _REPOSITORY, statuses=("NOT_FOUND",)),
     _Rule(
         ProtocolError,

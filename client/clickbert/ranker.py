@@ -1,23 +1,39 @@
 """`Ranker`: blocking calls, for threads."""
 
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from clickbert.errors import ServerError
 from clickbert.protocol import DEFAULT_MODEL, InferRequest, InferResponse, Release
-from clickbert.session import MAX_IN_FLIGHT, Ask, Describe, Done, NeedRelease, RankedDocument, Session, Step, advance
+from clickbert.session import (
+    MAX_IN_FLIGHT,
+    Ask,
+    Compute,
+    Describe,
+    Done,
+    NeedRelease,
+    RankedDocument,
+    Session,
+    Step,
+    advance,
+)
 from clickbert.transport import GrpcTransport, Transport
 
 
 class Ranker:
     """Ranks documents for a query by click probability, with a model on a Triton server.
 
-    `url` is the server's host and gRPC port; `timeout` is seconds for a whole call, all its requests together;
-    a call may have `max_documents` documents. One ranker serves any number of threads over one connection, which the
-    first call opens. Close it, or use it as a context manager. `transport` replaces the connection, for tests.
+    `url` is the server's host and gRPC port, with `grpcs://` in front for TLS. `ca_file` is a PEM file with the
+    certificate of an authority of one's own; without it gRPC's own roots hold. `token` is sent with every call
+    (`authorization: Bearer ...`), and without TLS only to this machine. `timeout` is seconds for a whole call, all its
+    requests together; a call may have `max_documents` documents, and what occurs twice in it is scored once.
+
+    One ranker serves any number of threads over one connection, which the first call opens. Close it, or use it as a
+    context manager. `transport` replaces the connection, for tests.
 
     Raises `InvalidInputError` for bad arguments; its calls raise the errors of `clickbert.errors`.
     """
@@ -29,10 +45,12 @@ class Ranker:
         *,
         timeout: float = 10.0,
         max_documents: int = 1000,
+        ca_file: str | Path | None = None,
+        token: str | None = None,
         transport: Transport | None = None,
     ) -> None:
         self._session = Session(url, model, timeout, max_documents)
-        self._transport = transport or GrpcTransport(self._session.url)
+        self._transport = transport or GrpcTransport(url, ca_file, token)
         self._fetching = threading.Lock()
 
     def rank(self, query: str, documents: Sequence[str], top_k: int | None = None) -> list[RankedDocument]:
@@ -77,11 +95,14 @@ class Ranker:
                 return self._transport.describe(model, timeout=self._session.left(deadline))
             case Ask(requests):
                 return self._ask(requests, deadline)
+            case Compute(function):
+                return function()
             case NeedRelease(version):
                 return self._release(version, deadline)
 
-    def _ask(self, requests: Sequence[InferRequest], deadline: float) -> list[InferResponse]:
-        def send(request: InferRequest) -> InferResponse:
+    def _ask(self, requests: Sequence[Callable[[], InferRequest]], deadline: float) -> list[InferResponse]:
+        def send(make: Callable[[], InferRequest]) -> InferResponse:
+            request = make()
             return self._transport.infer(request, timeout=self._session.left(deadline))
 
         if len(requests) == 1:

@@ -12,12 +12,11 @@ import threading
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from clickbert.arguments import check_documents, check_pairs, check_query, check_settings, check_top_k, check_url
+from clickbert.address import check_url
+from clickbert.arguments import check_documents, check_pairs, check_query, check_settings, check_top_k
 from clickbert.errors import ProtocolError, RankerClosedError, ServerError, ServerTimeoutError
 from clickbert.protocol import (
     TOKENIZER_MODEL,
@@ -31,12 +30,11 @@ from clickbert.protocol import (
     read_scores,
     tokenizer_request,
 )
-from clickbert.tokenization import PackedPairs, PairTokenizer
 
 MAX_IN_FLIGHT = 4  # requests of one call at a time
 _KEPT_RELEASES = 4  # as many as the server keeps
 
-Scores = npt.NDArray[np.float64]
+Pair = tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -48,9 +46,20 @@ class Describe:
 
 @dataclass(frozen=True)
 class Ask:
-    """Step: send these requests, a few at a time; the reply is their answers, in order."""
+    """Step: make and send these requests, a few at a time; the reply is their answers, in order.
 
-    requests: tuple[InferRequest, ...]
+    Each is made when its turn to be sent comes, by a call that takes a while: it tokenizes. So that goes on beside the
+    waiting for the others' answers.
+    """
+
+    requests: tuple[Callable[[], InferRequest], ...]
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Step: call this, which takes a while but needs no server; the reply is what it returns."""
+
+    function: Callable[[], Release]
 
 
 @dataclass(frozen=True)
@@ -67,7 +76,7 @@ class Done:
     value: Any
 
 
-Step = Describe | Ask | NeedRelease
+Step = Describe | Ask | Compute | NeedRelease
 
 
 @dataclass(frozen=True)
@@ -128,30 +137,25 @@ class Session:
         texts = check_documents(documents, self.max_documents)
 
         def course() -> Generator[Step, Any, list[RankedDocument]]:
-            scores = yield from self._score(lambda tokenizer: tokenizer.pack(query, texts))
+            scores = yield from self._score([(query, text) for text in texts])
             # A stable sort: the earlier document wins a tie.
-            order = np.argsort(-scores, kind="stable")[:top_k]
-            return [RankedDocument(int(index), texts[index], float(scores[index])) for index in order]
+            order = sorted(range(len(texts)), key=lambda index: -scores[index])[:top_k]
+            return [RankedDocument(index, texts[index], scores[index]) for index in order]
 
         return course()
 
-    def score_pairs(self, pairs: Sequence[tuple[str, str]]) -> Generator[Step, Any, list[float]]:
+    def score_pairs(self, pairs: Sequence[Pair]) -> Generator[Step, Any, list[float]]:
         """Check the arguments, and return the course of `score_pairs`."""
         self._check_open()
-        texts = check_pairs(pairs, self.max_documents)
-
-        def course() -> Generator[Step, Any, list[float]]:
-            scores = yield from self._score(lambda tokenizer: tokenizer.pack_pairs(texts))
-            return [float(score) for score in scores]
-
-        return course()
+        return self._score(check_pairs(pairs, self.max_documents))
 
     def fetch_release(self, version: str | None) -> Generator[Step, Any, Release]:
         """Fetch a version's tokenizer and limits; None is the newest version that the server has of the model."""
         description: ModelDescription = yield Describe(self.model)
         version = version or newest_version(description, self._where)
-        (answer,) = yield Ask((tokenizer_request(version),))
-        release = read_release(answer, version, description, f"{TOKENIZER_MODEL} at {self.url}")
+        (answer,) = yield Ask((partial(tokenizer_request, version),))
+        where = f"{TOKENIZER_MODEL} at {self.url}"
+        release: Release = yield Compute(partial(read_release, answer, version, description, where))
         self.releases.use(release)
         return release
 
@@ -180,13 +184,13 @@ class Session:
         if self.closed:
             raise RankerClosedError("this ranker was closed: make a new one")
 
-    def _score(self, pack: Callable[[PairTokenizer], PackedPairs]) -> Generator[Step, Any, Scores]:
-        """Score pairs; `pack` makes them with whichever tokenizer turns out to be right. Returns float64 [pairs]."""
+    def _score(self, pairs: Sequence[Pair]) -> Generator[Step, Any, list[float]]:
+        """Score pairs, each distinct one once; returns their click probabilities in the order given."""
         release: Release = self.releases.find(None) or (yield NeedRelease(None))
-        chunks = list(pack(release.tokenizer).split(release.max_pairs))
+        chunks = _chunks(pairs, release.max_pairs)
         answers: list[InferResponse] = []
         try:
-            answers = yield Ask(tuple(self._request("", chunk, release) for chunk in chunks))
+            answers = yield Ask(tuple(partial(self._request, "", chunk, release) for chunk in chunks))
         except ServerError as exc:
             successor = yield from self._successor(exc, release)
         else:
@@ -197,18 +201,23 @@ class Session:
         if successor.reads_like(release):
             usable = {index: answer for index, answer in enumerate(answers) if answer.version == successor.version}
         else:
-            chunks = list(pack(successor.tokenizer).split(successor.max_pairs))
+            chunks = _chunks(pairs, successor.max_pairs)
         missing = [index for index in range(len(chunks)) if index not in usable]
         if missing:
             # Once, and of exactly this version: what comes back now fits, or the call fails.
-            again = yield Ask(tuple(self._request(successor.version, chunks[index], successor) for index in missing))
+            again = yield Ask(
+                tuple(partial(self._request, successor.version, chunks[index], successor) for index in missing)
+            )
             usable |= zip(missing, again, strict=True)
-        scores = [self._read(usable[index], chunk, successor) for index, chunk in enumerate(chunks)]
+        scores: dict[Pair, float] = {}
+        for index, chunk in enumerate(chunks):
+            scores |= zip(chunk, self._read(usable[index], len(chunk), successor), strict=True)
         self.releases.use(successor)
-        return np.concatenate(scores)
+        return [scores[pair] for pair in pairs]
 
-    def _request(self, version: str, chunk: PackedPairs, release: Release) -> InferRequest:
-        return logits_request(self.model, version, chunk, takes_longest=release.takes_longest)
+    def _request(self, version: str, chunk: Sequence[Pair], release: Release) -> InferRequest:
+        packed = release.tokenizer.pack_pairs(chunk)
+        return logits_request(self.model, version, packed, takes_longest=release.takes_longest)
 
     def _successor(self, error: ServerError, release: Release) -> Generator[Step, Any, Release]:
         """Return the release that made the server refuse a request, or raise the error that it answered with.
@@ -227,13 +236,24 @@ class Session:
             raise error
         return successor
 
-    def _read(self, answer: InferResponse, chunk: PackedPairs, release: Release) -> Scores:
+    def _read(self, answer: InferResponse, pairs: int, release: Release) -> list[float]:
         if answer.version != release.version:
             raise ProtocolError(
                 f"{self._where}: asked for version {release.version}, but version {answer.version!r} answered;"
                 " are there servers of different versions behind one address?"
             )
-        return read_scores(answer, len(chunk.lengths), release, self._where)
+        scores: list[float] = read_scores(answer, pairs, release, self._where).tolist()
+        return scores
+
+
+def _chunks(pairs: Sequence[Pair], size: int) -> list[list[Pair]]:
+    """Divide the distinct pairs into requests of at most `size`, pairs of similar length together.
+
+    Attention is padded to the longest pair of a request, so one long text makes all its company slow. Characters stand
+    in for tokens, which are not counted yet, and cost nothing.
+    """
+    distinct = sorted(dict.fromkeys(pairs), key=lambda pair: len(pair[0]) + len(pair[1]))
+    return [distinct[first : first + size] for first in range(0, len(distinct), size)]
 
 
 def _agreed_version(answers: Sequence[InferResponse], release: Release, where: str) -> str:

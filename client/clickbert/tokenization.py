@@ -8,7 +8,7 @@ Not known here: truncation from the left (`truncation_side`), and pairs of anoth
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -36,14 +36,6 @@ class PackedPairs:
     input_ids: Int32Array  # [tokens]
     token_type_ids: Int32Array  # [tokens], 0 for `[CLS] query [SEP]`, 1 for `document [SEP]`
     lengths: Int32Array  # [pairs], tokens of each pair; they add up to `tokens`
-
-    def split(self, max_pairs: int) -> Iterator["PackedPairs"]:
-        """Cut into pieces of at most `max_pairs` pairs, in order."""
-        starts = np.concatenate(([0], np.cumsum(self.lengths)))
-        for first in range(0, len(self.lengths), max_pairs):
-            last = min(first + max_pairs, len(self.lengths))
-            tokens = slice(starts[first], starts[last])
-            yield PackedPairs(self.input_ids[tokens], self.token_type_ids[tokens], self.lengths[first:last])
 
 
 class PairTokenizer:
@@ -77,7 +69,7 @@ class PairTokenizer:
         return self._assemble([(query_ids, ids) for ids in self._encode_documents(documents, len(query_ids))])
 
     def pack_pairs(self, pairs: Sequence[tuple[str, str]]) -> PackedPairs:
-        """Pack arbitrary (query, document) pairs; a query that repeats is tokenized once."""
+        """Pack (query, document) pairs, in order; a query that repeats is tokenized once."""
         by_query: dict[str, list[int]] = {}
         for index, (query, _) in enumerate(pairs):
             by_query.setdefault(query, []).append(index)

@@ -7,6 +7,11 @@ import pytest
 from tests.client.fakes import FakeTriton, grpc_server
 
 
+@pytest.fixture(params=[True, False], ids=["blocking", "asyncio"])
+def blocking(request) -> bool:
+    return request.param
+
+
 @pytest.fixture
 def server() -> FakeTriton:
     return FakeTriton()

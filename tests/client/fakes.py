@@ -4,6 +4,7 @@ Its model computes logits from token ids by a formula, and the expected scores a
 directly, so nothing of the client checks itself. Needs nothing but the client's own dependencies.
 """
 
+import asyncio
 import hashlib
 import json
 import math
@@ -19,6 +20,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import np_to_triton_dtype, triton_to_np_dtype
 
+from clickbert import AsyncRanker, RankedDocument, Ranker
 from clickbert.errors import from_status
 from clickbert.protocol import InferRequest, InferResponse, ModelDescription
 
@@ -189,7 +191,9 @@ def _as_own_error(model: str) -> Iterator[None]:
         raise from_status(exc.status, exc.message, where=f"{model} at test") from exc
 
 
-class _Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):
+class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):
+    """`FakeTriton` as gRPC's service."""
+
     def __init__(self, server: FakeTriton) -> None:
         self.server = server
 
@@ -230,13 +234,31 @@ def _as_status(context: grpc.ServicerContext) -> Iterator[None]:
 
 
 @contextmanager
-def grpc_server(server: FakeTriton) -> Iterator[str]:
-    """Serve over gRPC on loopback; yields host:port."""
-    grpc_side = grpc.server(ThreadPoolExecutor(16))
-    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(_Servicer(server), grpc_side)
-    port = grpc_side.add_insecure_port("127.0.0.1:0")
+def grpc_server(
+    server: FakeTriton, *interceptors: grpc.ServerInterceptor, certificate: tuple[bytes, bytes] | None = None
+) -> Iterator[str]:
+    """Serve over gRPC on loopback; yields host:port. With TLS if there is a (key, certificate), both PEM."""
+    grpc_side = grpc.server(ThreadPoolExecutor(16), interceptors=interceptors)
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(Servicer(server), grpc_side)
+    if certificate:
+        port = grpc_side.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([certificate]))
+    else:
+        port = grpc_side.add_insecure_port("127.0.0.1:0")
     grpc_side.start()
     try:
         yield f"127.0.0.1:{port}"
     finally:
         grpc_side.stop(0.2).wait()
+
+
+def rank_once(url: str, blocking: bool, **settings) -> list[RankedDocument]:
+    """One call of `Ranker` or of `AsyncRanker`, made for it."""
+    if blocking:
+        with Ranker(url, **settings) as ranker:
+            return ranker.rank("tea", ["a bar", "a bank"])
+
+    async def rank() -> list[RankedDocument]:
+        async with AsyncRanker(url, **settings) as ranker:
+            return await ranker.rank("tea", ["a bar", "a bank"])
+
+    return asyncio.run(rank())

@@ -2,10 +2,14 @@
 
 import asyncio
 import time
+from concurrent.futures import ThreadPoolExecutor
 
+import grpc
 import pytest
+from tritonclient.grpc import service_pb2_grpc
 
 from clickbert import AsyncRanker, InvalidInputError, Ranker, RankerClosedError
+from tests.client.fakes import FakeTriton, Servicer
 
 DOCUMENTS = [f"{kind} {number} near me" for kind in ("cafe", "hotel", "park") for number in range(50)]
 
@@ -31,6 +35,47 @@ def test_two_hundred_calls_at_once(server, url):
             expected = server.published[1].expected(f"tea {number}", DOCUMENTS[number % 50 :][item.index])
             assert item.score == pytest.approx(expected, abs=1e-6)
     assert server.asked.count(("clickbert_tokenizer", "1")) == 1
+
+
+class Gate(Servicer):
+    """`FakeTriton` on asyncio; it answers the click model's requests only when so many of them are there."""
+
+    def __init__(self, server: FakeTriton, wanted: int) -> None:
+        super().__init__(server)
+        self.missing, self.open = wanted, asyncio.Event()
+
+    async def ModelMetadata(self, request, context):  # noqa: N802 (gRPC's names)
+        return super().ModelMetadata(request, context)
+
+    async def ModelConfig(self, request, context):  # noqa: N802
+        return super().ModelConfig(request, context)
+
+    async def ModelInfer(self, request, context):  # noqa: N802
+        if request.model_name == "clickbert_onnx":
+            self.missing -= 1
+            if not self.missing:
+                self.open.set()
+            await self.open.wait()
+        return super().ModelInfer(request, context)
+
+
+def test_three_hundred_requests_are_in_flight_together(server):
+    async def calls():
+        # Two threads tokenize for all of them: what waits for the server must not need one.
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(2))
+        grpc_side = grpc.aio.server()
+        service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(Gate(server, 300), grpc_side)
+        port = grpc_side.add_insecure_port("127.0.0.1:0")
+        await grpc_side.start()
+        try:
+            async with AsyncRanker(f"127.0.0.1:{port}", timeout=30) as ranker:
+                return await asyncio.gather(*(ranker.rank(f"tea {n}", ["a bar", "a bank"]) for n in range(300)))
+        finally:
+            await grpc_side.stop(0)
+
+    for number, ranked in enumerate(asyncio.run(calls())):
+        for item in ranked:
+            assert item.score == pytest.approx(server.published[1].expected(f"tea {number}", item.text), abs=1e-6)
 
 
 def test_bad_arguments_are_the_same_errors(server, url):

@@ -1,6 +1,5 @@
 """Failures of the server and of the network, and the errors they become. The messages are those of Triton 2.51."""
 
-import asyncio
 import http.server
 import socket
 import threading
@@ -15,28 +14,9 @@ import numpy as np
 import pytest
 
 import clickbert
-from clickbert import AsyncRanker, Ranker
+from clickbert import Ranker
 from clickbert.errors import from_status
-from tests.client.fakes import FakeStatusError, FakeTransport, FakeTriton, Published
-
-
-def rank_once(url: str, blocking: bool, **settings) -> None:
-    if blocking:
-        with Ranker(url, **settings) as ranker:
-            ranker.rank("tea", ["a bar"])
-        return
-
-    async def rank() -> None:
-        async with AsyncRanker(url, **settings) as ranker:
-            await ranker.rank("tea", ["a bar"])
-
-    asyncio.run(rank())
-
-
-@pytest.fixture(params=[True, False], ids=["blocking", "asyncio"])
-def blocking(request) -> bool:
-    return request.param
-
+from tests.client.fakes import FakeStatusError, FakeTransport, FakeTriton, Published, rank_once
 
 STATUSES = [
     ("UNAVAILABLE", "Exceeds maximum queue size", "ServerOverloadedError", "later"),
@@ -45,10 +25,10 @@ STATUSES = [
         "UNAVAILABLE",
         "This protocol is restricted, expecting header 'k'",
         "AuthenticationError",
-        "",
+        "gateway",
     ),
-    ("UNAUTHENTICATED", "Invalid token", "AuthenticationError", "gateway"),
-    ("PERMISSION_DENIED", "no", "AuthenticationError", "gateway"),
+    ("UNAUTHENTICATED", "Invalid token", "AuthenticationError", "CLICKBERT_TOKEN"),
+    ("PERMISSION_DENIED", "no", "AuthenticationError", "CLICKBERT_TOKEN"),
     ("NOT_FOUND", "Request for unknown model: 'x' is not found", "ModelNotFoundError", "name"),
     ("INVALID_ARGUMENT", "Request for unknown model: 'x' version 3 is not found", "ModelNotFoundError", "name"),
     ("UNAVAILABLE", "Request for unknown model: 'x' has no available versions", "ModelNotFoundError", "name"),
@@ -234,5 +214,5 @@ def test_one_failed_request_fails_the_call_and_the_rest_is_not_sent(server):
     server.parameters = {"max_elements.lengths": "1"}
     ranker = Ranker("localhost:8001", transport=FakeTransport(server))
     with pytest.raises(clickbert.ServerOverloadedError):
-        ranker.rank("tea", ["a bar"] * 1000)
+        ranker.rank("tea", [f"bar {number}" for number in range(1000)])
     assert next(numbers) < 900

@@ -106,14 +106,6 @@ def test_truncation_and_padding_in_the_file_are_ignored():
     assert packed.lengths.tolist() == [9, 11]
 
 
-def test_split_cuts_between_pairs():
-    packed = PairTokenizer(tokenizer_json(), 32).pack("tea", ["a", "a bar", "", "a bank near me", "of"])
-    pieces = list(packed.split(2))
-    assert [len(piece.lengths) for piece in pieces] == [2, 2, 1]
-    assert all(piece.lengths.sum() == len(piece.input_ids) == len(piece.token_type_ids) for piece in pieces)
-    assert np.concatenate([piece.input_ids for piece in pieces]).tolist() == packed.input_ids.tolist()
-
-
 def changed(**parts: object) -> bytes:
     tokenizer = Tokenizer.from_str(tokenizer_json().decode())
     for name, part in parts.items():

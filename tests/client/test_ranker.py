@@ -70,7 +70,7 @@ def test_long_calls_are_split_and_come_back_in_order(server, count, sizes):
 def test_the_servers_limit_of_pairs_is_kept(server, parameters, largest):
     server.parameters = parameters
     with in_memory(server) as ranker:
-        ranker.rank("tea", ["a bar"] * 100)
+        ranker.rank("tea", [f"bar {number}" for number in range(100)])
     sizes = [r.inputs["lengths"].shape[1] for r in server.requests if r.model == "clickbert_onnx"]
     assert max(sizes) == largest and sum(sizes) == 100
 
@@ -89,7 +89,7 @@ def test_at_most_four_requests_are_in_flight(server, url):
             return answer
 
     with Ranker(url, transport=Counting(server)) as ranker:
-        ranker.rank("tea", ["a bar"] * 640)
+        ranker.rank("tea", [f"bar {number}" for number in range(640)])
     assert 2 <= peak <= 4
 
 
@@ -129,14 +129,31 @@ def test_too_many_documents_are_refused_with_the_limit(server):
 
 @pytest.mark.parametrize(
     "url",
-    ["", "localhost", "http://localhost:8000", "https://a:1", "a:99999", "a:0", "a:b", "a:1/x", "a b:1", None, ":1"],
+    [
+        *(
+            "",
+            "localhost",
+            "http://localhost:8000",
+            "https://a:1",
+            "a:99999",
+            "a:0",
+            "a:b",
+            "a:1/x",
+            "a b:1",
+            None,
+            ":1",
+        ),
+        *("grpcs://", "grpcs://localhost", "grpcs://grpc://a:1", "grpcs://a:1/x", "GRPCS://a:1"),
+    ],
 )
 def test_bad_addresses_are_refused_with_an_example(url):
     with pytest.raises(InvalidInputError, match="localhost:8001"):
         Ranker(url)
 
 
-@pytest.mark.parametrize("url", ["localhost:8001", "grpc://localhost:8001", "[::1]:8001", "10.0.0.1:65535"])
+@pytest.mark.parametrize(
+    "url", ["localhost:8001", "grpc://localhost:8001", "[::1]:8001", "10.0.0.1:65535", "grpcs://ranking.example:443"]
+)
 def test_good_addresses_are_taken_without_connecting(url):
     Ranker(url).close()
 
@@ -167,14 +184,14 @@ def test_the_timeout_is_one_deadline_for_the_whole_call(server):
     transport = FakeTransport(server)
     server.before_infer = lambda request: time.sleep(0.05)
     with Ranker("localhost:8001", timeout=1.0, transport=transport) as ranker:
-        ranker.rank("tea", ["a bar"] * 400)
+        ranker.rank("tea", [f"bar {number}" for number in range(400)])
     assert all(0 < later <= 1.0 for later in transport.timeouts)
     assert max(transport.timeouts) - min(transport.timeouts) >= 0.05
 
     with Ranker("localhost:8001", timeout=0.12, transport=transport) as ranker:
         started = time.monotonic()
         with pytest.raises(ServerTimeoutError, match=r"within 0\.12 s"):
-            ranker.rank("tea", ["a bar"] * 1000)
+            ranker.rank("tea", [f"bar {number}" for number in range(1000)])
         assert time.monotonic() - started < 1.0
 
 

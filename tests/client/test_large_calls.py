@@ -1,0 +1,92 @@
+"""Calls of more documents than a request may have: how they are divided, and when they are tokenized.
+
+Every test here runs for `Ranker` and for `AsyncRanker`.
+"""
+
+import asyncio
+import random
+import threading
+import time
+from itertools import pairwise
+
+import pytest
+
+from clickbert import AsyncRanker, Ranker
+from clickbert.session import MAX_IN_FLIGHT
+from clickbert.tokenization import PairTokenizer
+from tests.client.fakes import FakeTriton, grpc_server
+
+DOCUMENTS = ["a " * length + "bar" for length in random.Random(0).sample(range(1, 25), 24)]
+
+
+def rank(url: str, blocking: bool, documents: list[str]):
+    if blocking:
+        with Ranker(url) as ranker:
+            return ranker.rank("coffee near me", documents)
+
+    async def call():
+        async with AsyncRanker(url) as ranker:
+            return await ranker.rank("coffee near me", documents)
+
+    return asyncio.run(call())
+
+
+def small_requests(pairs: int) -> FakeTriton:
+    server = FakeTriton()
+    server.parameters = {"max_elements.lengths": str(pairs)}
+    return server
+
+
+def test_a_request_holds_documents_of_similar_length(blocking):
+    server = small_requests(5)
+    with grpc_server(server) as url:
+        ranked = rank(url, blocking, DOCUMENTS)
+    sent = [request.inputs["lengths"][0].tolist() for request in server.requests if "lengths" in request.inputs]
+    assert sorted(map(len, sent)) == [4, 5, 5, 5, 5]
+    ends = sorted((min(lengths), max(lengths)) for lengths in sent)
+    assert all(longest <= shortest for (_, longest), (shortest, _) in pairwise(ends))
+    for item in ranked:
+        assert item.text == DOCUMENTS[item.index]
+        expected = server.published[1].expected("coffee near me", item.text)
+        assert item.score == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.fixture
+def tokenized(monkeypatch) -> list[list[str]]:
+    """The texts of each call of the tokenizers library, in order."""
+    calls: list[list[str]] = []
+    encode = PairTokenizer._encode
+
+    def record(self, texts):
+        calls.append(list(texts))
+        return encode(self, texts)
+
+    monkeypatch.setattr(PairTokenizer, "_encode", record)
+    return calls
+
+
+def test_texts_are_tokenized_while_other_requests_are_on_their_way(blocking, tokenized):
+    server = small_requests(1)
+    sent, lock = 0, threading.Lock()
+    ahead: list[int] = []
+
+    def answer_slowly(request):
+        nonlocal sent
+        if request.model == "clickbert_onnx":
+            with lock:
+                sent += 1
+                ahead.append(sum(any("bar" in text for text in texts) for texts in list(tokenized)) - sent)
+            time.sleep(0.005)
+
+    server.before_infer = answer_slowly
+    with grpc_server(server) as url:
+        rank(url, blocking, DOCUMENTS)
+    assert sent == len(DOCUMENTS)
+    assert max(ahead) < MAX_IN_FLIGHT, "a request is tokenized only when it is about to be sent"
+
+
+def test_the_query_is_tokenized_once_a_request(blocking, tokenized):
+    server = small_requests(6)
+    with grpc_server(server) as url:
+        rank(url, blocking, DOCUMENTS)
+    assert sum(texts.count("coffee near me") for texts in tokenized) == 4

@@ -1,0 +1,205 @@
+"""TLS and tokens over real gRPC: what works, what is refused before anything is sent, and which error says what."""
+
+import http.server
+import os
+import subprocess
+import sys
+import threading
+import traceback
+
+import grpc
+import pytest
+
+import clickbert
+from clickbert import Ranker
+from clickbert.__main__ import main
+from clickbert.address import check_address
+from tests.client.certificates import Authority
+from tests.client.fakes import grpc_server, rank_once
+
+SECRET = "s3cret-t0ken.with~signs"
+
+
+class Guard(grpc.ServerInterceptor):
+    """Lets calls with the header pass; others get the status, with what they sent in its message."""
+
+    def __init__(self, token: str | None = SECRET, status: grpc.StatusCode = grpc.StatusCode.UNAUTHENTICATED) -> None:
+        self.token, self.status = token, status
+        self.calls: list[tuple[str, str | None]] = []
+
+    def intercept_service(self, continuation, details):
+        sent = dict(details.invocation_metadata).get("authorization")
+        self.calls.append((details.method.rpartition("/")[2], sent))
+        if sent == (f"Bearer {self.token}" if self.token else None):
+            return continuation(details)
+        return grpc.unary_unary_rpc_method_handler(
+            lambda request, context: context.abort(self.status, f"not with {sent}")
+        )
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("tls") / "ours")
+
+
+@pytest.fixture(scope="module")
+def certificate(authority) -> tuple[bytes, bytes]:
+    key, certificate = authority.issue()
+    return key.read_bytes(), certificate.read_bytes()
+
+
+@pytest.fixture
+def guard() -> Guard:
+    return Guard()
+
+
+@pytest.fixture
+def guarded(server, guard, certificate):
+    """A server with TLS that wants the token."""
+    with grpc_server(server, guard, certificate=certificate) as address:
+        yield f"grpcs://localhost:{address.rpartition(':')[2]}"
+
+
+def test_over_tls_the_ranking_is_the_same(server, url, certificate, authority, blocking):
+    expected = rank_once(url, blocking)
+    with grpc_server(server, Guard(token=None), certificate=certificate) as address:
+        for name in (address, address.replace("127.0.0.1", "localhost")):
+            assert rank_once(f"grpcs://{name}", blocking, ca_file=authority.file) == expected
+        assert rank_once(f"grpcs://{address}", blocking, ca_file=str(authority.file)) == expected
+
+
+def test_another_authoritys_server_is_refused(server, certificate, tmp_path, blocking):
+    other = Authority(tmp_path / "other")
+    with grpc_server(server, certificate=certificate) as address:
+        for ca_file in (other.file, None):
+            with pytest.raises(clickbert.ConnectionFailedError, match=r"certificate is not trusted.*ca_file"):
+                rank_once(f"grpcs://{address}", blocking, ca_file=ca_file)
+
+
+@pytest.mark.parametrize(
+    "issued, message", [({"names": "DNS:elsewhere"}, "not valid for this host name"), ({"days": -1}, "expired")]
+)
+def test_a_certificate_that_does_not_hold_is_refused(server, tmp_path, blocking, issued, message):
+    authority = Authority(tmp_path / "ours")
+    key, certificate = authority.issue(**issued)
+    with grpc_server(server, certificate=(key.read_bytes(), certificate.read_bytes())) as address:
+        with pytest.raises(clickbert.ConnectionFailedError, match=message):
+            rank_once(f"grpcs://{address}", blocking, ca_file=authority.file)
+    assert server.requests == []
+
+
+def test_a_server_without_tls_is_told_from_one_that_is_not_trusted(url, authority, blocking):
+    with pytest.raises(clickbert.ConnectionFailedError, match="does not speak TLS"):
+        rank_once(f"grpcs://{url}", blocking, ca_file=authority.file)
+
+
+def test_an_http_server_does_not_speak_tls(authority, blocking):
+    class Quiet(http.server.BaseHTTPRequestHandler):
+        def log_message(self, *_):
+            """Say nothing."""
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Quiet) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        with pytest.raises(clickbert.ConnectionFailedError, match="does not speak TLS"):
+            rank_once(f"grpcs://127.0.0.1:{other.server_port}", blocking, ca_file=authority.file)
+        other.shutdown()
+
+
+def test_a_server_with_tls_that_is_asked_plainly(guarded, blocking):
+    with pytest.raises(clickbert.ConnectionFailedError, match="if it wants TLS, write grpcs://"):
+        rank_once(guarded.removeprefix("grpcs://"), blocking)
+
+
+def test_the_token_goes_with_every_call(guard, guarded, authority, blocking):
+    assert len(rank_once(guarded, blocking, ca_file=authority.file, token=SECRET)) == 2
+    assert [name for name, _ in guard.calls] == ["ModelMetadata", "ModelConfig", "ModelInfer", "ModelInfer"]
+    assert {sent for _, sent in guard.calls} == {f"Bearer {SECRET}"}
+
+
+@pytest.mark.parametrize("status", [grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED])
+@pytest.mark.parametrize("token", ["wr0ng-t0ken", None])
+def test_a_refused_token_is_an_authentication_error_that_does_not_show_it(
+    guard, guarded, authority, blocking, status, token, caplog, capfd
+):
+    guard.status = status
+    with pytest.raises(clickbert.AuthenticationError, match="CLICKBERT_TOKEN") as caught:
+        rank_once(guarded, blocking, ca_file=authority.file, token=token)
+    # This server repeats what it was sent. The whole trace is searched, with the errors behind the error.
+    assert "not with" in str(caught.value)
+    shown = "".join(traceback.format_exception(caught.value)) + caplog.text + "".join(capfd.readouterr())
+    assert "wr0ng" not in shown
+
+
+@pytest.mark.parametrize("host", ["ranking.example", "10.0.0.1", "[2001:db8::1]", "localhost.example", "128.0.0.1"])
+def test_a_token_does_not_leave_the_machine_without_tls(host):
+    with pytest.raises(clickbert.InvalidInputError, match=r"readable .*write 'grpcs://") as caught:
+        Ranker(f"{host}:8001", token=SECRET)
+    assert SECRET not in str(caught.value)
+    Ranker(f"grpcs://{host}:8001", token=SECRET).close()
+    Ranker(f"{host}:8001").close()
+
+
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST", "127.0.0.1", "127.9.9.9", "[::1]"])
+def test_on_this_machine_a_token_needs_no_tls(host):
+    Ranker(f"grpc://{host}:8001", token=SECRET).close()
+
+
+def test_without_tls_the_token_is_sent_past_a_proxy(server, guard, blocking, monkeypatch):
+    for name in ("no_proxy", "no_grpc_proxy", "grpc_proxy", "https_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    with grpc_server(server, guard) as address:
+        assert len(rank_once(address, blocking, token=SECRET)) == 2
+        with pytest.raises(clickbert.ConnectionFailedError):  # so the variable does what it is set for
+            rank_once(address, blocking)
+
+
+@pytest.mark.parametrize(
+    "token",
+    ["", "s3cret\n", "s3cret\r\nother: header", "s3 cret", "s3cr\u00e9t", "s3cret\x00", "s3cret\x7f", b"s3cret"],
+)
+def test_a_token_that_no_header_can_carry_is_refused(token):
+    with pytest.raises(clickbert.InvalidInputError, match="the token is") as caught:
+        Ranker("grpcs://ranking.example:8001", token=token)
+    assert "s3" not in str(caught.value)
+
+
+def test_the_token_is_in_no_repr(authority):
+    address = check_address("grpcs://ranking.example:8001", authority.file, SECRET)
+    assert address.token == SECRET
+    with Ranker("grpcs://ranking.example:8001", token=SECRET) as ranker:
+        assert SECRET not in repr([address, ranker, vars(ranker), vars(ranker._transport)])
+
+
+def test_a_ca_file_that_cannot_be_used_is_named(tmp_path):
+    (tmp_path / "empty.pem").touch()
+    (tmp_path / "other.pem").write_text("no certificate\n")
+    for name in ("missing.pem", "empty.pem", "other.pem", ""):
+        with pytest.raises(clickbert.InvalidInputError, match=f"{tmp_path / name}.*PEM"):
+            Ranker("grpcs://localhost:8001", ca_file=tmp_path / name)
+    with pytest.raises(clickbert.InvalidInputError, match="ca_file '7'"):
+        Ranker("grpcs://localhost:8001", ca_file=7)
+
+
+def test_a_ca_file_without_tls_is_refused(authority):
+    with pytest.raises(clickbert.InvalidInputError, match="write 'grpcs://localhost:8001'"):
+        Ranker("localhost:8001", ca_file=authority.file)
+
+
+def test_the_command_takes_a_ca_file_and_the_token_from_the_environment(guarded, authority, tmp_path):
+    (tmp_path / "documents.txt").write_text("a bar\na bank\n")
+    command = [sys.executable, "-m", "clickbert", "rank", "--url", guarded, "--ca-file", str(authority.file)]
+    command += ["--query", "tea", "--documents", str(tmp_path / "documents.txt")]
+    for token, status in ((SECRET, 0), ("wr0ng-t0ken", 1), ("", 1), ("two\nlines", 1)):
+        variables = os.environ | {"CLICKBERT_TOKEN": token}
+        done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=30, check=False)
+        assert done.returncode == status, done.stderr
+        assert ("a bar" in done.stdout) == (status == 0)
+        assert "wr0ng" not in done.stderr and "two" not in done.stderr
+        assert not done.stderr or done.stderr.startswith("clickbert: ")
+
+
+def test_the_command_has_no_option_for_the_token():
+    with pytest.raises(SystemExit) as caught:
+        main(["rank", "--query", "tea", "--documents", "-", "--token", SECRET])
+    assert caught.value.code == 2

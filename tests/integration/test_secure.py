@@ -1,0 +1,71 @@
+"""The client and a real tritonserver with TLS. (Triton checks no bearer token; tests/client has a server that does.)"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from clickbert import AuthenticationError, ConnectionFailedError, Ranker
+from serving.server import Addresses, Server
+from tests.client.certificates import Authority
+from tests.client.fakes import rank_once
+
+EITHER = pytest.mark.parametrize("blocking", [True, False], ids=["blocking", "asyncio"])
+PATIENCE = 60  # seconds: these tests are about answers; the machine may be busy
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("tls") / "ours")
+
+
+@pytest.fixture(scope="module")
+def secure(authority: Authority, repository: Path) -> Iterator[Server]:
+    key, certificate = authority.issue()
+    flags = ("--grpc-use-ssl=true", f"--grpc-server-cert={certificate}", f"--grpc-server-key={key}")
+    with (authority.folder / "triton.log").open("wb") as log:
+        with Server(repository, Addresses.free(), flags, log) as server:
+            yield server
+
+
+@EITHER
+def test_ranking_over_tls_is_ranking(server: Server, secure: Server, authority: Authority, blocking: bool) -> None:
+    plain = rank_once(server.addresses.grpc, blocking, timeout=PATIENCE)
+    url = f"grpcs://{secure.addresses.grpc}"
+    # A token does no harm where nobody asks for it.
+    over_tls = rank_once(url, blocking, timeout=PATIENCE, ca_file=authority.file, token="nobody-asks")
+    assert [item.index for item in over_tls] == [item.index for item in plain]
+    assert [item.score for item in over_tls] == pytest.approx([item.score for item in plain], abs=1e-5)
+
+
+@EITHER
+def test_each_mismatch_says_what_it_is(server: Server, secure: Server, authority: Authority, blocking: bool) -> None:
+    for url, settings, message in [
+        (f"grpcs://{secure.addresses.grpc}", {}, "not trusted"),
+        (secure.addresses.grpc, {}, "if it wants TLS, write grpcs://"),
+        (f"grpcs://{server.addresses.grpc}", {"ca_file": authority.file}, "does not speak TLS"),
+        (f"grpcs://127.0.0.1:{secure.addresses.http_port}", {"ca_file": authority.file}, "does not speak TLS"),
+    ]:
+        with pytest.raises(ConnectionFailedError, match=message):
+            rank_once(url, blocking, timeout=PATIENCE, **settings)
+
+
+def test_the_command_ranks_over_tls(secure: Server, authority: Authority, tmp_path: Path) -> None:
+    (tmp_path / "documents.txt").write_text("w1 w2\nw3\n", encoding="utf-8")
+    command = [sys.executable, "-m", "clickbert", "rank", "--url", f"grpcs://{secure.addresses.grpc}", "--query", "w7"]
+    command += ["--ca-file", str(authority.file), "--documents", str(tmp_path / "documents.txt")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "w1 w2" in done.stdout
+
+
+def test_tritons_own_restriction_is_an_authentication_error(repository: Path, tmp_path: Path) -> None:
+    # It cannot stand in for a gateway's token: Triton wants its header as `triton-grpc-protocol-authorization`.
+    flags = ("--grpc-restricted-protocol=inference:authorization=Bearer t0ken",)
+    with (tmp_path / "triton.log").open("wb") as log, Server(repository, Addresses.free(), flags, log) as server:
+        with Ranker(server.addresses.grpc, timeout=PATIENCE, token="t0ken") as ranker:
+            with pytest.raises(AuthenticationError, match="through a gateway"):
+                ranker.rank("w1", ["w2"])
