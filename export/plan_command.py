@@ -98,6 +98,8 @@ def newest_versions(repository: Path, models: list[str] | None) -> dict[str, Pat
     Raises:
         PlanError: a model that was asked for is not among them, or a config is not readable.
     """
+    if not repository.is_dir():  # a typo must not pass for a repository without such models
+        raise PlanError(f"{repository} is no folder; give the model repository with --repository")
     found = {}
     for config_file in sorted(repository.glob(f"*/{CONFIG_FILE}")):
         try:

@@ -169,6 +169,11 @@ def test_nothing_to_build_needs_no_gpu(tmp_path: Path, monkeypatch, capsys) -> N
     assert "no published model for TensorRT; there is nothing to build" in capsys.readouterr().err
 
 
+def test_a_repository_that_is_not_there_is_refused(tmp_path: Path, capsys) -> None:
+    assert plan_command.main([f"--repository={tmp_path}/nowhere"]) == 1
+    assert "nowhere is no folder; give the model repository with --repository" in capsys.readouterr().err
+
+
 def test_an_unknown_model_is_refused(version: Path, gpu: Gpu, capsys) -> None:
     assert command(version, "--model", "clickbert_onnx") == 1
     assert "no published model 'clickbert_onnx' for TensorRT (it has clickbert_trt_fp16)" in capsys.readouterr().err
