@@ -42,8 +42,8 @@ rank: install ## rank four documents on the running server
 	'how to choose running shoes for muddy paths' 'election night: the results' \
 	| $(VENV)/bin/clickbert rank --url localhost:8001 --query 'shoes for running in the rain' --documents -
 
-benchmark: install ## half a minute of load by Locust on a server of its own; the figures
-	$(PY) -m benchmarks load
+benchmark: install ## every published engine by Locust up to saturation, beside its ceiling: benchmarks/results
+	$(PY) -m benchmarks climb
 
 demo: install ## the whole way on real parts: sample, fine-tune, export, serve, rank
 	@$(PY) -m benchmarks demo

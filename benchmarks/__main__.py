@@ -1,10 +1,10 @@
-"""Uses the whole: the demo of the whole way, load on a served model, and the candidates for INT8 on CPUs.
+"""Uses the whole: the demo, the benchmark and its parts, and the figures behind decisions.
 
     python -m benchmarks demo
-    python -m benchmarks load
-    python -m benchmarks load --url localhost:8001 --users 16 --duration 60
-    python -m benchmarks candidates
-    python -m benchmarks gpu
+    python -m benchmarks climb
+    python -m benchmarks load --users 16 --duration 60
+    python -m benchmarks tune --model clickbert_onnx_int8
+    python -m benchmarks baselines | candidates | echo | gpu
 
 The last line of the output is one JSON document.
 """
@@ -15,8 +15,11 @@ import argparse
 import json
 import signal
 import sys
+from typing import Any
 
-from benchmarks import candidates, demo, gpu, load
+from benchmarks import baselines, candidates, climb, demo, echo, gpu, load, peer, tune
+from benchmarks.target import LoadError
+from benchmarks.workload import WorkloadError
 from clickbert import ClickBertError
 from export.calibration import CalibrationError
 from export.stamp import PlanError
@@ -26,9 +29,20 @@ from finetune.scoring import CheckpointError
 from serving.triton import ServingError
 
 EXPECTED = (
-    demo.DemoError, ServingError, PlanError, CalibrationError, CheckpointError, ClickBertError, ClickLogError,
-    MetricError, OSError,
+    LoadError, WorkloadError, baselines.BaselineError, peer.PeerError, demo.DemoError, ServingError, PlanError,
+    CalibrationError, CheckpointError, ClickBertError, ClickLogError, MetricError, OSError,
 )  # fmt: skip
+
+# Each has `add_arguments` and `run`, which returns its JSON document, or the exit code where it printed everything.
+COMMANDS: dict[str, tuple[Any, str]] = {
+    "climb": (climb, "`make benchmark`: every engine up to saturation, beside its ceiling"),
+    "load": (load, "one load by Locust on one model"),
+    "tune": (tune, "find a model's settings for this machine"),
+    "baselines": (baselines, "beside PyTorch, and beside a rerank server"),
+    "candidates": (candidates, "ways to compute in INT8 on a CPU"),
+    "echo": (echo, "what the client costs"),
+    "gpu": (gpu, "TensorRT plans beside PyTorch FP16"),
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -41,18 +55,20 @@ def main(arguments: list[str] | None = None) -> int:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("demo", help="the whole way on real parts", allow_abbrev=False)
-    load.add_arguments(commands.add_parser("load", help="measure under load by Locust", allow_abbrev=False))
-    candidates.add_arguments(commands.add_parser("candidates", help="ways to compute in INT8", allow_abbrev=False))
-    gpu.add_arguments(commands.add_parser("gpu", help="TensorRT plans beside PyTorch FP16", allow_abbrev=False))
+    for name, (module, text) in COMMANDS.items():
+        module.add_arguments(commands.add_parser(name, help=text, allow_abbrev=False))
     options = parser.parse_args(arguments)
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup asks to live on
             signal.signal(number, signal.default_int_handler)  # as Ctrl-C: the server that this started ends, too
     try:
-        if options.command == "load":
-            return load.run(options)
-        measured = {"candidates": candidates.run, "gpu": gpu.run}.get(options.command, lambda _: demo.run())(options)
-        print(json.dumps(measured, ensure_ascii=False))
+        if options.command == "demo":
+            print(json.dumps(demo.run(), ensure_ascii=False))
+            return 0
+        outcome = COMMANDS[options.command][0].run(options)
+        if isinstance(outcome, int):
+            return outcome
+        print(json.dumps(outcome, ensure_ascii=False))
     except EXPECTED as exc:
         print(f"{options.command}: {exc}", file=sys.stderr)
         return 1

@@ -19,7 +19,9 @@ import numpy as np
 import onnxruntime
 
 from clickbert.tokenization import PackedPairs
-from export.names import LOGITS
+from export.cuda import LoadedPlan, load_tensorrt
+from export.names import COUNT_INPUTS, LOGITS, MODEL_FILE, PLAN_FILE, REQUEST_INPUTS
+from export.packing import add_longest
 from serving.backends.onnxruntime.chunks import Array, Arrays, cut
 from serving.backends.onnxruntime.workers import start_workers
 
@@ -27,6 +29,8 @@ BUDGETS = (256, 512, 1024, None)  # `segments x longest` of a chunk; None: a req
 QUICK = 20  # requests on which the layouts are tried first
 FINALISTS = 2
 ROUNDS = 3
+LENGTHS = REQUEST_INPUTS[-1]
+MERGED = (1, 4, 8)  # requests that a plan gets at a time
 
 
 @dataclass(frozen=True)
@@ -47,24 +51,30 @@ class Ceiling:
     """The best layout, its speed, and all that were tried."""
 
     pairs_per_second: float
-    layout: Layout
+    layout: Layout | str
     rounds: list[float]  # the best layout's pairs per second, a round each
     tried: dict[str, float]
 
     def facts(self) -> dict[str, Any]:
-        """For a result file."""
-        return asdict(self)
+        """For a result file; the layout in words."""
+        return asdict(self) | {"layout": str(self.layout)}
 
 
-def measure_ceiling(graph: Path, packed: Sequence[PackedPairs]) -> Ceiling:
-    """Pairs per second of a graph on given requests.
+def measure_ceiling(version: Path, packed: Sequence[PackedPairs]) -> Ceiling:
+    """Pairs per second of a published version on given requests.
 
     All layouts take one turn on a part of the requests, and the FINALISTS fastest then ROUNDS turns on all of them.
 
     Args:
-        graph: the published ONNX graph.
+        version: its folder, with an ONNX graph or a TensorRT plan.
         packed: the requests.
+
+    Raises:
+        PlanError: a plan cannot be run here.
     """
+    if (version / PLAN_FILE).exists():
+        return measure_plan(version / PLAN_FILE, packed)
+    graph = version / MODEL_FILE
     cores = len(os.sched_getaffinity(0))
     runs = {
         (workers, threads): open_graph(graph, threads) for workers, threads in dict.fromkeys(((1, cores), (cores, 1)))
@@ -87,6 +97,25 @@ def measure_ceiling(graph: Path, packed: Sequence[PackedPairs]) -> Ceiling:
             speeds[layout].append(take_turn(layout, packed))
     best = max(finalists, key=lambda layout: max(speeds[layout]))
     return Ceiling(max(speeds[best]), best, speeds[best], {str(layout): speed for layout, speed in tried.items()})
+
+
+def measure_plan(plan: Path, packed: Sequence[PackedPairs]) -> Ceiling:
+    """The same of a TensorRT plan, which takes several requests at a time. (It has not run on a GPU yet.)"""
+    pairs = sum(len(each.lengths) for each in packed)
+    speeds: dict[str, list[float]] = {}
+    with LoadedPlan(load_tensorrt(), plan.read_bytes()) as engine:
+        for merged in MERGED:
+            starts = range(0, len(packed), merged)
+            feeds = [add_longest(to_feed(to_requests(packed[start : start + merged]))) for start in starts]
+            engine.run(feeds[0])
+            found = speeds[f"{merged} requests at a time"] = []
+            for _ in range(ROUNDS):
+                began = time.perf_counter()
+                for feed in feeds:
+                    engine.run(feed)
+                found.append(pairs / (time.perf_counter() - began))
+    best = max(speeds, key=lambda layout: max(speeds[layout]))
+    return Ceiling(max(speeds[best]), best, speeds[best], {layout: max(found) for layout, found in speeds.items()})
 
 
 def open_graph(graph: Path, threads: int) -> Callable[[Arrays], Array]:
@@ -112,23 +141,30 @@ def drain(run: Callable[[Arrays], Array], workers: int, feeds: Sequence[Arrays])
 
 def cut_requests(packed: Sequence[PackedPairs], budget: int | None) -> list[Arrays]:
     """The graph's feeds: a chunk each, or a request each if there is no budget."""
-    requests = [
-        {
-            "input_ids": pairs.input_ids[np.newaxis],
-            "token_type_ids": pairs.token_type_ids[np.newaxis],
-            "lengths": pairs.lengths[np.newaxis],
-        }
-        for pairs in packed
-    ]
+    requests = to_requests(packed)
     if budget is None:
         return [to_feed([request]) for request in requests]
-    chunks = [chunk for request in requests for chunk in cut([request], "lengths", budget)]
+    chunks = [chunk for request in requests for chunk in cut([request], LENGTHS, budget)]
     return [to_feed([part.inputs for part in chunk]) for chunk in chunks]
+
+
+def to_requests(packed: Sequence[PackedPairs]) -> list[Arrays]:
+    """The inputs of each request as the client sends them, [1, elements] each."""
+    return [
+        dict(
+            zip(
+                REQUEST_INPUTS,
+                (each.input_ids[np.newaxis], each.token_type_ids[np.newaxis], each.lengths[np.newaxis]),
+                strict=True,
+            )
+        )
+        for each in packed
+    ]
 
 
 def to_feed(parts: Sequence[Arrays]) -> Arrays:
     """Requests as Triton merges them: inputs end to end, and how many elements each request brought."""
     feed = {name: np.concatenate([part[name].reshape(-1) for part in parts]) for name in parts[0]}
-    for count, name in (("token_counts", "input_ids"), ("type_counts", "token_type_ids"), ("pair_counts", "lengths")):
+    for count, name in zip(COUNT_INPUTS, REQUEST_INPUTS, strict=True):
         feed[count] = np.array([part[name].size for part in parts], np.int32)
     return feed

@@ -15,43 +15,61 @@ from typing import Any
 
 import numpy as np
 
+# Above this share of its time a generator's one thread has queues of its own.
+BUSY = 0.8
+# A generator that begins this share of a median latency late (p95) measures itself; below LEAST_LAG, ms, never mind.
+LAG, LEAST_LAG = 0.25, 5.0
 PACKAGES = ("locust", "gevent", "grpcio", "tritonclient", "tokenizers")
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One request: seconds after the users' start when it began, seconds it took, its pairs, its error's class."""
+    """One request: when it was to begin (seconds after the users' start), how much later it began, how many seconds
+    after the planned moment it was answered, its pairs, its error's class."""
 
-    began: float
+    planned: float
+    lag: float
     took: float
     pairs: int
     error: str | None
 
 
 def summarize(samples: list[Sample], begin: float, duration: float) -> dict[str, Any]:
-    """The figures of the requests that began in [begin, begin + duration).
+    """The figures of the window [begin, begin + duration).
 
-    A request belongs to the second in which it began and is counted however long it took, so a slow answer near the
-    end is not lost. Rates and latencies are those of the answered requests; the others are counted as errors.
+    Latencies and errors are those of the requests that were to begin in it, however long they took, so a slow answer
+    near the end is not lost. Throughput is what was answered in it, whenever it began: past saturation that is less
+    than what was offered.
 
     Args:
+        samples: of all generators, on one clock.
         begin: seconds after the users' start.
-        duration: seconds.
+        duration: seconds, a whole number.
 
     Returns:
-        requests, errors, requests_per_s, pairs_per_s, latency_ms (None if nothing was answered), error_kinds.
+        duration_s, requests, errors, error_kinds, offered_per_s, requests_per_s, pairs_per_s, pairs_by_second,
+        latency_ms (None if nothing was answered), latencies_ms (each, ascending), lag_ms.
     """
-    counted = [sample for sample in samples if begin <= sample.began < begin + duration]
-    answered = [sample for sample in counted if sample.error is None]
-    kinds = Counter(sample.error for sample in counted if sample.error is not None)
+    planned = [sample for sample in samples if begin <= sample.planned < begin + duration]
+    answered = [sample for sample in planned if sample.error is None]
+    kinds = Counter(sample.error for sample in planned if sample.error is not None)
+    ended = [(sample.planned + sample.took - begin, sample.pairs) for sample in samples if sample.error is None]
+    inside = [(at, pairs) for at, pairs in ended if 0 <= at < duration]
+    by_second = [0] * int(duration)
+    for at, pairs in inside:
+        by_second[int(at)] += pairs
     return {
         "duration_s": duration,
-        "requests": len(counted),
-        "errors": len(counted) - len(answered),
-        "requests_per_s": len(answered) / duration,
-        "pairs_per_s": sum(sample.pairs for sample in answered) / duration,
-        "latency_ms": latencies([sample.took for sample in answered]),
+        "requests": len(planned),
+        "errors": len(planned) - len(answered),
         "error_kinds": dict(kinds.most_common()),
+        "offered_per_s": len(planned) / duration,
+        "requests_per_s": len(inside) / duration,
+        "pairs_per_s": sum(by_second) / duration,
+        "pairs_by_second": by_second,
+        "latency_ms": latencies([sample.took for sample in answered]),
+        "latencies_ms": sorted(round(sample.took * 1000, 1) for sample in answered),
+        "lag_ms": latencies([sample.lag for sample in planned]),
     }
 
 
@@ -64,23 +82,60 @@ def latencies(seconds: list[float]) -> dict[str, float] | None:
     return {"p50": p50, "p95": p95, "p99": p99, "mean": float(values.mean()), "max": float(values.max())}
 
 
-def table(figures: dict[str, Any]) -> str:
-    """The figures for the screen: a head, a row, and a line for each kind of error."""
-    latency = figures["latency_ms"] or {}
-    columns = {
-        "users": figures["users"],
-        "requests": figures["requests"],
-        "errors": figures["errors"],
-        "requests/s": f"{figures['requests_per_s']:.1f}",
-        "pairs/s": f"{figures['pairs_per_s']:.1f}",
+def what_limits_the_generator(figures: dict[str, Any], busy: float) -> str | None:
+    """Why the figures would be the generator's own and not the server's; None if they are the server's.
+
+    Args:
+        figures: of `summarize`.
+        busy: share of its time that the busiest generator's thread computed.
+    """
+    if busy > BUSY:
+        return f"its thread was busy {busy:.0%} of the time"
+    lag, latency = figures["lag_ms"], figures["latency_ms"]
+    if lag and latency and lag["p95"] > max(LAG * latency["p50"], LEAST_LAG):
+        return f"it began requests {lag['p95']:.0f} ms late (p95), where half are answered in {latency['p50']:.0f} ms"
+    return None
+
+
+def left_of_ceiling(ceiling: dict[str, Any], step: dict[str, Any], cores: int) -> float:
+    """Pairs per second that the engine could do in process on what the generators of a step leave of the cores."""
+    return float(ceiling["pairs_per_second"] * (1 - step["generator"]["cores"] / cores))
+
+
+def table(steps: list[dict[str, Any]]) -> str:
+    """Steps for the screen: a head, a row a step, and a line for each kind of error.
+
+    Where the generator was the limit the row says so, and has no figures.
+    """
+    rows = [row(step) for step in steps]
+    heads = list(rows[0])
+    widths = [max(len(head), *(len(each[head]) for each in rows)) for head in heads]
+    cells = [dict(zip(heads, heads, strict=True)), *rows]
+    lines = ["  ".join(each[head].rjust(width) for head, width in zip(heads, widths, strict=True)) for each in cells]
+    for index, step in enumerate(steps):
+        if limit := step["generator"]["limit"]:
+            lines[index + 1] += f"  the generator is the limit: {limit}"
+        lines += [f"{load_name(step)}: {count} x {kind}" for kind, count in step["error_kinds"].items()]
+    return "\n".join(lines)
+
+
+def load_name(step: dict[str, Any]) -> str:
+    """A step's load in words."""
+    return f"{step['users']} users" if step["users"] else f"{step['rate']:.1f}/s"
+
+
+def row(step: dict[str, Any]) -> dict[str, str]:
+    """A step's cells by their heads."""
+    limited = step["generator"]["limit"] is not None
+    latency = None if limited else step["latency_ms"]
+    return {
+        "load": load_name(step),
+        "requests": str(step["requests"]),
+        "errors": str(step["errors"]),
+        "requests/s": "-" if limited else f"{step['requests_per_s']:.1f}",
+        "pairs/s": "-" if limited else f"{step['pairs_per_s']:.0f}",
         **{f"{name} ms": f"{latency[name]:.1f}" if latency else "-" for name in ("p50", "p95", "p99")},
     }
-    widths = [max(len(name), len(str(value))) for name, value in columns.items()]
-    rows = [
-        "  ".join(str(cell).rjust(width) for cell, width in zip(cells, widths, strict=True))
-        for cells in (columns.keys(), columns.values())
-    ]
-    return "\n".join([*rows, *(f"{count} x {kind}" for kind, count in figures["error_kinds"].items())])
 
 
 def machine() -> dict[str, Any]:

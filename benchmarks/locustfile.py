@@ -1,11 +1,15 @@
-"""A Locust user that ranks: real groups of a click log, one request at a time, by gRPC through `clickbert.Ranker`.
+"""Locust users that rank: requests of a click log, by gRPC through `clickbert.Ranker`; closed loop or open loop.
 
-`python -m benchmarks load` runs this file and makes its figures from the samples. By itself, with Locust's own table:
+Closed loop (the default): each user sends its next request when the last was answered. Open loop (`--rate`): one user
+starts requests at random moments, whatever was answered; a latency counts from the moment at which the request was *to*
+start, so that a stall of the server, or of this process, is in the figures of all whom it would have met.
+
+`python -m benchmarks` runs this file and makes its figures from the samples. By itself, with Locust's own table:
 
     locust -f benchmarks/locustfile.py --host localhost:8001 --users 8 --spawn-rate 8 --headless --run-time 30s
-    locust -f benchmarks/locustfile.py --host localhost:8001 --click-log my-clicks.jsonl.gz --model clickbert_trt_fp16
+    locust -f benchmarks/locustfile.py --host localhost:8001 --users 1 --rate 20 --headless --run-time 30s
 
-Not known here: which part of the run is measured. Every request is recorded, with the moment it began.
+A token is read from the environment variable CLICKBERT_TOKEN. Not known here: which part of the run is measured.
 """
 
 # mypy: disable-error-code="no-untyped-call"
@@ -15,20 +19,24 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import random
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import gevent
+from gevent.pool import Group
 from grpc.experimental.gevent import init_gevent
 from locust import User, constant, events, task
 from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
+from locust.exception import StopUser
 
+from benchmarks.workload import ALL, Request, read_requests
 from clickbert import ClickBertError, Ranker
 from clickbert.protocol import DEFAULT_MODEL
-from finetune.clicklog import ClickRow, read_click_log
 
 # Locust has patched the standard library for gevent before it imports this file. gRPC, however, waits in C, where
 # gevent cannot see it: one user's call would stop all the others until its answer is there. This hands the waiting to
@@ -42,37 +50,54 @@ TIMEOUT = 10.0
 # A server that is gone refuses in no time; without a pause its users would only compete for the processor.
 PAUSE_AFTER_ERROR = 0.1
 
-Group = tuple[str, list[str]]
-
 
 class Recorder:
-    """What the users share: the groups, one ranker as an application has it, and every request's sample."""
+    """What the users share: the requests, one ranker as an application has it, and every request's sample."""
 
-    def __init__(self, url: str, model: str, groups: list[Group]) -> None:
-        self.groups = groups
-        self.ranker = Ranker(url, model, timeout=TIMEOUT)
-        # [began, s after the start; took, s; pairs; the error's class or None]
-        self.samples: list[tuple[float, float, int, str | None]] = []
+    def __init__(self, ranker: Ranker, requests: list[Request], seed: int) -> None:
+        self.ranker, self.requests, self.seed = ranker, requests, seed
+        # [was to begin, s after the start; began so much later, s; took from then, s; pairs; the error's class or None]
+        self.samples: list[tuple[float, float, float, int, str | None]] = []
         self.first_messages: dict[str, str] = {}  # by the error's class
-        self.started, self.busy = time.perf_counter(), time.thread_time()
+        self.start()
 
-    def record(self, began: float, took: float, pairs: int, error: ClickBertError | None) -> None:
-        """Keeps one request; `began` on the clock of `time.perf_counter`."""
+    def start(self) -> None:
+        """Starts the clocks."""
+        self.started, self.thread, self.process = time.perf_counter(), time.thread_time(), time.process_time()
+
+    def requests_of(self, user: int) -> Iterator[Request]:
+        """The requests of one user, for ever: the same in every run, but no two users march in step."""
+        order = random.Random(self.seed * 1000 + user).sample(self.requests, len(self.requests))
+        return itertools.cycle(order)
+
+    def send(self, environment: Environment, request: Request, planned: float) -> ClickBertError | None:
+        """Sends one request and records it; `planned` on the clock of `time.perf_counter`."""
+        error: ClickBertError | None = None
+        began = time.perf_counter()
+        try:
+            self.ranker.rank(request.query, request.documents)
+        except ClickBertError as exc:
+            error = exc
+            self.first_messages.setdefault(type(exc).__name__, str(exc))
+        took = time.perf_counter() - planned
         kind = type(error).__name__ if error else None
-        self.samples.append((began - self.started, took, pairs, kind))
-        if kind:
-            self.first_messages.setdefault(kind, str(error))
+        self.samples.append((planned - self.started, began - planned, took, len(request.documents), kind))
+        environment.events.request.fire(
+            request_type="gRPC", name="rank", response_time=took * 1000, response_length=0, exception=error, context={}
+        )
+        return error
 
     def write(self, path: Path) -> None:
         """Writes what was recorded as JSON, whole or not at all."""
         lasted = time.perf_counter() - self.started
-        # All users run in this thread: where it never rests, the response times are its own and not the server's.
-        busy = (time.thread_time() - self.busy) / lasted
         content = {
             "samples": self.samples,
             "first_messages": self.first_messages,
+            "started": self.started,  # on a clock that all processes of this machine share
             "lasted": lasted,
-            "busy": busy,
+            # All users run in this thread: where it never rests, the response times are its own and not the server's.
+            "busy": (time.thread_time() - self.thread) / lasted,
+            "cores": (time.process_time() - self.process) / lasted,  # gRPC's threads count, too
         }
         unfinished = path.with_suffix(".part")
         unfinished.write_text(json.dumps(content), encoding="utf-8")
@@ -80,65 +105,69 @@ class Recorder:
 
 
 class RankingUser(User):
-    """Ranks one group after another, in an order of its own; the next request begins when the last was answered."""
+    """Ranks one request after another (closed loop), or starts them at random moments (open loop)."""
 
     wait_time = constant(0)
     recorder: Recorder  # set when the test starts
+    rate: float | None = None  # requests a second that are to be started; None: closed loop
+    run_time = 0.0  # seconds
     numbers = itertools.count()
 
     def __init__(self, environment: Environment) -> None:
         super().__init__(environment)
-        # Seeded by the user's number: the same run sends the same requests, but no two users march in step.
-        order = random.Random(next(self.numbers)).sample(self.recorder.groups, len(self.recorder.groups))
-        self.turns = itertools.cycle(order)
+        self.turns = self.recorder.requests_of(next(self.numbers))
 
     @task
     def rank(self) -> None:
-        """Sends one request and records it."""
-        query, documents = next(self.turns)
-        error: ClickBertError | None = None
-        began = time.perf_counter()
-        try:
-            self.recorder.ranker.rank(query, documents)
-        except ClickBertError as exc:
-            error = exc
-        took = time.perf_counter() - began
-        self.recorder.record(began, took, len(documents), error)
-        self.environment.events.request.fire(
-            request_type="gRPC", name="rank", response_time=took * 1000, response_length=0, exception=error, context={}
-        )
-        if error:
+        """Sends one request (closed loop) or all requests of the run (open loop)."""
+        if self.rate is not None:
+            self.start_at_random_moments(self.rate)
+            raise StopUser
+        if self.recorder.send(self.environment, next(self.turns), time.perf_counter()):
             time.sleep(PAUSE_AFTER_ERROR)
 
-
-def read_groups(rows: list[ClickRow]) -> list[Group]:
-    """The ranking requests of a click log: each group's query with its candidates, in the file's order."""
-    groups: dict[tuple[str, str], list[str]] = {}
-    for row in rows:
-        groups.setdefault((row.group, row.query), []).append(row.document)
-    return [(query, documents) for (_, query), documents in groups.items()]
+    def start_at_random_moments(self, rate: float) -> None:
+        """Starts requests as a Poisson process does: exponential times between them, whatever is answered."""
+        chance = random.Random(self.recorder.seed)
+        in_flight, broken = Group(), list[gevent.Greenlet]()
+        planned = self.recorder.started
+        while (planned := planned + chance.expovariate(rate)) < self.recorder.started + self.run_time and not broken:
+            gevent.sleep(max(0.0, planned - time.perf_counter()))  # 0: lets the others run
+            sending = in_flight.spawn(self.recorder.send, self.environment, next(self.turns), planned)
+            sending.link_exception(broken.append)
+        in_flight.join()  # each ends by its own timeout
+        for sending in broken:
+            sending.get()  # raises what is not the client's error, for Locust to report
 
 
 def add_options(parser: LocustArgumentParser) -> None:
     """Adds this file's options to Locust's."""
     parser.add_argument("--click-log", default="data/sample/test.jsonl", help="where the requests come from")
+    parser.add_argument("--candidates", type=int, help="how many each request has (default: as the click log has them)")
+    parser.add_argument("--texts", default=ALL, help="'all' candidates, or only those that are 'titles'")
     parser.add_argument("--model", default=DEFAULT_MODEL, help="the click model on the server")
+    parser.add_argument("--ca-file", help="PEM file of the authority that signed the server's certificate")
+    parser.add_argument("--rate", type=float, help="open loop: requests a second to start, on average")
+    parser.add_argument("--seed", type=int, default=0, help="of the order of requests, and of the open loop's moments")
     parser.add_argument("--samples", metavar="FILE", help="where to write every request's response time, as JSON")
 
 
-def read_requests(environment: Environment, **_: Any) -> None:
+def prepare(environment: Environment, **_: Any) -> None:
     """Reads the click log once; an error here ends Locust."""
     options = environment.parsed_options
     if options is None or not environment.host:
         raise ValueError("there is no server to aim at; give --host, its gRPC address: localhost:8001")
-    groups = read_groups(read_click_log(options.click_log))
-    RankingUser.recorder = Recorder(environment.host, options.model, groups)
+    requests = read_requests(Path(options.click_log), options.candidates, options.texts)
+    token = os.environ.get("CLICKBERT_TOKEN")
+    ranker = Ranker(environment.host, options.model, timeout=TIMEOUT, ca_file=options.ca_file, token=token)
+    RankingUser.recorder = Recorder(ranker, requests, options.seed)
+    RankingUser.rate, RankingUser.run_time = options.rate, options.run_time or 0.0
 
     def stop_on_a_bug(**_: Any) -> None:
         # An error that is not the client's: Locust would log it and go on, and the request would be in no figure.
-        environment.process_exit_code = 1
-        if environment.runner:
+        if environment.process_exit_code is None and environment.runner:  # the first one
             gevent.spawn(environment.runner.quit)  # not here: it waits for the users, and this is one of them
+        environment.process_exit_code = 1
 
     environment.events.user_error.add_listener(stop_on_a_bug)
     # gevent's clock stands still while this file is read: Locust's --run-time would count from before, and end early.
@@ -147,8 +176,7 @@ def read_requests(environment: Environment, **_: Any) -> None:
 
 def start_the_clock(**_: Any) -> None:
     """Makes the samples' times relative to the start of the users."""
-    recorder = RankingUser.recorder
-    recorder.started, recorder.busy = time.perf_counter(), time.thread_time()
+    RankingUser.recorder.start()
 
 
 def write_samples(environment: Environment, **_: Any) -> None:
@@ -160,6 +188,6 @@ def write_samples(environment: Environment, **_: Any) -> None:
 
 
 events.init_command_line_parser.add_listener(add_options)
-events.init.add_listener(read_requests)
+events.init.add_listener(prepare)
 events.test_start.add_listener(start_the_clock)
 events.quitting.add_listener(write_samples)

@@ -7,43 +7,119 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks.figures import Sample, machine, summarize, table, versions
+from benchmarks.figures import Sample, machine, summarize, table, versions, what_limits_the_generator
 
 
-def test_exact_percentiles_rates_and_errors_of_the_requests_that_began_in_the_window() -> None:
+def test_exact_percentiles_and_errors_of_the_requests_that_were_to_begin_in_the_window() -> None:
     took = np.random.default_rng(0).permutation(np.arange(1, 101)) / 1000  # 1 to 100 ms
-    inside = [Sample(3 + index / 10, seconds, 7, None) for index, seconds in enumerate(took)]
-    failed = [Sample(4.0, 9.0, 5, "ServerTimeoutError"), Sample(5.0, 0.0, 5, "ServerOverloadedError")]
-    failed += [Sample(12.9, 9.0, 5, "ServerTimeoutError")]
-    outside = [Sample(2.999, 50.0, 7, None), Sample(13.0, 50.0, 7, None), Sample(0.0, 1.0, 7, "ServerError")]
+    inside = [Sample(3 + index / 10, 0.0, seconds, 7, None) for index, seconds in enumerate(took)]
+    failed = [Sample(4.0, 0.0, 9.0, 5, "ServerTimeoutError"), Sample(5.0, 0.0, 0.0, 5, "ServerOverloadedError")]
+    failed += [Sample(12.9, 0.0, 9.0, 5, "ServerTimeoutError")]
+    outside = [Sample(2.999, 0.0, 50.0, 7, None), Sample(13.0, 0.0, 50.0, 7, None)]
+    outside += [Sample(0.0, 0.0, 4.0, 7, "ServerError")]  # it ended in the window, but is not of it
     figures = summarize([*outside, *failed, *inside], 3, 10)
     assert figures["requests"] == 103
+    assert figures["offered_per_s"] == pytest.approx(10.3)
     assert figures["errors"] == 3
     assert figures["error_kinds"] == {"ServerTimeoutError": 2, "ServerOverloadedError": 1}
     assert figures["requests_per_s"] == pytest.approx(10.0)
     assert figures["pairs_per_s"] == pytest.approx(70.0)
     # Between neighbours: the 50th percentile of 1 to 100 lies halfway from the 50th to the 51st.
     assert figures["latency_ms"] == pytest.approx({"p50": 50.5, "p95": 95.05, "p99": 99.01, "mean": 50.5, "max": 100.0})
+    assert figures["latencies_ms"] == pytest.approx(range(1, 101))
 
 
-def test_a_slow_answer_after_the_end_is_counted() -> None:
-    figures = summarize([Sample(3.5, 8.0, 2, None)], 3, 1)
+def test_throughput_is_what_was_answered_in_the_window_whenever_it_was_to_begin() -> None:
+    samples = [
+        Sample(1.0, 0.0, 2.5, 1, None),  # ends at 3.5
+        Sample(2.0, 0.0, 1.0, 10, None),  # at 3.0: the first moment of the window
+        Sample(3.2, 0.0, 0.7, 100, None),  # at 3.9
+        Sample(3.9, 0.5, 1.0, 1000, None),  # at 4.9; its lag is part of what it took
+        Sample(4.5, 0.0, 0.5, 10_000, None),  # at 5.0: the first moment after the window
+        Sample(1.0, 0.0, 1.5, 100_000, None),  # at 2.5
+        Sample(3.5, 0.0, 0.1, 1_000_000, "ServerError"),  # no answer
+    ]
+    figures = summarize(samples, 3, 2)
+    assert figures["pairs_by_second"] == [111, 1000]
+    assert figures["pairs_per_s"] == pytest.approx(1111 / 2)
+    assert figures["requests_per_s"] == pytest.approx(4 / 2)
+    assert figures["requests"] == 4
+    assert figures["offered_per_s"] == pytest.approx(4 / 2)
+    assert figures["latencies_ms"] == [500, 700, 1000]
+
+
+def test_a_slow_answer_after_the_end_is_in_the_latencies_but_not_in_the_throughput() -> None:
+    figures = summarize([Sample(3.5, 0.0, 8.0, 2, None)], 3, 1)
     assert (figures["requests"], figures["latency_ms"]["max"]) == (1, 8000.0)
+    assert (figures["requests_per_s"], figures["pairs_by_second"]) == (0, [0])
+
+
+def test_the_lag_is_that_of_all_requests_of_the_window() -> None:
+    samples = [
+        Sample(3.0, 0.01, 0.1, 1, None),
+        Sample(3.1, 0.03, 0.1, 1, "ServerError"),
+        Sample(9.0, 5.0, 6.0, 1, None),
+    ]
+    assert summarize(samples, 3, 1)["lag_ms"]["max"] == pytest.approx(30)
+    assert summarize(samples, 3, 1)["lag_ms"]["mean"] == pytest.approx(20)
+    assert summarize(samples, 4, 1)["lag_ms"] is None
+
+
+@pytest.mark.parametrize(
+    ("busy", "late", "latency", "said"),
+    [
+        (0.8, 0.0, 100.0, None),
+        (0.81, 0.0, 100.0, "its thread was busy 81% of the time"),
+        (0.1, 25.0, 100.0, None),  # a quarter of the median
+        (0.1, 26.0, 100.0, "it began requests 26 ms late (p95), where half are answered in 100 ms"),
+        (0.1, 4.9, 1.0, None),  # late for what is so fast, but too little to mind
+        (0.1, 5.1, 1.0, "it began requests 5 ms late (p95), where half are answered in 1 ms"),
+    ],
+)
+def test_the_generator_is_the_limit_where_it_is_busy_or_late(
+    busy: float, late: float, latency: float, said: str | None
+) -> None:
+    # The lag counts by its p95, the latency by its p50: the other percentiles would say otherwise.
+    lags = {"p50": 0.0, "p95": late, "p99": late * 9, "mean": 0.0, "max": late * 9}
+    latencies = {"p50": latency, "p95": latency * 9, "p99": latency * 9, "mean": latency * 9, "max": latency * 9}
+    assert what_limits_the_generator({"lag_ms": lags, "latency_ms": latencies}, busy) == said
+
+
+def test_without_any_answer_a_late_generator_is_not_blamed() -> None:
+    figures = summarize([Sample(1.0, 2.0, 2.0, 3, "ConnectionFailedError")], 0, 2)
+    assert what_limits_the_generator(figures, 0.1) is None
+
+
+def step(samples: list[Sample], limit: str | None = None, **load: object) -> dict:
+    return {"users": None, "rate": None, **load} | summarize(samples, 0, 2) | {"generator": {"limit": limit}}
+
+
+SAMPLES = [Sample(1.0, 0.0, 0.25, 10, None), Sample(1.0, 0.0, 0.1, 3, "ServerTimeoutError")]
 
 
 def test_the_table_shows_the_figures_and_each_kind_of_error() -> None:
-    samples = [Sample(1.0, 0.25, 10, None), Sample(1.0, 0.1, 3, "ServerTimeoutError")]
-    head, row, errors = table(summarize(samples, 0, 2) | {"users": 4}).splitlines()
-    assert " ".join(head.split()) == "users requests errors requests/s pairs/s p50 ms p95 ms p99 ms"
-    assert row.split() == ["4", "2", "1", "0.5", "5.0", "250.0", "250.0", "250.0"]
-    assert len(head) == len(row)
-    assert errors == "1 x ServerTimeoutError"
+    head, first, second, errors, others = table([step(SAMPLES, users=4), step(SAMPLES * 3, rate=12.5)]).splitlines()
+    assert " ".join(head.split()) == "load requests errors requests/s pairs/s p50 ms p95 ms p99 ms"
+    assert first.split() == ["4", "users", "2", "1", "0.5", "5", "250.0", "250.0", "250.0"]
+    assert second.split() == ["12.5/s", "6", "3", "1.5", "15", "250.0", "250.0", "250.0"]
+    assert len(head) == len(first) == len(second)
+    assert errors == "4 users: 1 x ServerTimeoutError"
+    assert others == "12.5/s: 3 x ServerTimeoutError"
+
+
+def test_the_table_hides_the_figures_of_a_limited_step_and_says_why() -> None:
+    shown = table([step(SAMPLES[:1], users=1), step(SAMPLES[:1], "its thread was busy 99%", users=8)]).splitlines()
+    assert shown[1].split() == ["1", "users", "1", "0", "0.5", "5", "250.0", "250.0", "250.0"]
+    cells, reason = shown[2].split("  the generator is the limit: ")
+    assert cells.split() == ["8", "users", "1", "0", "-", "-", "-", "-", "-"]
+    assert reason == "its thread was busy 99%"
 
 
 def test_without_an_answer_there_is_no_latency_instead_of_zero() -> None:
-    figures = summarize([Sample(1.0, 0.1, 3, "ServerTimeoutError")], 0, 2)
-    assert figures["latency_ms"] is None
-    assert table(figures | {"users": 1}).splitlines()[1].split()[-3:] == ["-", "-", "-"]
+    failed = step([Sample(1.0, 0.0, 0.1, 3, "ServerTimeoutError")], users=1)
+    assert failed["latency_ms"] is None
+    assert failed["latencies_ms"] == []
+    assert table([failed]).splitlines()[1].split()[-3:] == ["-", "-", "-"]
 
 
 def test_what_it_was_measured_on_is_named() -> None:

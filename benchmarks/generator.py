@@ -1,0 +1,188 @@
+"""Runs the load: Locust processes side by side, each with a share of the users or of the rate.
+
+Locust has processes of its own, since gevent changes the standard library of the process it is in. Not known here:
+what the figures are compared with.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from benchmarks.figures import Sample, summarize, what_limits_the_generator
+from benchmarks.target import TOKEN_VARIABLE, LoadError, Target
+from benchmarks.workload import ALL
+
+ROOT = Path(__file__).resolve().parent.parent
+LOCUSTFILE = ROOT / "benchmarks" / "locustfile.py"
+# Seconds. Connections, caches and the tokenizer's fetch are behind the users before anything is counted.
+WARM_UP = 2
+# The load goes on for a second behind the measured part, so that its last requests have company, too.
+RUN_OUT = 1
+# For calls in flight at the end: more than the ten seconds after which the users' client gives up.
+STOP_TIMEOUT = 12
+# For Locust's own start and end; past this it hangs.
+GRACE = 60
+
+
+@dataclass(frozen=True)
+class Load:
+    """What is sent.
+
+    Attributes:
+        data: the click log.
+        candidates: of a request; None: as the click log has them.
+        texts: workload.ALL or TITLES.
+        users: closed loop: requests in flight.
+        rate: open loop: requests to start a second, on average. Just one of the two.
+        duration: seconds that are measured.
+        processes: generators.
+        seed: of the requests' order and moments.
+    """
+
+    data: Path
+    candidates: int | None = None
+    texts: str = ALL
+    users: int | None = None
+    rate: float | None = None
+    duration: int = 10
+    processes: int = 1
+    seed: int = 0
+
+    @property
+    def run_time(self) -> int:
+        """Seconds with everything around the measured part."""
+        return WARM_UP + self.duration + RUN_OUT
+
+
+def run_load(target: Target, model: str, load: Load, folder: Path) -> dict[str, Any]:
+    """Sends a load and returns its figures: `summarize`'s, users, rate, and what the generators did.
+
+    Args:
+        target: the server.
+        model: the click model.
+        load: what is sent.
+        folder: for logs and samples.
+
+    Raises:
+        LoadError: a generator ended with an error, too early, or not at all; they began apart; or nothing was recorded.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="run-", dir=folder))  # of its own: nothing of a former run is read
+    names = [f"generator-{number}" for number in range(load.processes)]
+    with contextlib.ExitStack() as stack:
+        running = [
+            (stack.enter_context(started(command(target, model, load, number, folder / name), folder / name, target)))
+            for number, name in enumerate(names)
+        ]
+        wait(running, load.run_time)
+    recorded = [read(process, folder / name, load) for process, name in zip(running, names, strict=True)]
+    begin = max(each["started"] for each in recorded)
+    if (apart := begin - min(each["started"] for each in recorded)) > RUN_OUT:
+        raise LoadError(
+            f"the generators began {apart:.1f} s apart, so one had ended before the others were measured; "
+            "give fewer --processes, or let nothing else run on this machine"
+        )
+    samples = [
+        Sample(planned + each["started"] - begin, *rest) for each in recorded for planned, *rest in each["samples"]
+    ]
+    figures = summarize(samples, WARM_UP, load.duration)
+    if not figures["requests"]:
+        raise LoadError(f"no request began in the {load.duration} s measured; give a longer --duration")
+    busy = max(each["busy"] for each in recorded)
+    generator = {
+        "processes": load.processes,
+        "busy": busy,
+        "cores": sum(each["cores"] for each in recorded),
+        "limit": what_limits_the_generator(figures, busy),
+        "first_messages": {kind: text for each in recorded for kind, text in each["first_messages"].items()},
+    }
+    return {"users": load.users, "rate": load.rate, **figures, "generator": generator}
+
+
+def command(target: Target, model: str, load: Load, number: int, files: Path) -> list[str]:
+    """The command line of one generator."""
+    users = 1 if load.users is None else share(load.users, load.processes, number)
+    words = [sys.executable, "-m", "locust", "--headless", "--only-summary", "--exit-code-on-error", "0"]
+    words += ["--locustfile", str(LOCUSTFILE), "--host", target.url, "--model", model, "--texts", load.texts]
+    words += ["--users", str(users), "--spawn-rate", str(users), "--run-time", str(load.run_time)]
+    words += ["--stop-timeout", str(STOP_TIMEOUT), "--click-log", str(load.data)]
+    words += ["--samples", str(files.with_suffix(".json")), "--seed", str(load.seed * load.processes + number)]
+    words += [] if load.candidates is None else ["--candidates", str(load.candidates)]
+    words += [] if load.rate is None else ["--rate", str(load.rate / load.processes)]
+    return words + ([] if target.ca_file is None else ["--ca-file", str(target.ca_file)])
+
+
+def share(users: int, processes: int, number: int) -> int:
+    """The users of one of several processes."""
+    return users // processes + (number < users % processes)
+
+
+@contextlib.contextmanager
+def started(words: list[str], files: Path, target: Target) -> Any:
+    """A running generator; behind the block it is gone."""
+    # Locust takes options from such variables, too; what is measured must not depend on the shell.
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("LOCUST_")}
+    variables["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [variables.get("PYTHONPATH")])])
+    variables.pop(TOKEN_VARIABLE, None)  # it is for the server that --url names
+    if target.token is not None:
+        variables[TOKEN_VARIABLE] = target.token
+    with files.with_suffix(".log").open("wb") as output:
+        # A session of its own: Ctrl-C reaches this process alone, which then ends Locust. No stdin: Locust reads keys.
+        process = subprocess.Popen(
+            words, env=variables, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+        )
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+
+
+def wait(running: list[subprocess.Popen[bytes]], run_time: int) -> None:
+    """Waits for the generators, with a progress bar of the run's seconds.
+
+    Raises:
+        LoadError: one hangs.
+    """
+    began = time.monotonic()
+    with tqdm(total=run_time, unit="s", desc="load", leave=False, disable=None) as progress:
+        while any(process.poll() is None for process in running):
+            passed = time.monotonic() - began
+            if passed > run_time + STOP_TIMEOUT + GRACE:
+                raise LoadError(f"Locust did not end {STOP_TIMEOUT + GRACE} s after its time was over")
+            progress.update(min(int(passed), run_time) - progress.n)
+            time.sleep(0.1)
+
+
+def read(process: subprocess.Popen[bytes], files: Path, load: Load) -> dict[str, Any]:
+    """What a generator that has ended wrote.
+
+    Raises:
+        LoadError: it ended with an error or too early.
+    """
+    samples, log = files.with_suffix(".json"), files.with_suffix(".log")
+    if process.returncode or not samples.exists():
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+        told = list(itertools.takewhile(lambda line: not line.startswith("Type "), lines))[-15:]  # then comes its table
+        raise LoadError(
+            "\n".join(
+                [f"Locust ended with code {process.returncode} and without results; its log, {log}, ends:", *told]
+            )
+        )
+    recorded: dict[str, Any] = json.loads(samples.read_text(encoding="utf-8"))
+    if recorded["lasted"] < WARM_UP + load.duration:
+        raise LoadError(
+            f"Locust ended after {recorded['lasted']:.1f} s of {load.run_time}: who stopped it? Its log: {log}"
+        )
+    return recorded

@@ -1,0 +1,104 @@
+"""A tiny model, published, served, and put under short loads."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+import pytest
+
+from benchmarks import figures, generator
+from benchmarks.__main__ import main
+from serving.server import Addresses, Server
+from tests.integration.conftest import publish
+from tests.tiny import make_checkpoint, make_click_log
+
+
+@pytest.fixture(scope="session")
+def click_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_click_log(tmp_path_factory.mktemp("log") / "clicks.jsonl")
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("model") / "checkpoint")
+
+
+@pytest.fixture(scope="session")
+def repository(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, click_log: Path) -> Path:
+    folder = tmp_path_factory.mktemp("published") / "repository"
+    publish(checkpoint, folder, click_log, "onnx")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def server(repository: Path) -> Iterator[Server]:
+    with (repository.parent / "log").open("wb") as log, Server(repository, Addresses.free(), log=log) as running:
+        yield running
+
+
+class Said(NamedTuple):
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+def command(*arguments: object) -> Said:
+    """`python -m benchmarks`, in this process."""
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        code = main([str(argument) for argument in arguments])
+    return Said(code, out.getvalue(), err.getvalue())
+
+
+@contextlib.contextmanager
+def short_loads(folder: Path) -> Iterator[pytest.MonkeyPatch]:
+    """Loads warm up for a second, keep their logs in `folder`, and are fit to be shown whatever else this machine does.
+
+    A tiny model answers before a busy machine has woken the generator again.
+    """
+    folder.mkdir(exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(folder))
+        patch.setattr(tempfile, "tempdir", None)
+        patch.setattr(generator, "WARM_UP", 1)
+        patch.setattr(figures, "BUSY", 2.0)
+        patch.setattr(figures, "LEAST_LAG", 1e6)
+        yield patch
+
+
+@contextlib.contextmanager
+def kept_samples(patch: pytest.MonkeyPatch) -> Iterator[list[dict]]:
+    """What each generator recorded, in the order in which they were read."""
+    recorded: list[dict] = []
+    read = generator.read
+
+    def remember(*arguments: object) -> dict:
+        recorded.append(read(*arguments))
+        return recorded[-1]
+
+    with patch.context() as context:
+        context.setattr(generator, "read", remember)
+        yield recorded
+
+
+def eventually(what: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def locusts() -> list[psutil.Process]:
+    found = []
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):
+            found += [child] * ("locust" in child.cmdline())
+    return found

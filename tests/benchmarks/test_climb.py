@@ -1,0 +1,287 @@
+"""A climb on a tiny model: one for real, whose result is then read, told again and compared."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from benchmarks import climb, workload
+from benchmarks.figures import machine
+from benchmarks.generator import Load
+from benchmarks.target import LoadError, Target
+from serving.server import Server
+from tests.benchmarks.conftest import Said, command, short_loads
+
+MODEL = "clickbert_onnx"
+USERS, SHARES = (1, 3), (0.5,)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("climb") / "results"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pytest.MonkeyPatch]:
+    with short_loads(tmp_path_factory.mktemp("logs")) as patch:
+        patch.setattr(climb, "USERS", USERS)
+        patch.setattr(climb, "SHARES", SHARES)
+        patch.setattr(climb, "CLOSED_SECONDS", 1)
+        patch.setattr(climb, "OPEN_SECONDS", 1)
+        yield patch
+
+
+@pytest.fixture(scope="module")
+def climbed(short: pytest.MonkeyPatch, repository: Path, click_log: Path, results: Path) -> Said:
+    """The real one: with a server of its own."""
+    return command("climb", "--repository", repository, "--data", click_log, "--results", results)
+
+
+@pytest.fixture(scope="module")
+def result(climbed: Said) -> dict[str, Any]:
+    assert climbed.code == 0, climbed.err
+    return json.loads(Path(json.loads(climbed.out.splitlines()[-1])["result"]).read_text(encoding="utf-8"))
+
+
+def test_the_result_is_whole_and_fits_itself(
+    climbed: Said, result: dict[str, Any], repository: Path, click_log: Path, results: Path
+) -> None:
+    assert not [child for child in psutil.Process().children() if str(results) in child.cmdline()]
+    assert Path(json.loads(climbed.out.splitlines()[-1])["result"]).parent == results
+    assert (result["schema"], result["machine"]) == (climb.SCHEMA, machine())
+    assert result["server"]["name"] == "triton"
+    assert result["server"]["started_here"] is True
+    assert result["versions"]["locust"]
+
+    requests = workload.read_requests(click_log)
+    packed = workload.pack(workload.published_tokenizer(repository), requests)
+    lengths = [pairs.lengths.tolist() for pairs in packed]
+    assert result["workload"] == {
+        "data": str(click_log),
+        "candidates": None,
+        "texts": "all",
+        "requests": len(requests),
+        "pairs": sum(len(request.documents) for request in requests),
+        "tokens": {
+            "packed": sum(map(sum, lengths)),
+            "padded to the request's longest": sum(len(each) * max(each) for each in lengths),
+            "padded to 512": sum(len(each) * 512 for each in lengths),
+        },
+    }
+
+    assert list(result["models"]) == [MODEL]
+    found = result["models"][MODEL]
+    assert found["version"] == "1"
+    assert found["config"] == (repository / MODEL / "config.pbtxt").read_text(encoding="utf-8")
+    assert [(step["users"], step["rate"]) for step in found["closed"]] == [(users, None) for users in USERS]
+    best = max(found["closed"], key=lambda step: step["pairs_per_s"])
+    saturated, ceiling = found["saturated"], found["ceiling"]
+    assert {name: best[name] for name in ("users", "requests_per_s", "pairs_per_s")}.items() <= saturated.items()
+    assert ceiling["pairs_per_second"] == max(ceiling["rounds"]) > 0
+    left = ceiling["pairs_per_second"] * (1 - best["generator"]["cores"] / machine()["cores"])
+    assert saturated["of_ceiling"] == pytest.approx(best["pairs_per_s"] / left)
+    assert [step["share"] for step in found["open"]] == list(SHARES)
+    for step in found["open"]:
+        assert step["users"] is None
+        assert step["rate"] == pytest.approx(step["share"] * saturated["requests_per_s"])
+        assert step["offered_per_s"] == pytest.approx(step["rate"], abs=4 * math.sqrt(step["rate"]))
+    for step in [*found["closed"], *found["open"]]:
+        assert step["requests"] == len(step["latencies_ms"]) > 0 == step["errors"]
+        assert sum(step["pairs_by_second"]) / step["duration_s"] == step["pairs_per_s"] > 0
+        assert step["requests_per_execution"] >= 1
+        assert set(step["time_ms"]) == {"queue", "compute", "rest"}
+        assert min(step["time_ms"].values()) >= 0
+        assert step["time_ms"]["compute"] > 0
+
+    table = climbed.out.splitlines()
+    assert table[0] == f"{MODEL} version 1"
+    assert [line.split()[:2] for line in table[2:4]] == [[str(users), "users"] for users in USERS]
+    assert f"served: {saturated['of_ceiling']:.0%} of what the generators leave of it" in climbed.out
+    page = (results / "report.html").read_text(encoding="utf-8")
+    assert MODEL in page
+    assert result["time"] in page
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch, result: dict[str, Any]) -> dict[str, Any]:
+    """What the next climbs measure: the real one's figures."""
+    found = copy.deepcopy({name: value for name, value in result["models"][MODEL].items() if name != "version"})
+    monkeypatch.setattr(climb, "climb", lambda *_: found)
+    return found
+
+
+def again(server: Server, click_log: Path, folder: Path, *others: object) -> Said:
+    given = ("--url", server.addresses.grpc, "--data", click_log, "--results", folder)
+    return command("climb", *given, *others)
+
+
+def former(result: dict[str, Any], folder: Path, change: Callable[[dict[str, Any]], object]) -> Path:
+    """A changed result, as a file."""
+    changed = copy.deepcopy(result)
+    change(changed)
+    (folder / "former.json").write_text(json.dumps(changed), encoding="utf-8")
+    return folder / "former.json"
+
+
+def test_what_is_as_fast_as_formerly_ends_with_0_and_what_is_half_as_fast_with_1(
+    told: dict[str, Any], result: dict[str, Any], server: Server, click_log: Path, tmp_path: Path
+) -> None:
+    same = again(server, click_log, tmp_path, "--compare", former(result, tmp_path, lambda _: None))
+    assert same.code == 0, same.err
+    assert "worse by more than 5%: nothing" in same.out
+
+    def faster(changed: dict[str, Any]) -> None:
+        for step in changed["models"][MODEL]["closed"]:
+            step["pairs_by_second"] = [2 * pairs for pairs in step["pairs_by_second"]]
+
+    slower = again(server, click_log, tmp_path, "--compare", former(result, tmp_path, faster))
+    assert slower.code == 1
+    assert f"worse by more than 5%: {MODEL}" in slower.out
+    assert Path(json.loads(slower.out.splitlines()[-1])["result"]).exists()
+
+
+def test_another_workload_is_refused_before_anything_is_measured(
+    result: dict[str, Any], server: Server, click_log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(climb, "climb", lambda *_: pytest.fail("it was measured"))
+    path = former(result, tmp_path, lambda _: None)
+    said = again(server, click_log, tmp_path, "--compare", path, "--candidates", 20)
+    assert said.code == 1
+    assert "of another workload (candidates 20, formerly None)" in said.err
+
+
+def test_only_models_that_were_asked_for_can_be_missing(
+    told: dict[str, Any], result: dict[str, Any], server: Server, click_log: Path, tmp_path: Path
+) -> None:
+    def more(changed: dict[str, Any]) -> None:
+        changed["models"]["clickbert_other"] = changed["models"][MODEL]
+
+    path = former(result, tmp_path, more)
+    assert again(server, click_log, tmp_path, "--compare", path, "--model", MODEL).code == 0
+    missing = again(server, click_log, tmp_path, "--compare", path)
+    assert missing.code == 1
+    assert "clickbert_other: MISSING" in missing.out
+
+
+def test_a_server_elsewhere_has_no_ceiling_and_a_page_all_the_same(
+    result: dict[str, Any], server: Server, click_log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The steps that were measured once are measured again.
+    real = result["models"][MODEL]
+    steps = {step["users"]: step for step in [*real["closed"], *real["open"]]}
+    monkeypatch.setattr(climb, "measure", lambda _server, _model, load, _folder: dict(steps[load.users]))
+    said = again(server, click_log, tmp_path)
+    assert said.code == 0, said.err
+    remote = json.loads(Path(json.loads(said.out.splitlines()[-1])["result"]).read_text(encoding="utf-8"))
+    assert (remote["server"]["started_here"], remote["server"]["url"]) == (False, server.addresses.grpc)
+    assert "tokens" not in remote["workload"]
+    found = remote["models"][MODEL]
+    assert (found["ceiling"], found["config"], found["saturated"]["of_ceiling"]) == (None, None, None)
+    assert "ceiling" not in said.out.rpartition("\n{")[0]
+    assert MODEL in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_model_that_is_not_served_is_an_error_that_names_those_that_are(
+    server: Server, click_log: Path, tmp_path: Path
+) -> None:
+    said = again(server, click_log, tmp_path, "--model", "clickbert_other", "--model", MODEL)
+    assert (said.code, said.out) == (1, "")
+    assert f"{server.addresses.grpc} does not serve clickbert_other, only {MODEL}\n" in said.err
+    with pytest.raises(LoadError, match="serves no click model"):
+        climb.choose({}, None, "a:1")
+    assert list(climb.choose({"b": "1", "a": "2", "c": "1"}, ["c", "a"], "a:1")) == ["a", "c"]
+
+
+def fake_measure(latency: Callable[[float], float], **others: Any) -> Callable[..., dict[str, Any]]:
+    """An open loop whose p99 is a function of the rate."""
+
+    def measure(_server: Target, _model: str, load: Load, _folder: Path) -> dict[str, Any]:
+        assert load.users is None
+        assert load.rate
+        shown = {"p50": 1.0, "p95": 2.0, "p99": latency(load.rate)}
+        return {"rate": load.rate, "latency_ms": shown, "errors": 0, "generator": {"limit": None}} | others
+
+    return measure
+
+
+@pytest.mark.parametrize("highest", [1.7, 33.3, 64.0, 99.0])
+def test_the_highest_rate_that_holds_is_found(highest: float, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(climb, "measure", fake_measure(lambda rate: 50.0 * rate / highest))
+    found = climb.search(Target("a:1"), MODEL, Load(tmp_path), 100.0, ("p99", 50.0), tmp_path)
+    assert found["aim"] == "p99=50ms"
+    assert highest - 100 / 64 <= found["requests_per_s"] <= highest
+    assert [step["holds"] for step in found["steps"]] == [step["rate"] <= highest for step in found["steps"]]
+    assert len(found["steps"]) == 6
+
+
+@pytest.mark.parametrize(
+    "others", [{"errors": 1}, {"generator": {"limit": "busy"}}, {"latency_ms": None}], ids=lambda each: next(iter(each))
+)
+def test_what_fails_or_was_not_measured_does_not_hold(
+    others: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(climb, "measure", fake_measure(lambda _: 1.0, **others))
+    found = climb.search(Target("a:1"), MODEL, Load(tmp_path), 100.0, ("p99", 50.0), tmp_path)
+    assert found["requests_per_s"] is None
+    assert not any(step["holds"] for step in found["steps"])
+
+
+def test_saturation_is_the_best_step_whose_figures_are_the_servers(
+    result: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    speeds = {1: (10.0, None), 3: (30.0, None), 5: (20.0, None), 8: (90.0, "its thread was busy 99% of the time")}
+    monkeypatch.setattr(climb, "USERS", tuple(speeds))
+
+    def measure(_server: Target, _model: str, load: Load, _folder: Path) -> dict[str, Any]:
+        speed, limit = speeds[load.users or 1]
+        limit = limit or told.get(load.users)
+        assert load.users is None or load.processes == min(load.users, 4)
+        figures = {"users": load.users, "rate": load.rate, "requests_per_s": speed / 10, "pairs_per_s": speed}
+        return figures | {"generator": {"limit": limit, "cores": 0.1}}
+
+    told: dict[int | None, str] = {}
+    monkeypatch.setattr(climb, "measure", measure)
+    load = Load(tmp_path, processes=4)
+    found = climb.climb(Target("a:1"), MODEL, load, [], tmp_path)
+    assert found["saturated"] == {"users": 3, "requests_per_s": 3.0, "pairs_per_s": 30.0, "of_ceiling": None}
+    assert [step["rate"] for step in found["open"]] == [pytest.approx(1.5)]
+    told |= dict.fromkeys(speeds, "busy")
+    with pytest.raises(LoadError, match="give more --processes"):
+        climb.climb(Target("a:1"), MODEL, load, [], tmp_path)
+
+
+@pytest.mark.parametrize("text", ["p99=50ms", "p50=0.5ms", "p95=1200ms"])
+def test_an_aim_is_a_percentile_and_its_milliseconds(text: str) -> None:
+    percentile, limit = climb.slo(text)
+    assert f"{percentile}={limit:g}ms" == text
+
+
+@pytest.mark.parametrize(
+    "text", ["", "p99", "p98=50ms", "p99=50", "p99=50s", "p99=0ms", "p99=-1ms", "p99=nanms", "p99=1e3ms", "p99=50ms "]
+)
+def test_nonsense_is_no_aim(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="is no such aim as p99=50ms"):
+        climb.slo(text)
+
+
+def test_an_aim_is_searched_and_shown(
+    told: dict[str, Any], result: dict[str, Any], server: Server, click_log: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    step = result["models"][MODEL]["open"][0]
+    monkeypatch.setattr(climb, "measure", lambda _server, _model, load, _folder: {**step, "rate": load.rate})
+    said = again(server, click_log, tmp_path, "--slo", "p50=100000ms")
+    assert said.code == 0, said.err
+    saturated = told["saturated"]["requests_per_s"]
+    assert f"p50=100000ms holds up to {saturated * 63 / 64:.1f} requests/s" in said.out
+    assert told["slo"]["requests_per_s"] == pytest.approx(saturated * 63 / 64)
+    assert "p50=100000ms never holds" not in said.out
+    assert "p50=0.001ms never holds" in again(server, click_log, tmp_path, "--slo", "p50=0.001ms").out

@@ -1,0 +1,233 @@
+"""Two climbs side by side, on made-up results: what is a regression, and what is noise."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.compare import (
+    PERCENTILES,
+    Comparison,
+    best_step,
+    check_workload,
+    compare,
+    percentiles,
+    read_result,
+    verdicts,
+)
+from benchmarks.target import LoadError
+from tests.benchmarks.test_report import limit, make_result
+
+SEEDS = range(25)
+
+
+def regressed(comparisons: list[Comparison]) -> bool:
+    lines, worse = verdicts(comparisons)
+    assert worse == (not lines[-1].endswith("nothing"))
+    return worse
+
+
+@pytest.mark.parametrize("ceiling", [1.0, None])
+def test_equal_servers_do_not_differ(ceiling: float | None) -> None:
+    for seed in SEEDS:
+        assert not regressed(compare(make_result(seed, 1, ceiling), make_result(seed + 100, 1, ceiling))), seed
+
+
+def test_a_result_beside_itself_is_no_change() -> None:
+    result = make_result()
+    for comparison in compare(result, result):
+        assert len(comparison.ratios) == 1 + 4 * len(PERCENTILES)
+        for ratio in comparison.ratios:
+            assert ratio.ratio == 1
+            assert ratio.low < 1 < ratio.high
+
+
+@pytest.mark.parametrize("ceiling", [1.0, None])
+def test_a_server_that_is_a_fifth_slower_than_its_ceiling_allows_is_seen(ceiling: float | None) -> None:
+    for seed in SEEDS:
+        comparisons = compare(make_result(seed, 1, ceiling), make_result(seed + 100, 0.8, ceiling))
+        assert regressed(comparisons)
+        for comparison in comparisons:
+            assert comparison.normalised == (ceiling is not None)
+            throughput, p50 = comparison.ratios[:2]
+            assert throughput.worse, seed
+            assert throughput.ratio == pytest.approx(0.8, rel=0.06)
+            assert p50.ratio == pytest.approx(1.25, rel=0.15)
+            assert any(ratio.worse for ratio in comparison.ratios[1:]), seed
+
+
+def test_a_machine_that_is_a_fifth_slower_with_its_ceiling_is_no_regression() -> None:
+    for seed in SEEDS:
+        assert not regressed(compare(make_result(seed), make_result(seed + 100, 0.8, 0.8))), seed
+
+
+def test_a_ceiling_in_one_result_alone_is_not_used() -> None:
+    comparisons = compare(make_result(0, 1, None), make_result(1, 1, 0.5))
+    assert not regressed(comparisons)
+    assert "clickbert_onnx: not relative to a ceiling" in verdicts(comparisons)[0]
+
+
+def test_three_percent_are_noise_and_faster_is_no_regression() -> None:
+    for speed in (0.97, 1.03, 1.25):
+        found = [regressed(compare(make_result(seed), make_result(seed + 100, speed))) for seed in SEEDS]
+        assert sum(found) <= (speed < 1), speed  # ten figures decide: one may be off by chance, so near the margin
+
+
+def test_latency_alone_is_a_regression() -> None:
+    former, result = make_result(), make_result(1)
+    step = result["models"]["clickbert_onnx"]["open"][1]
+    step["latencies_ms"] = [1.4 * each for each in step["latencies_ms"]]
+    comparisons = compare(former, result)
+    assert [comparison.regressed for comparison in comparisons] == [True, False]
+    worse = [ratio.name for ratio in comparisons[0].ratios if ratio.worse]
+    assert "p50 ms at 50% of saturation" in worse
+    assert all("at 50%" in name for name in worse)
+    assert verdicts(comparisons)[0][-1] == "worse by more than 5%: clickbert_onnx"
+
+
+def test_near_saturation_latency_is_shown_and_does_not_decide() -> None:
+    former, result = make_result(), make_result(1)
+    step = result["models"]["clickbert_onnx"]["open"][3]
+    step["latencies_ms"] = [2 * each for each in step["latencies_ms"]]
+    comparisons = compare(former, result)
+    assert not regressed(comparisons)
+    assert any("p50 ms at 90%" in line and "too uncertain" in line for line in verdicts(comparisons)[0])
+
+
+def test_a_p99_of_few_requests_does_not_decide() -> None:
+    for kept, decides in ((399, False), (401, True)):
+        former, result = make_result(), make_result(1)
+        for each, factor in ((former, 1), (result, 2)):
+            step = each["models"]["clickbert_onnx"]["open"][1]
+            step["latencies_ms"] = [factor * latency for latency in (2 * step["latencies_ms"])[:kept]]
+        ratio = next(each for each in compare(former, result)[0].ratios if each.name == "p99 ms at 50% of saturation")
+        assert ratio.worse
+        assert ratio.decides == decides
+
+
+def test_steps_whose_generator_was_the_limit_are_left_out_and_named() -> None:
+    former, result = make_result(), make_result(1)
+    limit(former["models"]["clickbert_onnx"]["open"][0])
+    limit(result["models"]["clickbert_onnx"]["open"][1])
+    limit(result["models"]["clickbert_onnx"]["closed"][2])
+    comparison = compare(former, result)[0]
+    assert not comparison.regressed
+    assert [ratio.name for ratio in comparison.ratios if "70%" not in ratio.name and "90%" not in ratio.name] == [
+        "saturated pairs/s"
+    ]
+    assert comparison.notes == [
+        "left out, since the generator was the limit formerly: 18.0/s",
+        "left out, since the generator was the limit: 8 users",
+        "left out, since the generator was the limit: 30.0/s",
+    ]
+
+
+def test_a_missing_model_is_a_regression_and_a_new_one_is_named() -> None:
+    comparisons = compare(make_result(0, models=["old", "both"]), make_result(1, models=["both", "new"]))
+    lines, worse = verdicts(comparisons)
+    assert worse
+    assert [comparison.regressed for comparison in comparisons] == [True, False]
+    assert "old: MISSING in the new result" in lines
+    assert lines.count("not in the former result: new") == 1
+
+
+def test_where_nothing_is_answered_any_more_is_a_regression_and_failures_are_noted() -> None:
+    former, result = make_result(), make_result(1)
+    dead, failing = result["models"]["clickbert_onnx"]["open"][3], result["models"]["clickbert_onnx_int8"]["open"][0]
+    dead |= {"latencies_ms": [], "latency_ms": None, "errors": dead["requests"]}
+    failing["errors"] = 7
+    lines, worse = verdicts(compare(former, result))
+    assert worse
+    assert lines[-1].endswith(": clickbert_onnx")
+    assert "    at 90% of saturation: nothing was answered  WORSE" in lines
+    assert any(line.startswith("    at 30% of saturation 7 of ") and "formerly 0 of" in line for line in lines)
+    assert not regressed(compare(result, former))
+
+
+def test_steps_at_other_shares_are_named() -> None:
+    former, result = make_result(), make_result(1)
+    for found in result["models"].values():
+        found["open"][2]["share"] = 0.6
+    assert "    left out, since the new result lacks it: at 70% of saturation" in verdicts(compare(former, result))[0]
+
+
+def test_another_machine_is_stated_once_and_the_former_run_is_named() -> None:
+    former, result = make_result(), make_result(1)
+    former["machine"] |= {"cpu": "Xeon", "cores": 8}
+    lines, _ = verdicts(compare(former, result))
+    assert lines.count("another machine: AMD EPYC, 2 cores; formerly Xeon, 8 cores") == 1
+    assert "2026-11-25T02:25:46" in lines[0]
+    assert "commit 6b85c8b" in lines[0]
+
+
+def test_the_same_results_have_the_same_intervals() -> None:
+    former, result = make_result(), make_result(1, 0.9)
+    assert verdicts(compare(former, result)) == verdicts(compare(former, result))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("data", "other.jsonl"), ("candidates", None), ("texts", "titles"), ("pairs", 871)]
+)
+def test_another_workload_is_an_error_that_names_it(name: str, value: Any) -> None:
+    former, result = make_result(), make_result(1)
+    result["workload"][name] = value
+    with pytest.raises(LoadError, match=f"{name} {value}, formerly") as caught:
+        compare(former, result)
+    assert "--candidates" in str(caught.value)
+
+
+def test_the_same_file_in_another_folder_is_the_same_workload() -> None:
+    former, result = make_result(), make_result(1, ceiling=None)  # which has no count of its pairs
+    result["workload"]["data"] = "/somewhere/else/test.jsonl"
+    check_workload(former, result)
+
+
+def test_a_drawn_percentile_is_distributed_as_one_of_a_drawn_sample() -> None:
+    chance = np.random.default_rng(3)
+    latencies = np.sort(chance.lognormal(3, 1, 40))
+    for share in (0.5, 0.9, 0.99):
+        found = percentiles(list(latencies), share, chance)
+        drawn = chance.choice(latencies, (20_000, 40))
+        wanted = np.percentile(drawn, 100 * share, axis=1, method="inverted_cdf")
+        assert found[0] == np.percentile(latencies, 100 * share, method="inverted_cdf")
+        for level in (0.1, 0.3, 0.5, 0.7, 0.9):
+            at = np.quantile(wanted, level, method="inverted_cdf")
+            assert (found[1:] <= at).mean() == pytest.approx((wanted <= at).mean(), abs=0.04)
+
+
+def test_a_written_result_is_read(tmp_path: Path) -> None:
+    result = make_result()
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    assert read_result(tmp_path / "result.json") == result
+    assert best_step(result["models"]["clickbert_onnx"])["users"] == 4
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "cannot be read"),
+        (b"{", "is not JSON"),
+        (b"\xff\xfe", "is not JSON"),
+        (b"[" * 100_000, "is not JSON"),
+        (b"[1]", "is no result of a climb"),
+        (b'{"models": {}}', "is no result of a climb"),
+        (b'{"schema": 2}', "has schema 2, and only 1"),
+        (b'{"schema": 1}', "no time, machine, workload, models in it"),
+        (b'{"schema": 1, "time": "", "machine": {}, "workload": {}, "models": {}}', "no models in it"),
+        (
+            b'{"schema": 1, "time": "", "machine": {}, "workload": {}, "models": {"a": {"open": [], "closed": []}}}',
+            "no saturated of a in it",
+        ),
+    ],
+)
+def test_what_is_no_result_is_refused_with_its_path(tmp_path: Path, content: bytes | None, reason: str) -> None:
+    path = tmp_path / "result.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(LoadError, match=reason) as caught:
+        read_result(path)
+    assert str(path) in str(caught.value)
