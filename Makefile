@@ -61,5 +61,5 @@ clean: ## remove the sample, the demo checkpoint and all published versions, but
 	rm -rf model_repository/*/[0-9]* model_repository/*/.staging model_repository/*/*.staging model_repository/*/timing.cache
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-clean-venv: ## remove .venv
-	rm -rf $(VENV)
+clean-venv: ## remove .venv and .peers
+	rm -rf $(VENV) .peers

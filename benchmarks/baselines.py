@@ -107,7 +107,6 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             pairs = {request: tokenize_pairs(tokenizer, rows(request), max_length) for request in requests}
             tight = {request: pad(tokenizer, each) for request, each in pairs.items()}
             wide = {request: widen(batch, min(WIDTH, max_length)) for request, batch in tight.items()}
-            choose_threads(forward(model, tight), requests[:REQUESTS])
             contenders = {
                 f"PyTorch, padded to {WIDTH}": Contender(forward(model, wide), callers=1),
                 "PyTorch, padded to the longest": Contender(forward(model, tight), callers=1),
@@ -163,13 +162,13 @@ def forward(model: Any, batches: Batches) -> Score:
     return score
 
 
-def choose_threads(score: Score, requests: Sequence[Request]) -> None:
+def choose_threads(contender: Contender, requests: Sequence[Request]) -> None:
     """Sets PyTorch's threads to one or all cores: on a busy machine its threads wait for each other."""
     took = {}
     for threads in (1, int(machine()["cores"])):
         torch.set_num_threads(threads)
-        take_turn(Contender(score, callers=1), requests[:2])
-        took[threads] = take_turn(Contender(score, callers=1), requests)
+        take_turn(contender, requests[:2])
+        took[threads] = take_turn(contender, requests)
     torch.set_num_threads(min(took, key=took.__getitem__))
 
 
@@ -197,6 +196,7 @@ def measure(contenders: Mapping[str, Contender], requests: Sequence[Request]) ->
     endless = itertools.cycle(requests)
     first = list(itertools.islice(endless, REQUESTS))
     differences = compare(contenders, first[:CALLERS])
+    choose_threads([one for one in contenders.values() if one.callers == 1][-1], first)
     # This turn does not count: memory, caches.
     passes = {name: max(1, round(TURN / take_turn(one, first))) for name, one in contenders.items()}
     speeds: dict[str, list[float]] = {name: [] for name in contenders}

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from serving.backends.onnxruntime.workers import start_workers
 BUDGETS = (256, 512, 1024, None)  # `segments x longest` of a chunk; None: a request as it comes
 QUICK = 20  # requests on which the layouts are tried first
 FINALISTS = 2
-ROUNDS = 3
+ROUNDS = 2
 LENGTHS = REQUEST_INPUTS[-1]
 MERGED = (1, 4, 8)  # requests that a plan gets at a time
 
@@ -55,12 +55,17 @@ class Ceiling:
     rounds: list[float]  # the best layout's pairs per second, a round each
     tried: dict[str, float]
 
+    def joined(self, later: Ceiling) -> Ceiling:
+        """This one with the rounds of a later measurement of the same layout."""
+        rounds = [*self.rounds, *later.rounds]
+        return replace(self, pairs_per_second=max(rounds), rounds=rounds)
+
     def facts(self) -> dict[str, Any]:
         """For a result file; the layout in words."""
         return asdict(self) | {"layout": str(self.layout)}
 
 
-def measure_ceiling(version: Path, packed: Sequence[PackedPairs]) -> Ceiling:
+def measure_ceiling(version: Path, packed: Sequence[PackedPairs], only: Layout | str | None = None) -> Ceiling:
     """Pairs per second of a published version on given requests.
 
     All layouts take one turn on a part of the requests, and the FINALISTS fastest then ROUNDS turns on all of them.
@@ -68,18 +73,21 @@ def measure_ceiling(version: Path, packed: Sequence[PackedPairs]) -> Ceiling:
     Args:
         version: its folder, with an ONNX graph or a TensorRT plan.
         packed: the requests.
+        only: the layout that an earlier measurement found; no other is tried.
 
     Raises:
         PlanError: a plan cannot be run here.
     """
     if (version / PLAN_FILE).exists():
-        return measure_plan(version / PLAN_FILE, packed)
+        return measure_plan(version / PLAN_FILE, packed, MERGED if only is None else (int(str(only).split()[0]),))
     graph = version / MODEL_FILE
     cores = len(os.sched_getaffinity(0))
     runs = {
         (workers, threads): open_graph(graph, threads) for workers, threads in dict.fromkeys(((1, cores), (cores, 1)))
     }
     layouts = [Layout(workers, threads, budget) for workers, threads in runs for budget in BUDGETS]
+    if isinstance(only, Layout):
+        layouts = [only]
 
     def take_turn(layout: Layout, requests: Sequence[PackedPairs]) -> float:
         feeds = cut_requests(requests, layout.budget)
@@ -99,12 +107,12 @@ def measure_ceiling(version: Path, packed: Sequence[PackedPairs]) -> Ceiling:
     return Ceiling(max(speeds[best]), best, speeds[best], {str(layout): speed for layout, speed in tried.items()})
 
 
-def measure_plan(plan: Path, packed: Sequence[PackedPairs]) -> Ceiling:
-    """The same of a TensorRT plan, which takes several requests at a time. (It has not run on a GPU yet.)"""
+def measure_plan(plan: Path, packed: Sequence[PackedPairs], sizes: Sequence[int]) -> Ceiling:
+    """The same of a TensorRT plan, which takes so many requests at a time. (It has not run on a GPU yet.)"""
     pairs = sum(len(each.lengths) for each in packed)
     speeds: dict[str, list[float]] = {}
     with LoadedPlan(load_tensorrt(), plan.read_bytes()) as engine:
-        for merged in MERGED:
+        for merged in sizes:
             starts = range(0, len(packed), merged)
             feeds = [add_longest(to_feed(to_requests(packed[start : start + merged]))) for start in starts]
             engine.run(feeds[0])

@@ -144,15 +144,16 @@ def climb(server: Target, model: str, load: Load, packed: Sequence[PackedPairs],
         LoadError: there are no figures, or the generator was the limit of every closed step.
     """
     with tqdm(total=1 + len(USERS) + len(SHARES), desc=model, unit="step", leave=False, disable=None) as progress:
-        ceiling = None
-        if server.repository:
-            ceiling = measure_ceiling(workload.newest_version(server.repository, model), packed).facts()
+        engine = server.repository and workload.newest_version(server.repository, model)
+        ceiling = measure_ceiling(engine, packed) if engine else None
         progress.update()
         closed, opened = [], []
         for users in USERS:
             step = replace(load, users=users, duration=CLOSED_SECONDS, processes=min(users, load.processes))
             closed.append(measure(server, model, step, folder))
             progress.update()
+        if engine and ceiling:  # before and after the load that it is held against: the machine's speed drifts
+            ceiling = ceiling.joined(measure_ceiling(engine, packed, ceiling.layout))
         sound = [step for step in closed if step["generator"]["limit"] is None and step["requests_per_s"]]
         if not sound:
             raise LoadError(
@@ -163,13 +164,14 @@ def climb(server: Target, model: str, load: Load, packed: Sequence[PackedPairs],
             step = replace(load, rate=share * best["requests_per_s"], duration=OPEN_SECONDS)
             opened.append(measure(server, model, step, folder) | {"share": share})
             progress.update()
+    limit = ceiling.facts() if ceiling else None
     saturated = {name: best[name] for name in ("users", "requests_per_s", "pairs_per_s")}
     return {
         "config": None if server.repository is None else (server.repository / model / CONFIG_FILE).read_text(),
-        "ceiling": ceiling,
+        "ceiling": limit,
         "closed": closed,
         "open": opened,
-        "saturated": saturated | {"of_ceiling": of_ceiling(best, ceiling)},
+        "saturated": saturated | {"of_ceiling": of_ceiling(best, limit)},
     }
 
 

@@ -235,7 +235,7 @@ def test_what_fails_or_was_not_measured_does_not_hold(
 
 
 def test_saturation_is_the_best_step_whose_figures_are_the_servers(
-    result: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     speeds = {1: (10.0, None), 3: (30.0, None), 5: (20.0, None), 8: (90.0, "its thread was busy 99% of the time")}
     monkeypatch.setattr(climb, "USERS", tuple(speeds))

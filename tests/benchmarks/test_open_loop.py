@@ -22,9 +22,10 @@ from tests.client.certificates import Authority
 
 RATE, DURATION = 40, 4
 STALL = 1.5  # seconds
-# Open loops of a user whose requests nobody answers before all have begun. (In a process of its own, for gevent.)
+# Open loops of a user whose requests nobody answers before all have begun, and whose process does something else for a
+# while in their midst. (In a process of its own, for gevent.)
 MOMENTS = """
-import json, sys
+import json, sys, time
 import gevent
 from gevent.event import Event
 from locust.env import Environment
@@ -34,6 +35,10 @@ from benchmarks.workload import Request
 class Nobody:
     def rank(self, query, documents):
         sent.append(query)
+        if len(sent) == 200:
+            until = time.perf_counter() + 0.2
+            while time.perf_counter() < until:
+                pass
         done.wait(10)
 
 runs = []
@@ -77,7 +82,9 @@ def test_moments_are_random_and_the_same_in_every_run() -> None:
         moments, lag, took, _, errors = zip(*run["samples"], strict=True)
         assert min(lag) >= 0
         assert max(np.add(moments, lag)) < min(np.add(moments, took))
-        assert np.add(moments, took).tolist() == pytest.approx([1.2] * len(took), abs=0.5)
+        assert sum(one > 0.1 for one in lag) > 10
+        answered = np.add(moments, took)
+        assert 1.2 <= answered.min() <= answered.max() < answered.min() + 0.1
         assert set(errors) == {None}
 
 
