@@ -44,6 +44,7 @@ RESULTS = Path("benchmarks/results")
 USERS = (1, 4, 8, 16)
 CLOSED_SECONDS, OPEN_SECONDS = 8, 12
 SHARES = (0.3, 0.5, 0.7, 0.9)  # of the saturated load
+DRIFT = 0.2  # of the machine's speed during a climb, beyond which a share of the ceiling means nothing
 SEARCHES = 6  # for the highest rate that holds an SLO: 1/64 of the saturated load
 
 
@@ -176,8 +177,12 @@ def climb(server: Target, model: str, load: Load, packed: Sequence[PackedPairs],
 
 
 def of_ceiling(step: dict[str, Any], ceiling: dict[str, Any] | None) -> float | None:
-    """What share of the ceiling was served, the generators' own use of the cores taken off the ceiling."""
-    if ceiling is None:
+    """What share of the ceiling was served, the generators' own use of the cores taken off the ceiling.
+
+    None without a ceiling, and where its rounds before and after the load differ by more than DRIFT: ceiling and load
+    were then not measured on the same machine, so to speak.
+    """
+    if ceiling is None or max(ceiling["rounds"]) > (1 + DRIFT) * min(ceiling["rounds"]):
         return None
     return float(step["pairs_per_s"] / left_of_ceiling(ceiling, step, machine()["cores"]))
 
@@ -193,7 +198,7 @@ def search(
         aim: a percentile and its milliseconds.
 
     Returns:
-        aim, requests_per_s (None if even the least rate breaks it), steps.
+        aim, requests_per_s (None if even the least rate breaks it, or the generator was the limit), steps.
     """
     percentile, limit = aim
     low, high, steps = 0.0, saturated, []
@@ -201,10 +206,11 @@ def search(
         rate = (low + high) / 2
         step = measure(server, model, replace(load, rate=rate, duration=OPEN_SECONDS), folder)
         latency = step["latency_ms"]
-        holds = bool(
-            latency and latency[percentile] <= limit and not step["errors"] and step["generator"]["limit"] is None
-        )
+        sound = step["generator"]["limit"] is None and not step["errors"]
+        holds = bool(sound and latency and latency[percentile] <= limit)
         steps.append(step | {"holds": holds})
+        if step["generator"]["limit"]:  # what the server can do was not measured; higher or lower rates cannot tell
+            return {"aim": f"{percentile}={limit:g}ms", "requests_per_s": None, "steps": steps}
         low, high = (rate, high) if holds else (low, rate)
     return {"aim": f"{percentile}={limit:g}ms", "requests_per_s": low or None, "steps": steps}
 
@@ -214,16 +220,19 @@ def show(found: dict[str, Any]) -> str:
     lines = [table([*found["closed"], *found["open"]])]
     saturated, ceiling = found["saturated"], found["ceiling"]
     lines.append(f"saturated: {saturated['pairs_per_s']:.0f} pairs/s at {saturated['users']} users")
+    if saturated["users"] == USERS[-1] or found["closed"][-1]["generator"]["limit"]:
+        lines[-1] += ", the most that were measured: more users, or more --processes, may show more"
     if ceiling:
-        lines.append(
-            f"ceiling: {ceiling['pairs_per_second']:.0f} pairs/s in process ({ceiling['layout']}); served: "
-            f"{saturated['of_ceiling']:.0%} of what the generators leave of it"
-        )
+        share = saturated["of_ceiling"]
+        served = "no share is given: its rounds differ too much, the machine's speed changed"
+        if share is not None:
+            served = f"served: {share:.0%} of what the generators leave of it"
+        lines.append(f"ceiling: {ceiling['pairs_per_second']:.0f} pairs/s in process ({ceiling['layout']}); {served}")
     if "slo" in found:
         rate = found["slo"]["requests_per_s"]
-        lines.append(
-            f"{found['slo']['aim']} holds up to {rate:.1f} requests/s" if rate else f"{found['slo']['aim']} never holds"
-        )
+        limited = any(step["generator"]["limit"] for step in found["slo"]["steps"])
+        never = "is not known: the generator is the limit" if limited else "never holds"
+        lines.append(f"{found['slo']['aim']} " + (f"holds up to {rate:.1f} requests/s" if rate else never))
         lines += [
             f"    {load_name(step)}: {'holds' if step['holds'] else 'does not hold'}" for step in found["slo"]["steps"]
         ]

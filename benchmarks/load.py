@@ -100,6 +100,9 @@ def run(options: argparse.Namespace) -> int:
     for kind, message in figures["generator"]["first_messages"].items():
         say(f"{kind}, the first: {message}")
     del document["latencies_ms"]
+    if figures["generator"]["limit"]:  # then none of these is the server's
+        for figure in ("requests_per_s", "pairs_per_s", "pairs_by_second", "latency_ms"):
+            document[figure] = None
     print(f"{table([figures])}\n{json.dumps(document)}")
     return 1 if figures["generator"]["limit"] or figures["errors"] == figures["requests"] else 0
 

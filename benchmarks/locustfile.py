@@ -158,7 +158,7 @@ def prepare(environment: Environment, **_: Any) -> None:
     if options is None or not environment.host:
         raise ValueError("there is no server to aim at; give --host, its gRPC address: localhost:8001")
     requests = read_requests(Path(options.click_log), options.candidates, options.texts)
-    token = os.environ.get("CLICKBERT_TOKEN")
+    token = os.environ.get("CLICKBERT_TOKEN") or None
     ranker = Ranker(environment.host, options.model, timeout=TIMEOUT, ca_file=options.ca_file, token=token)
     RankingUser.recorder = Recorder(ranker, requests, options.seed)
     RankingUser.rate, RankingUser.run_time = options.rate, options.run_time or 0.0

@@ -59,7 +59,11 @@ class Target:
         headers = {"authorization": f"Bearer {self.token}"} if self.token else None
         roots = None if self.ca_file is None else str(self.ca_file)
         try:
-            with triton.InferenceServerClient(address.target, ssl=address.tls, root_certificates=roots) as client:
+            with triton.InferenceServerClient(
+                # No proxy: without TLS it would carry the token off this machine.
+                address.target, ssl=address.tls, root_certificates=roots,
+                channel_args=[("grpc.enable_http_proxy", 0)] if self.token else None,
+            ) as client:  # fmt: skip
                 return question(client, *arguments, headers=headers, client_timeout=TIMEOUT)
         except InferenceServerException as exc:
             raise LoadError(f"{self.url} does not answer: {exc}") from exc
@@ -127,7 +131,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def opened(options: argparse.Namespace, folder: Path) -> Iterator[Target]:
     """The server that the options name; one that was started here ends behind the block."""
     if options.url:
-        token = os.environ.get(TOKEN_VARIABLE)
+        token = os.environ.get(TOKEN_VARIABLE) or None
         check_address(options.url, options.ca_file, token)
         yield Target(options.url.removeprefix("grpc://"), options.ca_file, token)
         return

@@ -249,8 +249,8 @@ class Session:
 def _chunks(pairs: Sequence[Pair], size: int) -> list[list[Pair]]:
     """Divide the distinct pairs into requests of at most `size`, pairs of similar length together.
 
-    Attention is padded to the longest pair of a request, so one long text makes all its company slow. Characters stand
-    in for tokens, which are not counted yet, and cost nothing.
+    Triton's own backends pad attention to the longest pair of a request, so one long text makes its company slow.
+    Characters stand in for tokens, which are not counted yet, and cost nothing.
     """
     distinct = sorted(dict.fromkeys(pairs), key=lambda pair: len(pair[0]) + len(pair[1]))
     return [distinct[first : first + size] for first in range(0, len(distinct), size)]

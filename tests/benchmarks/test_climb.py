@@ -36,6 +36,7 @@ def short(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pytest.MonkeyPat
         patch.setattr(climb, "SHARES", SHARES)
         patch.setattr(climb, "CLOSED_SECONDS", 1)
         patch.setattr(climb, "OPEN_SECONDS", 1)
+        patch.setattr(climb, "DRIFT", float("inf"))  # of a tiny model the rounds differ, whatever the machine does
         yield patch
 
 
@@ -232,6 +233,26 @@ def test_what_fails_or_was_not_measured_does_not_hold(
     found = climb.search(Target("a:1"), MODEL, Load(tmp_path), 100.0, ("p99", 50.0), tmp_path)
     assert found["requests_per_s"] is None
     assert not any(step["holds"] for step in found["steps"])
+
+
+def test_a_generator_that_is_the_limit_ends_the_search_without_a_rate(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    sound, limited = fake_measure(lambda _: 1.0), fake_measure(lambda _: 1.0, generator={"limit": "busy", "cores": 1.0})
+    monkeypatch.setattr(climb, "measure", lambda *given: (limited if given[2].rate > 60 else sound)(*given))
+    found = climb.search(Target("a:1"), MODEL, Load(tmp_path), 100.0, ("p99", 50.0), tmp_path)
+    assert found["requests_per_s"] is None
+    assert [step["holds"] for step in found["steps"]] == [True, False]
+
+
+@pytest.mark.parametrize(("rounds", "given"), [([90.0, 100.0], True), ([70.0, 100.0], False)])
+def test_no_share_is_given_where_the_machines_speed_changed(
+    rounds: list[float], given: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(climb, "DRIFT", 0.2)
+    step = {"pairs_per_s": 50.0, "generator": {"cores": 0.0}}
+    share = climb.of_ceiling(step, {"pairs_per_second": max(rounds), "rounds": rounds})
+    assert share == (0.5 if given else None)
 
 
 def test_saturation_is_the_best_step_whose_figures_are_the_servers(

@@ -20,7 +20,7 @@ from benchmarks.compare import (
     verdicts,
 )
 from benchmarks.target import LoadError
-from tests.benchmarks.test_report import limit, make_result
+from tests.benchmarks.test_benchmark_report import limit, make_result
 
 SEEDS = range(25)
 

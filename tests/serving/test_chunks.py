@@ -91,3 +91,10 @@ def test_what_does_not_add_up_stays_whole_and_alone(lengths: list[int], ids: int
     assert mine[0][0].segments is None
     assert mine[0][0].inputs is broken
     assert np.array_equal(answer(chunks, 1)["logits"], compute(make(sound, 0))["logits"])
+
+
+def test_a_request_of_two_rows_stays_whole() -> None:
+    request = {name: array.reshape(2, -1) for name, array in make([3, 1, 2, 2], 0).items()}
+    ((part,),) = cut([request], "lengths", 4)
+    assert part.segments is None
+    assert part.inputs is request

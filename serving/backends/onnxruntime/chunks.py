@@ -64,7 +64,9 @@ def cut(requests: Sequence[Arrays], lengths: str, budget: int) -> Iterator[list[
 
 
 def adds_up(request: Arrays, lengths: str) -> bool:
-    """Whether every other input has as many elements as the segments together, and no segment is empty."""
+    """Whether it is one row, whose inputs have as many elements as its segments together, and no segment is empty."""
+    if len(request[lengths]) != 1:  # rows of their own are for the model to tell apart
+        return False
     counts = request[lengths].astype(np.int64)  # a sum of wild int32 values must not wrap around to the right one
     total = int(counts.sum())
     others = (array.size for name, array in request.items() if name != lengths)

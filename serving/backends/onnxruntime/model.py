@@ -109,7 +109,14 @@ class TritonPythonModel:
                 parts = done[part.request]
                 parts.append((part, answer))
                 if len(parts) == missing[part.request]:
-                    self.send(waiting[part.request], whole(done.pop(part.request)))
+                    self.finish(waiting[part.request], done.pop(part.request))
+
+    def finish(self, request: Any, parts: list[tuple[Part, Arrays | str]]) -> None:
+        """Answers a request whose parts are all done; what fails here is its own error, not its neighbours'."""
+        try:
+            self.send(request, whole(parts))
+        except Exception as exc:  # no room in shared memory, an output of another shape, ...
+            self.send(request, f"the answer cannot be put together: {exc}")
 
     def send(self, request: Any, answer: Arrays | str) -> None:
         """Answers one request before `execute` is over."""

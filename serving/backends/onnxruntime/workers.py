@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,9 +14,11 @@ def start_workers(threads: int) -> ThreadPoolExecutor:
     Runtime binds its own threads, too, where their number is left to it.)
     """
     cores = sorted(os.sched_getaffinity(0))
-    free = iter(cores)
+    first = os.getpid() % len(cores)  # several processes do not all begin on the same core
+    free = iter(cores[first:] + cores[:first])
 
     def bind() -> None:
-        os.sched_setaffinity(0, {next(free)})  # 0: the calling thread
+        with contextlib.suppress(OSError):  # the core was taken away meanwhile, or this is forbidden here
+            os.sched_setaffinity(0, {next(free)})  # 0: the calling thread
 
     return ThreadPoolExecutor(threads) if threads else ThreadPoolExecutor(len(cores), initializer=bind)
