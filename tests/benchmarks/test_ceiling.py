@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import ceiling, workload
+from benchmarks import ceiling, climb, workload
 from benchmarks.ceiling import BUDGETS, Layout, cut_requests, measure_ceiling, open_graph, to_requests
 from clickbert.tokenization import PackedPairs
 from export.names import MODEL_FILE
@@ -118,3 +118,13 @@ def test_a_later_measurement_of_the_same_layout_adds_its_rounds(version: Path, p
     assert joined.rounds == [*first.rounds, *later.rounds]
     assert joined.pairs_per_second == max(joined.rounds)
     assert (joined.layout, joined.tried) == (first.layout, first.tried)
+
+
+@pytest.mark.parametrize(("rounds", "given"), [([90.0, 100.0], True), ([70.0, 100.0], False)])
+def test_no_share_is_given_where_the_machines_speed_changed(
+    rounds: list[float], given: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(climb, "DRIFT", 0.2)
+    step = {"pairs_per_s": 50.0, "generator": {"cores": 0.0}}
+    share = climb.of_ceiling(step, {"pairs_per_second": max(rounds), "rounds": rounds})
+    assert share == (0.5 if given else None)

@@ -245,16 +245,6 @@ def test_a_generator_that_is_the_limit_ends_the_search_without_a_rate(
     assert [step["holds"] for step in found["steps"]] == [True, False]
 
 
-@pytest.mark.parametrize(("rounds", "given"), [([90.0, 100.0], True), ([70.0, 100.0], False)])
-def test_no_share_is_given_where_the_machines_speed_changed(
-    rounds: list[float], given: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(climb, "DRIFT", 0.2)
-    step = {"pairs_per_s": 50.0, "generator": {"cores": 0.0}}
-    share = climb.of_ceiling(step, {"pairs_per_second": max(rounds), "rounds": rounds})
-    assert share == (0.5 if given else None)
-
-
 def test_saturation_is_the_best_step_whose_figures_are_the_servers(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
