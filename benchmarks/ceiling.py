@@ -30,7 +30,6 @@ QUICK = 20  # requests on which the layouts are tried first
 FINALISTS = 2
 ROUNDS = 2
 LENGTHS = REQUEST_INPUTS[-1]
-MERGED = (1, 4, 8)  # requests that a plan gets at a time
 
 
 @dataclass(frozen=True)
@@ -47,11 +46,21 @@ class Layout:
 
 
 @dataclass(frozen=True)
+class Merged:
+    """A way to use a GPU: so many requests at a time."""
+
+    requests: int
+
+    def __str__(self) -> str:
+        return f"{self.requests} requests at a time"
+
+
+@dataclass(frozen=True)
 class Ceiling:
     """The best layout, its speed, and all that were tried."""
 
     pairs_per_second: float
-    layout: Layout | str
+    layout: Layout | Merged
     rounds: list[float]  # the best layout's pairs per second, a round each
     tried: dict[str, float]
 
@@ -65,7 +74,10 @@ class Ceiling:
         return asdict(self) | {"layout": str(self.layout)}
 
 
-def measure_ceiling(version: Path, packed: Sequence[PackedPairs], only: Layout | str | None = None) -> Ceiling:
+MERGED = (Merged(1), Merged(4), Merged(8))
+
+
+def measure_ceiling(version: Path, packed: Sequence[PackedPairs], only: Layout | Merged | None = None) -> Ceiling:
     """Pairs per second of a published version on given requests.
 
     All layouts take one turn on a part of the requests, and the FINALISTS fastest then ROUNDS turns on all of them.
@@ -79,7 +91,7 @@ def measure_ceiling(version: Path, packed: Sequence[PackedPairs], only: Layout |
         PlanError: a plan cannot be run here.
     """
     if (version / PLAN_FILE).exists():
-        return measure_plan(version / PLAN_FILE, packed, MERGED if only is None else (int(str(only).split()[0]),))
+        return measure_plan(version / PLAN_FILE, packed, [only] if isinstance(only, Merged) else MERGED)
     graph = version / MODEL_FILE
     cores = len(os.sched_getaffinity(0))
     runs = {
@@ -107,23 +119,23 @@ def measure_ceiling(version: Path, packed: Sequence[PackedPairs], only: Layout |
     return Ceiling(max(speeds[best]), best, speeds[best], {str(layout): speed for layout, speed in tried.items()})
 
 
-def measure_plan(plan: Path, packed: Sequence[PackedPairs], sizes: Sequence[int]) -> Ceiling:
+def measure_plan(plan: Path, packed: Sequence[PackedPairs], layouts: Sequence[Merged]) -> Ceiling:
     """The same of a TensorRT plan, which takes so many requests at a time. (It has not run on a GPU yet.)"""
     pairs = sum(len(each.lengths) for each in packed)
-    speeds: dict[str, list[float]] = {}
+    speeds: dict[Merged, list[float]] = {}
     with LoadedPlan(load_tensorrt(), plan.read_bytes()) as engine:
-        for merged in sizes:
-            starts = range(0, len(packed), merged)
-            feeds = [add_longest(to_feed(to_requests(packed[start : start + merged]))) for start in starts]
+        for layout in layouts:
+            starts = range(0, len(packed), layout.requests)
+            feeds = [add_longest(to_feed(to_requests(packed[start : start + layout.requests]))) for start in starts]
             engine.run(feeds[0])
-            found = speeds[f"{merged} requests at a time"] = []
+            found = speeds[layout] = []
             for _ in range(ROUNDS):
                 began = time.perf_counter()
                 for feed in feeds:
                     engine.run(feed)
                 found.append(pairs / (time.perf_counter() - began))
     best = max(speeds, key=lambda layout: max(speeds[layout]))
-    return Ceiling(max(speeds[best]), best, speeds[best], {layout: max(found) for layout, found in speeds.items()})
+    return Ceiling(max(speeds[best]), best, speeds[best], {str(layout): max(found) for layout, found in speeds.items()})
 
 
 def open_graph(graph: Path, threads: int) -> Callable[[Arrays], Array]:

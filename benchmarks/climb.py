@@ -31,7 +31,7 @@ from tqdm import tqdm
 from benchmarks import target, workload
 from benchmarks.ceiling import measure_ceiling
 from benchmarks.compare import SCHEMA, check_workload, compare, read_result, verdicts
-from benchmarks.figures import left_of_ceiling, load_name, machine, table, versions
+from benchmarks.figures import left_of_ceiling, load_name, machine, slo_outcome, table, versions
 from benchmarks.generator import ROOT, Load
 from benchmarks.load import add_requests, measure
 from benchmarks.report import write_page
@@ -229,10 +229,7 @@ def show(found: dict[str, Any]) -> str:
             served = f"served: {share:.0%} of what the generators leave of it"
         lines.append(f"ceiling: {ceiling['pairs_per_second']:.0f} pairs/s in process ({ceiling['layout']}); {served}")
     if "slo" in found:
-        rate = found["slo"]["requests_per_s"]
-        limited = any(step["generator"]["limit"] for step in found["slo"]["steps"])
-        never = "is not known: the generator is the limit" if limited else "never holds"
-        lines.append(f"{found['slo']['aim']} " + (f"holds up to {rate:.1f} requests/s" if rate else never))
+        lines.append(slo_outcome(found["slo"]))
         lines += [
             f"    {load_name(step)}: {'holds' if step['holds'] else 'does not hold'}" for step in found["slo"]["steps"]
         ]

@@ -17,6 +17,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from benchmarks.workload import WorkloadError, newest_version
 from clickbert import Ranker
 from export.files import sha256
 from export.manifest import hash_checkpoint, read_manifest
@@ -73,13 +74,10 @@ def step(package: str, *arguments: object) -> None:
 
 def published(evaluation: Path) -> dict[str, Any] | None:
     """The newest version's manifest, if it is of the demo's checkpoint and of this evaluation file."""
-    versions = [path for path in (REPOSITORY / ONNX_MODEL).glob("*") if path.name.isdecimal()]
-    if not versions:
-        return None
     try:
-        manifest = read_manifest(max(versions, key=lambda path: int(path.name)))
+        manifest = read_manifest(newest_version(REPOSITORY, ONNX_MODEL))
         model, data = manifest["checkpoint"], manifest["evaluation"]["sha256"]
-    except (OSError, ValueError, KeyError, TypeError):  # published by other means: not known what it is
+    except (WorkloadError, OSError, ValueError, KeyError, TypeError):  # none, or by other means: not known what it is
         return None
     return manifest if (model, data) == (hash_checkpoint(CHECKPOINT), sha256(evaluation)) else None
 

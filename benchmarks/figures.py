@@ -124,6 +124,14 @@ def load_name(step: dict[str, Any]) -> str:
     return f"{step['users']} users" if step["users"] else f"{step['rate']:.1f}/s"
 
 
+def slo_outcome(slo: dict[str, Any]) -> str:
+    """What the search for an SLO found, in words."""
+    if any(step["generator"]["limit"] for step in slo["steps"]):
+        return f"{slo['aim']} is not known: the generator is the limit"
+    rate = slo["requests_per_s"]
+    return f"{slo['aim']} " + (f"holds up to {rate:.1f} requests/s" if rate else "never holds")
+
+
 def row(step: dict[str, Any]) -> dict[str, str]:
     """A step's cells by their heads."""
     limited = step["generator"]["limit"] is not None

@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter, StrMethodFormatter
 
-from benchmarks.figures import left_of_ceiling, load_name, row
+from benchmarks.figures import left_of_ceiling, load_name, row, slo_outcome
 from export.files import write_whole
 from export.report import COLOURS, STYLE, picture
 
@@ -126,8 +126,7 @@ def summary(models: dict[str, Found]) -> tuple[list[str], list[list[str]]]:
         if ceiling:
             notes.append(f"fastest in process: {ceiling['layout']}")
         if "slo" in found:
-            rate = found["slo"]["requests_per_s"]
-            notes.append(f"{found['slo']['aim']} " + (f"holds up to {rate:.1f} requests/s" if rate else "never holds"))
+            notes.append(slo_outcome(found["slo"]))
         cells = [name, found["version"], str(best["users"]), f"{best['requests_per_s']:.1f}"]
         cells += [f"{best['pairs_per_s']:.0f}", f"{ceiling['pairs_per_second']:.0f}" if ceiling else "-"]
         rows.append([*cells, "-" if share is None else f"{share:.0%}", "; ".join(notes)])

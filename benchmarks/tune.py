@@ -88,8 +88,12 @@ class Trial:
         """Whether it is faster by more than noise, or as fast with a shorter tail."""
         if self.errors > other.errors:
             return False
-        ratio = self.pairs_per_s / other.pairs_per_s
-        return ratio > 1 + GAIN or (ratio > 1 - GAIN and self.p99_ms < (1 - 3 * GAIN) * other.p99_ms)
+        return better(self.pairs_per_s / other.pairs_per_s, self.p99_ms / other.p99_ms)
+
+
+def better(gain: float, tail: float) -> bool:
+    """Whether a speed and a p99, new / former, are an improvement beyond noise."""
+    return gain > 1 + GAIN or (gain > 1 - GAIN and tail < 1 - 3 * GAIN)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -185,7 +189,7 @@ def confirmed(own: Settings, found: Settings, measure: Callable[[Settings], Tria
         return False
     gain = median(new.pairs_per_s / old.pairs_per_s for old, new in turns)
     tail = median(new.p99_ms / old.p99_ms for old, new in turns)
-    return gain > 1 + GAIN or (gain > 1 - GAIN and tail < 1 - 3 * GAIN)
+    return better(gain, tail)
 
 
 def try_settings(repository: Path, model: str, config: str, settings: Settings, load: Load) -> Trial:

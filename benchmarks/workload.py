@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from clickbert import protocol
 from clickbert.tokenization import PackedPairs, PairTokenizer
+from export.names import MODEL_FILE
 from finetune.clicklog import ClickRow, read_click_log
 
 SEED = 20
@@ -79,7 +80,7 @@ def published_tokenizer(repository: Path) -> PairTokenizer:
     Raises:
         WorkloadError: none is published.
     """
-    graph = newest_version(repository, protocol.TOKENIZER_MODEL) / "model.onnx"
+    graph = newest_version(repository, protocol.TOKENIZER_MODEL) / MODEL_FILE
     session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
     content, max_length = session.run([protocol.TOKENIZER_JSON, protocol.MAX_LENGTH], {})
     return PairTokenizer(content.tobytes(), int(max_length[0]))

@@ -25,11 +25,6 @@ def click_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_checkpoint(tmp_path_factory.mktemp("model") / "checkpoint")
-
-
-@pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, click_log: Path) -> Path:
     folder = tmp_path_factory.mktemp("published") / "repository"
     publish(checkpoint, folder, click_log, "onnx", "onnx_int8")

@@ -16,9 +16,10 @@ import numpy as np
 import psutil
 import pytest
 
-from serving.server import Addresses, Server
+from serving.server import Server
 from tests.benchmarks.conftest import command, eventually, kept_samples, locusts, short_loads
 from tests.client.certificates import Authority
+from tests.integration.conftest import served_with_tls
 
 RATE, DURATION = 40, 4
 STALL = 1.5  # seconds
@@ -151,11 +152,8 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 @pytest.fixture(scope="module")
 def secure(authority: Authority, repository: Path) -> Iterator[Server]:
-    key, certificate = authority.issue()
-    flags = ("--grpc-use-ssl=true", f"--grpc-server-cert={certificate}", f"--grpc-server-key={key}")
-    with (authority.folder / "triton.log").open("wb") as log:
-        with Server(repository, Addresses.free(), flags, log) as server:
-            yield server
+    with served_with_tls(repository, authority) as server:
+        yield server
 
 
 def test_two_generators_over_tls_with_a_token_that_no_command_line_shows(

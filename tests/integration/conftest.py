@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from export.__main__ import main as export
 from serving.server import Addresses, Server
+from tests.client.certificates import Authority
 from tests.export.command import WIDE
 from tests.tiny import make_checkpoint, make_click_log
 
@@ -38,6 +40,18 @@ def repository(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, click
 @pytest.fixture(scope="session")
 def server(repository: Path) -> Iterator[Server]:
     with (repository.parent / "triton.log").open("wb") as log, Server(repository, Addresses.free(), log=log) as server:
+        yield server
+
+
+@contextmanager
+def served_with_tls(repository: Path, authority: Authority) -> Iterator[Server]:
+    """A server that speaks TLS, with a certificate of this authority."""
+    key, certificate = authority.issue()
+    flags = ("--grpc-use-ssl=true", f"--grpc-server-cert={certificate}", f"--grpc-server-key={key}")
+    with (
+        (authority.folder / "triton.log").open("wb") as log,
+        Server(repository, Addresses.free(), flags, log) as server,
+    ):
         yield server
 
 

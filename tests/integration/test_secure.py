@@ -13,6 +13,7 @@ from clickbert import AuthenticationError, ConnectionFailedError, Ranker
 from serving.server import Addresses, Server
 from tests.client.certificates import Authority
 from tests.client.fakes import rank_once
+from tests.integration.conftest import served_with_tls
 
 EITHER = pytest.mark.parametrize("blocking", [True, False], ids=["blocking", "asyncio"])
 PATIENCE = 60  # seconds: these tests are about answers; the machine may be busy
@@ -25,11 +26,8 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 @pytest.fixture(scope="module")
 def secure(authority: Authority, repository: Path) -> Iterator[Server]:
-    key, certificate = authority.issue()
-    flags = ("--grpc-use-ssl=true", f"--grpc-server-cert={certificate}", f"--grpc-server-key={key}")
-    with (authority.folder / "triton.log").open("wb") as log:
-        with Server(repository, Addresses.free(), flags, log) as server:
-            yield server
+    with served_with_tls(repository, authority) as server:
+        yield server
 
 
 @EITHER
