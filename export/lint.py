@@ -98,10 +98,10 @@ def quantization(graph: Reader) -> list[str]:
             if (
                 weight is None
                 or scales is None
-                or weight.data_type != TensorProto.INT8
+                or weight.data_type != TensorProto.UINT8  # of signed ones, some processors cut products off
                 or list(scales.dims) != [weight.dims[1]]
             ):
-                found.append(f"the weight {node.input[1]} is not int8 with a scale for each of its outputs")
+                found.append(f"the weight {node.input[1]} is not uint8 with a scale for each of its outputs")
         if node.op_type != "DequantizeLinear":
             continue
         source = graph.producer.get(node.input[0])

@@ -2,8 +2,10 @@
 
 Two forms of the same arithmetic:
 
-- `make_int8`, for ONNX Runtime on CPUs: 8-bit inputs around a zero point times 8-bit weights, summed in 32 bits, in one
-  fused operator. The table of word embeddings, half of a small BERT, becomes 8-bit too, each word with its own scale.
+- `make_int8`, for ONNX Runtime on CPUs: unsigned 8-bit inputs times unsigned 8-bit weights, both around a zero point,
+  summed in 32 bits, in one fused operator. (With signed weights, x86 processors without VNNI add two products in 16
+  bits, and what is beyond them is cut off: another result on another machine.) The table of word embeddings, half of a
+  small BERT, becomes 8-bit too, each word with its own scale.
 - `make_qdq`, for TensorRT: explicit quantization (Q/DQ) around the linear layers, zero points 0, a weight scale for
   each output; attention and everything else keep their type.
 
@@ -23,6 +25,7 @@ from export.linears import Constants, Linear, exchange_nodes, find_linears, rewr
 from export.names import EMBEDDINGS, WEIGHT
 
 MICROSOFT = "com.microsoft"  # ONNX Runtime's own operators, in its C++ backend as in the wheel
+WEIGHT_ZERO = 128  # of an unsigned weight
 
 
 def make_int8(model: onnx.ModelProto, schemes: Mapping[str, Scheme], spared: Collection[str] = ()) -> None:
@@ -60,13 +63,14 @@ def int8_nodes(linear: Linear, scheme: Scheme, constants: Constants) -> list[onn
     one = constants.add("scale_of_one", np.array(1, dtype=np.float32))
     product = [
         f"{out}.steps",
-        constants.add(f"{name}.int8", scheme.weight.T),
+        constants.add(f"{name}.int8", (scheme.weight.T.astype(np.int16) + WEIGHT_ZERO).astype(np.uint8)),
         one,
         constants.add(f"{name}.scale", scheme.weight_scale * np.float32(scheme.scale)),
         zero,
+        constants.add("weight_zero_point", np.array(WEIGHT_ZERO, dtype=np.uint8)),
     ]
     if linear.bias:
-        product += ["", linear.bias]
+        product.append(linear.bias)
     return [
         helper.make_node("Mul", [linear.input, inverse], [f"{out}.smooth"]),
         helper.make_node("QuantizeLinear", [f"{out}.smooth", one, zero], [f"{out}.steps"]),

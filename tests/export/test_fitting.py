@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -251,28 +250,47 @@ def fit_plain(linear: Linear, seen: Activations, *, signed: bool) -> Scheme:
     )
 
 
-@SIGNED
-@settings(deadline=None, max_examples=40)
-@given(layers())
-def test_the_graph_computes_what_the_scheme_says(signed: bool, some) -> None:
-    linear, seen = some
-    outputs, inputs = linear.weight.shape
-    bias = np.arange(outputs, dtype=np.float32)
+def compute(linear: Linear, scheme: Scheme, bias: np.ndarray, rows: np.ndarray, *, signed: bool) -> np.ndarray:
+    """What a graph of one layer with this scheme makes of rows."""
+    inputs = linear.weight.shape[1]
     node = helper.make_node("Gemm", ["x", "layer.weight", "layer.bias"], ["y"], transB=1)
     tensors = {"layer.weight": linear.weight, "layer.bias": bias}
     body = helper.make_graph(
         [node],
         "layer",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, [None, inputs])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [None, outputs])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [None, len(bias)])],
         [numpy_helper.from_array(values, name) for name, values in tensors.items()],
     )
     model = helper.make_model(body, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
-    schemes = {"layer": fit(replace(linear, bias="layer.bias"), seen, signed=signed)}
-    make_qdq(model, schemes) if signed else make_int8(model, schemes, [EMBEDDINGS])
+    make_qdq(model, {"layer": scheme}) if signed else make_int8(model, {"layer": scheme}, [EMBEDDINGS])
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    (got,) = session.run(["y"], {"x": seen.rows})
-    read, weight = dequantized(schemes["layer"], seen.rows, signed=signed)
+    (got,) = session.run(["y"], {"x": rows})
+    return got
+
+
+@SIGNED
+@settings(deadline=None, max_examples=40)
+@given(layers())
+def test_the_graph_computes_what_the_scheme_says(signed: bool, some) -> None:
+    linear, seen = some
+    bias = np.arange(len(linear.weight), dtype=np.float32)
+    scheme = fit(linear, seen, signed=signed)
+    got = compute(linear, scheme, bias, seen.rows, signed=signed)
+    read, weight = dequantized(scheme, seen.rows, signed=signed)
     # An input halfway between two steps may be rounded to either.
-    off = schemes["layer"].scale * np.abs(weight).max() + 1e-4 * np.abs(read @ weight.T).max() + 1e-6
+    off = scheme.scale * np.abs(weight).max() + 1e-4 * np.abs(read @ weight.T).max() + 1e-6
     assert np.allclose(got, read @ weight.T + bias, atol=off)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_largest_products_are_not_cut_off(sign: int) -> None:
+    """255 * 127 + 255 * 127 does not fit 16 bits, in which x86 without VNNI adds two products of a signed weight."""
+    inputs = 64
+    weight = np.full((16, inputs), sign, np.float32)
+    seen = see(np.vstack([np.zeros(inputs), np.ones(inputs)]).astype(np.float32))
+    linear = Linear("layer", "x", "y", weight, None)
+    scheme = make_scheme(linear, seen, 0.0, 1.0, signed=False)
+    assert (scheme.zero_point, set(scheme.weight.reshape(-1).tolist())) == (0, {sign * 127})
+    got = compute(linear, scheme, np.zeros(16, np.float32), seen.rows, signed=False)
+    assert got[1] == pytest.approx(sign * inputs, rel=1e-3)

@@ -247,12 +247,12 @@ def test_a_broken_rule_is_noticed(graphs: dict[str, bytes], case: str, name: str
 
 @pytest.mark.parametrize(
     ("constant_name", "values"),
-    [("int8", lambda old: old.astype(np.uint8)), ("scale", lambda old: old[:1]), ("scale", lambda old: old[:-1])],
+    [("int8", lambda old: old.astype(np.int8)), ("scale", lambda old: old[:1]), ("scale", lambda old: old[:-1])],
 )
-def test_a_cpu_weight_is_int8_with_a_scale_for_each_output(graphs, constant_name: str, values) -> None:
+def test_a_cpu_weight_is_uint8_with_a_scale_for_each_output(graphs, constant_name: str, values) -> None:
     model = onnx.load_from_string(graphs["onnx_int8"])
     put(model, f"{JOINT}.{constant_name}", values(constant(model, f"{JOINT}.{constant_name}")))
-    with pytest.raises(LintError, match=f"the weight {JOINT}.int8 is not int8 with a scale for each of its outputs"):
+    with pytest.raises(LintError, match=f"the weight {JOINT}.int8 is not uint8 with a scale for each of its outputs"):
         lint(model, tensorrt=False)
 
 
