@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.backends.onnxruntime.chunks import Arrays, Part, cut, join
+from serving.backends.onnxruntime.chunks import Arrays, Part, cut, fault, join
 
 requests = st.lists(st.lists(st.integers(1, 40), min_size=1, max_size=12), min_size=1, max_size=6)
 
@@ -76,21 +79,45 @@ def test_nobody_waits_for_a_larger_request_but_in_its_own_chunks(lengths: list[l
 wild = st.lists(st.integers(-(2**31), 2**31 - 1), max_size=5)
 
 
-@given(wild, st.integers(0, 30), st.integers(0, 30), st.lists(st.integers(1, 9), min_size=1, max_size=5))
-def test_what_does_not_add_up_stays_whole_and_alone(lengths: list[int], ids: int, types: int, sound: list[int]) -> None:
-    broken: Arrays = {
+@given(wild | st.lists(st.integers(1, 9), min_size=1, max_size=3), st.integers(0, 30), st.integers(0, 30))
+def test_what_does_not_add_up_has_a_fault(lengths: list[int], ids: int, types: int) -> None:
+    request: Arrays = {
         "ids": np.zeros((1, ids), np.int32),
         "types": np.zeros((1, types), np.int32),
         "lengths": np.array([lengths], np.int32),
     }
-    chunks = list(cut([broken, make(sound, 0)], "lengths", 10))
-    if lengths and min(lengths) > 0 and sum(lengths) == ids == types:
-        return  # by chance nothing is wrong with it
-    mine = [chunk for chunk in chunks if any(part.request == 0 for part in chunk)]
-    assert [len(chunk) for chunk in mine] == [1]
-    assert mine[0][0].segments is None
-    assert mine[0][0].inputs is broken
-    assert np.array_equal(answer(chunks, 1)["logits"], compute(make(sound, 0))["logits"])
+    sound = bool(lengths) and min(lengths) > 0 and sum(lengths) == ids == types
+    assert (fault(request, "lengths") is None) == sound
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=5))
+def test_what_adds_up_has_none(lengths: list[int]) -> None:
+    assert fault(make(lengths, 0), "lengths") is None
+
+
+@pytest.mark.parametrize(
+    ("lengths", "ids", "said"),
+    [
+        ([], 0, "'lengths' has no segment"),
+        ([3, 0], 3, "'lengths' has a segment without elements"),
+        ([4, -1], 3, "'lengths' has a segment without elements"),
+        ([512] * 32, 1, "'lengths' adds up to 16384, but 'ids' has 1 elements"),
+        ([2**31 - 1, 2**31 - 1, 5], 3, "'lengths' adds up to 4294967299, but 'ids' has 3 elements"),  # 3, in 32 bits
+    ],
+)
+def test_a_fault_is_named(lengths: list[int], ids: int, said: str) -> None:
+    request: Arrays = {"lengths": np.array([lengths], np.int32), "ids": np.zeros((1, ids), np.int32)}
+    assert fault(request, "lengths") == said
+
+
+@given(requests, st.sampled_from([np.int64, np.uint8, np.uint64]))
+def test_lengths_of_any_integer_type_are_cut_alike(lengths: list[list[int]], dtype: Any) -> None:
+    whole = [make(each, seed) for seed, each in enumerate(lengths)]
+    typed = [request | {"lengths": request["lengths"].astype(dtype)} for request in whole]
+    for chunk, other in zip(cut(whole, "lengths", 60), cut(typed, "lengths", 60), strict=True):
+        for part, same in zip(chunk, other, strict=True):
+            assert all(np.array_equal(part.inputs[name], same.inputs[name]) for name in part.inputs)
+            assert same.inputs["lengths"].dtype == dtype
 
 
 def test_a_request_of_two_rows_stays_whole() -> None:

@@ -222,11 +222,12 @@ def test_a_bad_request_fails_alone_where_chunks_mix_requests(server) -> None:
         segments([1]),
         wrong_sum | {"x": np.zeros((1, 0), np.float32)},
     ]
-    good, not_a_number, small, out_of_range = ask_at_once(server, "chunked", "y", asked)
+    good, not_a_number, small, does_not_add_up = ask_at_once(server, "chunked", "y", asked)
     assert good[0][:, 0].tolist() == [2, 3]
+    assert 4 in good[0][:, 1], "it shared no chunk"
     assert small[0][:, 0].tolist() == [1]
-    assert "malformed request" in not_a_number.message()
-    assert "cannot be executed on this request" in out_of_range.message()
+    assert "malformed request: chunked answered NaN" in not_a_number.message()
+    assert "malformed request: 'lengths' adds up to 6, but 'x' has 0 elements" in does_not_add_up.message()
 
 
 @pytest.mark.parametrize(

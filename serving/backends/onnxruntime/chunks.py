@@ -39,11 +39,10 @@ class Part:
 def cut(requests: Sequence[Arrays], lengths: str, budget: int) -> Iterator[list[Part]]:
     """Chunks of all requests; those of small requests first, so that nobody waits long for a much larger one.
 
-    A request whose lengths do not add up to its other inputs' sizes stays whole, in a chunk of its own: what is wrong
-    with it is for the model to say.
+    A request of several rows stays whole, in a chunk of its own: which row a segment is of is for the model to tell.
 
     Args:
-        requests: inputs by name, [1, elements] each.
+        requests: inputs by name, [1, elements] each, without a `fault`.
         lengths: the input that says how many elements of the others each segment has.
         budget: `segments x longest` of a chunk at most; a longer segment has a chunk of its own.
     """
@@ -51,7 +50,7 @@ def cut(requests: Sequence[Arrays], lengths: str, budget: int) -> Iterator[list[
     group: list[int] = []
     total = 0
     for place in sorted(range(len(requests)), key=sizes.__getitem__):
-        if not adds_up(requests[place], lengths):
+        if len(requests[place][lengths]) != 1:
             yield [Part(place, None, requests[place])]
             continue
         if group and total + sizes[place] > budget:
@@ -63,19 +62,24 @@ def cut(requests: Sequence[Arrays], lengths: str, budget: int) -> Iterator[list[
         yield from cut_group(requests, group, lengths, budget)
 
 
-def adds_up(request: Arrays, lengths: str) -> bool:
-    """Whether it is one row, whose inputs have as many elements as its segments together, and no segment is empty."""
-    if len(request[lengths]) != 1:  # rows of their own are for the model to tell apart
-        return False
+def fault(request: Arrays, lengths: str) -> str | None:
+    """Why a request cannot be cut; None if every segment has elements, and all of them as many as each other input.
+
+    To compute it all the same could cost whatever its lengths claim: 32 segments of 512 elements, of a request of one.
+    """
     counts = request[lengths].astype(np.int64)  # a sum of wild int32 values must not wrap around to the right one
+    if not counts.size or int(counts.min()) < 1:
+        return f"{lengths!r} has {'a segment without elements' if counts.size else 'no segment'}"
     total = int(counts.sum())
-    others = (array.size for name, array in request.items() if name != lengths)
-    return counts.size > 0 and int(counts.min()) > 0 and all(size == total for size in others)
+    for name, array in request.items():
+        if name != lengths and array.size != total:
+            return f"{lengths!r} adds up to {total}, but {name!r} has {array.size} elements"
+    return None
 
 
 def cut_group(requests: Sequence[Arrays], group: Sequence[int], lengths: str, budget: int) -> Iterator[list[Part]]:
     """Chunks of the segments of some requests, the longest first: the last to be done is then a small one."""
-    counts = [requests[place][lengths].reshape(-1) for place in group]
+    counts = [requests[place][lengths].reshape(-1).astype(np.int64) for place in group]  # an unsigned one has no minus
     segment_lengths = np.concatenate(counts)
     owners = np.repeat(np.arange(len(group)), [len(each) for each in counts])
     own_places = np.concatenate([np.arange(len(each)) for each in counts])

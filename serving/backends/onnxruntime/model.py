@@ -11,7 +11,8 @@ parameters of a model's config are this backend's own. `nan_is_error`: NaN, or a
 malformed request, which is answered with an error. `max_elements.INPUT`: a request with more of that input is refused
 before it is merged with others, so that one request cannot cost them the memory. `chunk_by` and `chunk_elements`: the
 merged requests are cut into chunks of similar length (chunks.py), the instance's threads compute a chunk each instead
-of sharing every operator, and each request is answered as soon as its last chunk is done.
+of sharing every operator, and each request is answered as soon as its last chunk is done. A request whose `chunk_by`
+does not add up to its other inputs is refused without being computed.
 
 Arrays enter and leave by DLPack, because the Python backend's own conversion breaks with numpy 2 (it answers 0 bytes).
 """
@@ -30,7 +31,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import triton_python_backend_utils as pb_utils
-from chunks import Array, Arrays, Part, cut, join
+from chunks import Array, Arrays, Part, cut, fault, join
 from workers import start_workers
 
 DTYPES = {
@@ -87,7 +88,7 @@ class TritonPythonModel:
         """Answers a batch of requests: all in order by what it returns; where it chunks, each as it is done."""
         inputs = [self.read(request) for request in requests]
         if self.chunk_by:
-            self.execute_chunks(requests, inputs)
+            self.execute_chunks(requests, [self.cuttable(given) for given in inputs])
             return None
         answers = iter(self.answer([request for request in inputs if not isinstance(request, str)]))
         return [
@@ -111,6 +112,12 @@ class TritonPythonModel:
                 parts.append((part, answer))
                 if len(parts) == missing[part.request]:
                     self.finish(waiting[part.request], done.pop(part.request))
+
+    def cuttable(self, given: Arrays | str) -> Arrays | str:
+        """What `read` gave, or an error's text where it cannot be cut into chunks."""
+        if isinstance(given, str) or not (reason := fault(given, self.chunk_by)):
+            return given
+        return f"malformed request: {reason}"
 
     def finish(self, request: Any, parts: list[tuple[Part, Arrays | str]]) -> None:
         """Answers a request whose parts are all done; what fails here is its own error, not its neighbours'."""
@@ -224,13 +231,13 @@ def refuse_unsupported(config: dict[str, Any]) -> None:
         ragged = all(entry.get("allow_ragged_batch") and not entry.get("optional") for entry in config["input"])
         if not (
             ragged
-            and any(entry["name"] == chunk_by for entry in config["input"])
+            and any(entry["name"] == chunk_by and "INT" in entry["data_type"] for entry in config["input"])
             and all(scattered.get(entry["name"]) == chunk_by for entry in config["output"])
             and parameter(config, "chunk_elements", "").isdecimal()
         ):
             reasons.append(
-                f"chunk_by {chunk_by!r} (it needs chunk_elements, ragged inputs that are not optional, and for every "
-                f"output a batch_output from {chunk_by!r})"
+                f"chunk_by {chunk_by!r} (it needs chunk_elements, ragged inputs that are not optional, itself one of "
+                f"whole numbers, and for every output a batch_output from {chunk_by!r})"
             )
     if reasons:
         raise pb_utils.TritonModelException(
