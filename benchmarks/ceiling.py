@@ -1,7 +1,7 @@
 """The engine's own ceiling: the published graph called in process, without server, client or network.
 
 The same pairs as the load's, packed and cut before the clock starts, and the best of every way to use the cores and
-every chunk size. A server on the same cores cannot be faster.
+every chunk size. A server on the same cores has more to do; what it can save is that it cuts requests together.
 
 Not known here: how the server cuts and schedules.
 """
@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
+from benchmarks.workload import BLOCK
 from clickbert.tokenization import PackedPairs
 from export.cuda import LoadedPlan, load_tensorrt
 from export.names import COUNT_INPUTS, LOGITS, MODEL_FILE, PLAN_FILE, REQUEST_INPUTS
@@ -26,9 +27,8 @@ from serving.backends.onnxruntime.chunks import Array, Arrays, cut
 from serving.backends.onnxruntime.workers import start_workers
 
 BUDGETS = (256, 512, 1024, None)  # `segments x longest` of a chunk; None: a request as it comes
-QUICK = 20  # requests on which the layouts are tried first
-FINALISTS = 2
-ROUNDS = 2
+FINALISTS, ROUNDS = 2, 2
+SECONDS = 5  # of a round, about: of a click log of thousands of requests, not all are computed
 LENGTHS = REQUEST_INPUTS[-1]
 
 
@@ -71,7 +71,7 @@ class Ceiling:
 
     def facts(self) -> dict[str, Any]:
         """For a result file; the layout in words."""
-        return asdict(self) | {"layout": str(self.layout)}
+        return asdict(self) | {"layout": str(self.layout), "on_cpu": isinstance(self.layout, Layout)}
 
 
 MERGED = (Merged(1), Merged(4), Merged(8))
@@ -80,11 +80,12 @@ MERGED = (Merged(1), Merged(4), Merged(8))
 def measure_ceiling(version: Path, packed: Sequence[PackedPairs], only: Layout | Merged | None = None) -> Ceiling:
     """Pairs per second of a published version on given requests.
 
-    All layouts take one turn on a part of the requests, and the FINALISTS fastest then ROUNDS turns on all of them.
+    All layouts take one turn on a BLOCK of the requests, and the FINALISTS fastest then ROUNDS turns on as many blocks
+    as SECONDS allow.
 
     Args:
         version: its folder, with an ONNX graph or a TensorRT plan.
-        packed: the requests.
+        packed: the requests, in an order in which each block has the mix of all (`workload.spread`).
         only: the layout that an earlier measurement found; no other is tried.
 
     Raises:
@@ -92,24 +93,24 @@ def measure_ceiling(version: Path, packed: Sequence[PackedPairs], only: Layout |
     """
     if (version / PLAN_FILE).exists():
         return measure_plan(version / PLAN_FILE, packed, [only] if isinstance(only, Merged) else MERGED)
-    graph = version / MODEL_FILE
     cores = len(os.sched_getaffinity(0))
-    runs = {
-        (workers, threads): open_graph(graph, threads) for workers, threads in dict.fromkeys(((1, cores), (cores, 1)))
-    }
-    layouts = [Layout(workers, threads, budget) for workers, threads in runs for budget in BUDGETS]
+    ways = dict.fromkeys(((1, cores), (cores, 1)))
+    layouts = [Layout(workers, threads, budget) for workers, threads in ways for budget in BUDGETS]
     if isinstance(only, Layout):
         layouts = [only]
+    runs = {threads: open_graph(version / MODEL_FILE, threads) for threads in {layout.threads for layout in layouts}}
 
     def take_turn(layout: Layout, requests: Sequence[PackedPairs]) -> float:
         feeds = cut_requests(requests, layout.budget)
-        took = drain(runs[layout.workers, layout.threads], layout.workers, feeds)
+        took = drain(runs[layout.threads], layout.workers, feeds)
         return sum(len(each.lengths) for each in requests) / took
 
-    part = packed[:: max(1, len(packed) // QUICK)]
-    take_turn(layouts[0], part)  # memory, caches
-    take_turn(layouts[-1], part)
-    tried = {layout: take_turn(layout, part) for layout in layouts}
+    for layout in (layouts[0], layouts[-1]):
+        take_turn(layout, packed[:3])  # memory, caches
+    block = packed[:BLOCK]
+    tried = {layout: take_turn(layout, block) for layout in layouts}
+    pairs = sum(len(each.lengths) for each in block)
+    packed = packed[: BLOCK * max(1, int(SECONDS * max(tried.values()) / pairs))]
     finalists = sorted(layouts, key=lambda layout: -tried[layout])[:FINALISTS]
     speeds: dict[Layout, list[float]] = {layout: [] for layout in finalists}
     for _ in range(ROUNDS):

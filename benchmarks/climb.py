@@ -31,7 +31,16 @@ from tqdm import tqdm
 from benchmarks import target, workload
 from benchmarks.ceiling import measure_ceiling
 from benchmarks.compare import SCHEMA, check_workload, compare, read_result, verdicts
-from benchmarks.figures import left_of_ceiling, load_name, machine, slo_outcome, table, versions
+from benchmarks.figures import (
+    aligned,
+    by_size,
+    left_of_ceiling,
+    load_name,
+    machine,
+    slo_outcome,
+    table,
+    versions,
+)
 from benchmarks.generator import ROOT, Load
 from benchmarks.load import add_requests, measure
 from benchmarks.report import write_page
@@ -41,9 +50,11 @@ from export.files import write_whole
 from export.names import CONFIG_FILE
 
 RESULTS = Path("benchmarks/results")
-USERS = (1, 4, 8, 16)
-CLOSED_SECONDS, OPEN_SECONDS = 8, 12
-SHARES = (0.3, 0.5, 0.7, 0.9)  # of the saturated load
+USERS = (1, 4, 8)  # and twice as many each time while that brings more
+GAIN, MOST_USERS = 0.03, 128  # more is noise; the config's queue takes as many
+CLOSED_SECONDS, SEARCH_SECONDS = 8, 12
+# Shares of the saturated load, and the seconds that each is measured: where the tail is looked at, it needs requests.
+SHARES = {0.3: 8, 0.5: 12, 0.7: 20, 0.9: 12}
 DRIFT = 0.2  # of the machine's speed during a climb, beyond which a share of the ceiling means nothing
 SEARCHES = 6  # for the highest rate that holds an SLO: 1/64 of the saturated load
 
@@ -148,21 +159,26 @@ def climb(server: Target, model: str, load: Load, packed: Sequence[PackedPairs],
         engine = server.repository and workload.newest_version(server.repository, model)
         ceiling = measure_ceiling(engine, packed) if engine else None
         progress.update()
-        closed, opened = [], []
-        for users in USERS:
+        closed: list[dict[str, Any]] = []
+        opened: list[dict[str, Any]] = []
+        coming = [*USERS]
+        while coming:
+            users = coming.pop(0)
             step = replace(load, users=users, duration=CLOSED_SECONDS, processes=min(users, load.processes))
             closed.append(measure(server, model, step, folder))
             progress.update()
+            if not coming and rises(closed) and 2 * users <= MOST_USERS:
+                coming.append(2 * users)
+                progress.total += 1
         if engine and ceiling:  # before and after the load that it is held against: the machine's speed drifts
             ceiling = ceiling.joined(measure_ceiling(engine, packed, ceiling.layout))
-        sound = [step for step in closed if step["generator"]["limit"] is None and step["requests_per_s"]]
-        if not sound:
+        if not (sound := sound_steps(closed)):
             raise LoadError(
                 f"{model}: {closed[-1]['generator']['limit'] or 'nothing was answered'}; give more --processes"
             )
         best = max(sound, key=lambda step: step["pairs_per_s"])
-        for share in SHARES:
-            step = replace(load, rate=share * best["requests_per_s"], duration=OPEN_SECONDS)
+        for share, seconds in SHARES.items():
+            step = replace(load, rate=share * best["requests_per_s"], duration=seconds)
             opened.append(measure(server, model, step, folder) | {"share": share})
             progress.update()
     limit = ceiling.facts() if ceiling else None
@@ -174,6 +190,17 @@ def climb(server: Target, model: str, load: Load, packed: Sequence[PackedPairs],
         "open": opened,
         "saturated": saturated | {"of_ceiling": of_ceiling(best, limit)},
     }
+
+
+def sound_steps(closed: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The steps that have figures of the server."""
+    return [step for step in closed if step["generator"]["limit"] is None and step["requests_per_s"]]
+
+
+def rises(closed: Sequence[dict[str, Any]]) -> bool:
+    """Whether the last step brought more than all before it, beyond noise, without an error."""
+    *before, last = (step["pairs_per_s"] for step in closed)
+    return bool(sound_steps(closed[-1:]) and not closed[-1]["errors"] and last > (1 + GAIN) * max(before, default=0.0))
 
 
 def of_ceiling(step: dict[str, Any], ceiling: dict[str, Any] | None) -> float | None:
@@ -204,7 +231,7 @@ def search(
     low, high, steps = 0.0, saturated, []
     for _ in tqdm(range(SEARCHES), desc=f"{percentile}={limit:g}ms", unit="step", leave=False, disable=None):
         rate = (low + high) / 2
-        step = measure(server, model, replace(load, rate=rate, duration=OPEN_SECONDS), folder)
+        step = measure(server, model, replace(load, rate=rate, duration=SEARCH_SECONDS), folder)
         latency = step["latency_ms"]
         sound = step["generator"]["limit"] is None and not step["errors"]
         holds = bool(sound and latency and latency[percentile] <= limit)
@@ -220,14 +247,15 @@ def show(found: dict[str, Any]) -> str:
     lines = [table([*found["closed"], *found["open"]])]
     saturated, ceiling = found["saturated"], found["ceiling"]
     lines.append(f"saturated: {saturated['pairs_per_s']:.0f} pairs/s at {saturated['users']} users")
-    if saturated["users"] == USERS[-1] or found["closed"][-1]["generator"]["limit"]:
-        lines[-1] += ", the most that were measured: more users, or more --processes, may show more"
+    if saturated["users"] == MOST_USERS or found["closed"][-1]["generator"]["limit"]:
+        lines[-1] += ", the most that can be told: more users, or more --processes, may show more"
     if ceiling:
         share = saturated["of_ceiling"]
         served = "no share is given: its rounds differ too much, the machine's speed changed"
         if share is not None:
             served = f"served: {share:.0%} of what the generators leave of it"
         lines.append(f"ceiling: {ceiling['pairs_per_second']:.0f} pairs/s in process ({ceiling['layout']}); {served}")
+    lines.append(f"latency by the size of a request, p50 / p95 / p99 ms:\n{aligned(*by_size(found))}")
     if "slo" in found:
         lines.append(slo_outcome(found["slo"]))
         lines += [

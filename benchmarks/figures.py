@@ -8,12 +8,15 @@ from __future__ import annotations
 import os
 import platform
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from benchmarks.workload import CLASSES
 
 # Above this share of its time a generator's one thread has queues of its own.
 BUSY = 0.8
@@ -25,13 +28,14 @@ PACKAGES = ("locust", "gevent", "grpcio", "tritonclient", "tokenizers")
 @dataclass(frozen=True)
 class Sample:
     """One request: when it was to begin (seconds after the users' start), how much later it began, how many seconds
-    after the planned moment it was answered, its pairs, its error's class."""
+    after the planned moment it was answered, its pairs, its error's class, its size class (workload.CLASSES)."""
 
     planned: float
     lag: float
     took: float
     pairs: int
     error: str | None
+    size: str
 
 
 def summarize(samples: list[Sample], begin: float, duration: float) -> dict[str, Any]:
@@ -48,7 +52,7 @@ def summarize(samples: list[Sample], begin: float, duration: float) -> dict[str,
 
     Returns:
         duration_s, requests, errors, error_kinds, offered_per_s, requests_per_s, pairs_per_s, pairs_by_second,
-        latency_ms (None if nothing was answered), latencies_ms (each, ascending), lag_ms.
+        latency_ms (None if nothing was answered), latencies_ms (each, ascending), latency_by_size_ms, lag_ms.
     """
     planned = [sample for sample in samples if begin <= sample.planned < begin + duration]
     answered = [sample for sample in planned if sample.error is None]
@@ -69,6 +73,9 @@ def summarize(samples: list[Sample], begin: float, duration: float) -> dict[str,
         "pairs_by_second": by_second,
         "latency_ms": latencies([sample.took for sample in answered]),
         "latencies_ms": sorted(round(sample.took * 1000, 1) for sample in answered),
+        "latency_by_size_ms": {
+            size: latencies([sample.took for sample in answered if sample.size == size]) for size in CLASSES
+        },
         "lag_ms": latencies([sample.lag for sample in planned]),
     }
 
@@ -98,8 +105,12 @@ def what_limits_the_generator(figures: dict[str, Any], busy: float) -> str | Non
 
 
 def left_of_ceiling(ceiling: dict[str, Any], step: dict[str, Any], cores: int) -> float:
-    """Pairs per second that the engine could do in process on what the generators of a step leave of the cores."""
-    return float(ceiling["pairs_per_second"] * (1 - step["generator"]["cores"] / cores))
+    """Pairs per second that the engine could do in process on what the generators of a step leave of its cores.
+
+    A GPU is no core: the generators take nothing of it.
+    """
+    taken = step["generator"]["cores"] / cores if ceiling["on_cpu"] else 0.0
+    return float(ceiling["pairs_per_second"] * (1 - taken))
 
 
 def table(steps: list[dict[str, Any]]) -> str:
@@ -108,15 +119,35 @@ def table(steps: list[dict[str, Any]]) -> str:
     Where the generator was the limit the row says so, and has no figures.
     """
     rows = [row(step) for step in steps]
-    heads = list(rows[0])
-    widths = [max(len(head), *(len(each[head]) for each in rows)) for head in heads]
-    cells = [dict(zip(heads, heads, strict=True)), *rows]
-    lines = ["  ".join(each[head].rjust(width) for head, width in zip(heads, widths, strict=True)) for each in cells]
-    for index, step in enumerate(steps):
-        if limit := step["generator"]["limit"]:
-            lines[index + 1] += f"  the generator is the limit: {limit}"
-        lines += [f"{load_name(step)}: {count} x {kind}" for kind, count in step["error_kinds"].items()]
-    return "\n".join(lines)
+    head, *lines = aligned(list(rows[0]), [list(each.values()) for each in rows]).splitlines()
+    shown = [head]
+    for line, step in zip(lines, steps, strict=True):
+        limit = step["generator"]["limit"]
+        shown.append(line + (f"  the generator is the limit: {limit}" if limit else ""))
+    shown += [f"{load_name(step)}: {count} x {kind}" for step in steps for kind, count in step["error_kinds"].items()]
+    return "\n".join(shown)
+
+
+def aligned(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A head and rows of cells as lines of columns."""
+    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
+    cells = [heads, *rows]
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(each, widths, strict=True)) for each in cells)
+
+
+def by_size(found: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """A model's latencies by the size of a request, alone (one user) and in the open loop: heads, a row a class."""
+    steps = [step for step in found["closed"] if step["users"] == 1] + found["open"]
+    names = ["one user" if step["users"] else load_name(step) for step in steps]
+    rows = [[size, *(percentiles(step, step["latency_by_size_ms"][size]) for step in steps)] for size in CLASSES]
+    return ["", *names], [*rows, ["all", *(percentiles(step, step["latency_ms"]) for step in steps)]]
+
+
+def percentiles(step: dict[str, Any], latency: dict[str, float] | None) -> str:
+    """A latency's p50 / p95 / p99, ms; none where the generator was the step's limit, or nothing was answered."""
+    if step["generator"]["limit"] is not None or latency is None:
+        return "-"
+    return " / ".join(f"{latency[name]:.0f}" for name in ("p50", "p95", "p99"))
 
 
 def load_name(step: dict[str, Any]) -> str:

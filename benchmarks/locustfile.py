@@ -22,7 +22,6 @@ import json
 import os
 import random
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,7 @@ from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
 from locust.exception import StopUser
 
-from benchmarks.workload import ALL, Request, read_requests
+from benchmarks.workload import ALL, Request, read_requests, size_classes, spread
 from clickbert import ClickBertError, Ranker
 from clickbert.protocol import DEFAULT_MODEL
 
@@ -55,20 +54,21 @@ class Recorder:
     """What the users share: the requests, one ranker as an application has it, and every request's sample."""
 
     def __init__(self, ranker: Ranker, requests: list[Request], seed: int) -> None:
-        self.ranker, self.requests, self.seed = ranker, requests, seed
-        # [was to begin, s after the start; began so much later, s; took from then, s; pairs; the error's class or None]
-        self.samples: list[tuple[float, float, float, int, str | None]] = []
+        self.ranker, self.seed = ranker, seed
+        chance = random.Random(seed)
+        # All users take the next one of a closed loop, so that what is sent in any short time is a fair sample.
+        self.turns = itertools.cycle(spread(requests, chance))
+        self.random_turns = itertools.cycle(chance.sample(requests, len(requests)))
+        self.sizes = size_classes(requests)
+        # [was to begin, s after the start; began so much later, s; took from then, s; pairs; the error's class or None;
+        # the request's size class]
+        self.samples: list[tuple[float, float, float, int, str | None, str]] = []
         self.first_messages: dict[str, str] = {}  # by the error's class
         self.start()
 
     def start(self) -> None:
         """Starts the clocks."""
         self.started, self.thread, self.process = time.perf_counter(), time.thread_time(), time.process_time()
-
-    def requests_of(self, user: int) -> Iterator[Request]:
-        """The requests of one user, for ever: the same in every run, but no two users march in step."""
-        order = random.Random(self.seed * 1000 + user).sample(self.requests, len(self.requests))
-        return itertools.cycle(order)
 
     def send(self, environment: Environment, request: Request, planned: float) -> ClickBertError | None:
         """Sends one request and records it; `planned` on the clock of `time.perf_counter`."""
@@ -81,7 +81,8 @@ class Recorder:
             self.first_messages.setdefault(type(exc).__name__, str(exc))
         took = time.perf_counter() - planned
         kind = type(error).__name__ if error else None
-        self.samples.append((planned - self.started, began - planned, took, len(request.documents), kind))
+        size = self.sizes[request]
+        self.samples.append((planned - self.started, began - planned, took, len(request.documents), kind, size))
         environment.events.request.fire(
             request_type="gRPC", name="rank", response_time=took * 1000, response_length=0, exception=error, context={}
         )
@@ -111,11 +112,6 @@ class RankingUser(User):
     recorder: Recorder  # set when the test starts
     rate: float | None = None  # requests a second that are to be started; None: closed loop
     run_time = 0.0  # seconds
-    numbers = itertools.count()
-
-    def __init__(self, environment: Environment) -> None:
-        super().__init__(environment)
-        self.turns = self.recorder.requests_of(next(self.numbers))
 
     @task
     def rank(self) -> None:
@@ -123,7 +119,7 @@ class RankingUser(User):
         if self.rate is not None:
             self.start_at_random_moments(self.rate)
             raise StopUser
-        if self.recorder.send(self.environment, next(self.turns), time.perf_counter()):
+        if self.recorder.send(self.environment, next(self.recorder.turns), time.perf_counter()):
             time.sleep(PAUSE_AFTER_ERROR)
 
     def start_at_random_moments(self, rate: float) -> None:
@@ -133,7 +129,9 @@ class RankingUser(User):
         planned = self.recorder.started
         while (planned := planned + chance.expovariate(rate)) < self.recorder.started + self.run_time and not broken:
             gevent.sleep(max(0.0, planned - time.perf_counter()))  # 0: lets the others run
-            sending = in_flight.spawn(self.recorder.send, self.environment, next(self.turns), planned)
+            # No spread of their sizes here: it would keep apart large ones that chance brings together.
+            request = next(self.recorder.random_turns)
+            sending = in_flight.spawn(self.recorder.send, self.environment, request, planned)
             sending.link_exception(broken.append)
         in_flight.join()  # each ends by its own timeout
         for sending in broken:

@@ -39,6 +39,7 @@ from benchmarks.target import LoadError
 from clickbert.protocol import DEFAULT_MODEL, TOKENIZER_MODEL
 from export.files import write_whole
 from export.names import CONFIG_FILE
+from serving.triton import ServingError
 
 SECONDS = 5  # measured of a trial
 # What must be gained to count; less is noise.
@@ -109,7 +110,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     """Sweeps, shows the diff, writes if that is wanted. Returns the trials and what was chosen.
 
     Raises:
-        LoadError: the config cannot be read or changed, or a trial failed.
+        LoadError, ServingError: the config cannot be read or changed, or its own settings cannot be measured.
         WorkloadError: the model is not published.
         OSError: the disk.
     """
@@ -120,15 +121,37 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     processes = min(options.processes, options.users)
     load = Load(options.data, options.candidates, options.texts, options.users, None, SECONDS, processes)
     trials: list[Trial] = []
+    failed: list[str] = []
+    found = {"model": options.model, "users": options.users, "machine": machine(), "failed": failed}
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    kept = RESULTS / f"tune-{options.model}-{datetime.now(UTC):%Y-%m-%dT%H-%M-%S}.json"
 
-    def measure(settings: Settings) -> Trial:
-        trials.append(try_settings(options.repository, options.model, change(text, settings, file), settings, load))
-        return trials[-1]
+    def keep(**more: Any) -> dict[str, Any]:
+        document = found | more | {"trials": [asdict(trial) for trial in trials]}
+        write_whole(kept, json.dumps(document, indent=1).encode())
+        return document
 
-    best = sweep(own, measure)
-    chosen = best.settings if confirmed(own, best.settings, measure) else own
+    most = 1 + sum(len(values) for _, values in candidates(own)) + 2 * TURNS
+    with tqdm(total=most, desc="tune", unit="trial", leave=False, disable=None) as progress:
+
+        def measure(settings: Settings) -> Trial | None:
+            try:
+                trial = try_settings(options.repository, options.model, change(text, settings, file), settings, load)
+            except (LoadError, ServingError) as exc:
+                if settings == own:
+                    raise
+                failed.append(f"{settings}: {exc}")  # too much for this machine, for example; the others go on
+                return None
+            progress.update()
+            trials.append(trial)
+            keep()  # neither Ctrl-C nor a failure costs what was measured
+            return trial
+
+        best = sweep(own, measure)
+        chosen = best if confirmed(own, best, measure) else own
     changed = change(text, chosen, file)
     print(f"{options.users} users, {len(trials)} trials of {SECONDS} s\n{table(trials)}")
+    print("".join(f"failed: {each}\n" for each in failed), end="")
     difference = "".join(
         difflib.unified_diff(text.splitlines(True), changed.splitlines(True), str(file), f"{file} (tuned)")
     )
@@ -137,32 +160,28 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     if written:
         write_whole(file, changed.encode())
         print(f"{file} is written; a running server takes it with the next load of {options.model}", file=sys.stderr)
-    found = {
-        "model": options.model,
-        "users": options.users,
-        "machine": machine(),
-        "chosen": asdict(chosen),
-        "written": written,
-        "trials": [asdict(trial) for trial in trials],
-    }
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    kept = RESULTS / f"tune-{options.model}-{datetime.now(UTC):%Y-%m-%dT%H-%M-%S}.json"
-    write_whole(kept, json.dumps(found, indent=1).encode())
-    return found
+    return keep(chosen=asdict(chosen), written=written)
 
 
-def sweep(own: Settings, measure: Callable[[Settings], Trial]) -> Trial:
-    """The best trial, each setting swept with the best of those before."""
-    best = measure(own)
+def sweep(own: Settings, measure: Callable[[Settings], Trial | None]) -> Settings:
+    """The best settings, each swept with the best of those before."""
+    best = measured(own, measure)
     tried = {own}
-    for name, values in tqdm(list(candidates(own)), desc="tune", unit="setting", leave=False, disable=None):
+    for name, values in candidates(own):
         for value in values:
             settings = replace(best.settings, **dict(zip(name, value, strict=True)))
             if settings not in tried:
                 tried.add(settings)
                 trial = measure(settings)
-                best = trial if trial.beats(best) else best
-    return best
+                best = trial if trial and trial.beats(best) else best
+    return best.settings
+
+
+def measured(own: Settings, measure: Callable[[Settings], Trial | None]) -> Trial:
+    """A trial of the config's own settings, which `measure` raises for if it fails."""
+    trial = measure(own)
+    assert trial is not None
+    return trial
 
 
 def candidates(own: Settings) -> Iterator[tuple[tuple[str, ...], Sequence[tuple[int, ...]]]]:
@@ -180,15 +199,16 @@ def candidates(own: Settings) -> Iterator[tuple[tuple[str, ...], Sequence[tuple[
         yield ("queue_delay_us",), [(0,), (500,), (2000,)]
 
 
-def confirmed(own: Settings, found: Settings, measure: Callable[[Settings], Trial]) -> bool:
+def confirmed(own: Settings, found: Settings, measure: Callable[[Settings], Trial | None]) -> bool:
     """Whether found settings are still better when they and the config's own take turns."""
     if found == own:
         return False
-    turns = [(measure(own), measure(found)) for _ in range(TURNS)]
-    if sum(new.errors - old.errors for old, new in turns) > 0:
+    turns = [(measured(own, measure), measure(found)) for _ in range(TURNS)]
+    sound = [(old, new) for old, new in turns if new]
+    if len(sound) < TURNS or sum(new.errors - old.errors for old, new in sound) > 0:
         return False
-    gain = median(new.pairs_per_s / old.pairs_per_s for old, new in turns)
-    tail = median(new.p99_ms / old.p99_ms for old, new in turns)
+    gain = median(new.pairs_per_s / old.pairs_per_s for old, new in sound)
+    tail = median(new.p99_ms / old.p99_ms for old, new in sound)
     return better(gain, tail)
 
 

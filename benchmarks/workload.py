@@ -6,6 +6,7 @@ Not known here: who sends them, and when.
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,9 @@ SEED = 20
 # Characters. What is longer is no headline (Upworthy's longest has 147).
 TITLE = 150
 ALL, TITLES = "all", "titles"
+BLOCK = 20  # requests
+LARGE = 0.05  # of all requests
+SMALL, MIDDLE, LARGEST = CLASSES = ("smaller half", "middle", f"largest {LARGE:.0%}")
 
 
 class WorkloadError(RuntimeError):
@@ -54,9 +58,9 @@ def read_requests(path: Path, candidates: int | None = None, texts: str = ALL) -
     chance = random.Random(SEED)
     requests = group_requests(rows)
     if candidates is not None:
-        requests = [resize(request, candidates, rows, chance) for request in requests]
-    chance.shuffle(requests)
-    return requests
+        distinct = list(dict.fromkeys(row.document for row in rows))
+        requests = [resize(request, candidates, distinct, chance) for request in requests]
+    return spread(requests, chance)
 
 
 def group_requests(rows: list[ClickRow]) -> list[Request]:
@@ -67,11 +71,51 @@ def group_requests(rows: list[ClickRow]) -> list[Request]:
     return [Request(query, tuple(documents)) for (_, query), documents in groups.items()]
 
 
-def resize(request: Request, candidates: int, rows: list[ClickRow], chance: random.Random) -> Request:
-    """A request with exactly so many candidates."""
-    missing = max(0, candidates - len(request.documents))
-    others = tuple(chance.choice(rows).document for _ in range(missing))
-    return Request(request.query, (*request.documents[:candidates], *others))
+def resize(request: Request, candidates: int, texts: Sequence[str], chance: random.Random) -> Request:
+    """A request with exactly so many candidates; filled up with other texts, which are distinct.
+
+    None is in it twice while there are others: a client scores a candidate that repeats only once.
+    """
+    documents = list(request.documents[:candidates])
+    drawn = chance.sample(texts, min(candidates, len(texts)))  # enough, even if all of its own are among them
+    documents += [text for text in drawn if text not in documents][: candidates - len(documents)]
+    documents += chance.choices(texts, k=candidates - len(documents))
+    return Request(request.query, tuple(documents))
+
+
+def spread(requests: Sequence[Request], chance: random.Random) -> list[Request]:
+    """A random order in which every stretch of about BLOCK requests has the mix of sizes that all have.
+
+    One request in twenty may be ten times as large as the median one: in a plain shuffle, how many of them fall into a
+    short measurement is chance, and moves its figures by several percent.
+    """
+    by_size = sorted(requests, key=characters, reverse=True)  # the smallest ones are left over, if any
+    turns = -(-len(by_size) // BLOCK)
+    strata = [by_size[first : first + turns] for first in range(0, len(by_size), turns)]
+    for stratum in strata:
+        chance.shuffle(stratum)
+    order = []
+    for turn in range(turns):
+        block = [stratum[turn] for stratum in strata if turn < len(stratum)]
+        chance.shuffle(block)
+        order += block
+    return order
+
+
+def characters(request: Request) -> int:
+    """A request's size: the characters that are to be read for it."""
+    return sum(len(request.query) + len(document) for document in request.documents)
+
+
+def size_classes(requests: Sequence[Request]) -> dict[Request, str]:
+    """Each request's class by its size among all: the smaller half, the LARGE share, and what is between."""
+    sizes = sorted(characters(request) for request in requests)
+    half, large = sizes[(len(sizes) - 1) // 2], sizes[max(0, int(len(sizes) * (1 - LARGE)) - 1)]
+
+    def size_class(size: int) -> str:
+        return SMALL if size <= half else MIDDLE if size <= large else LARGEST
+
+    return {request: size_class(characters(request)) for request in requests}
 
 
 def published_tokenizer(repository: Path) -> PairTokenizer:

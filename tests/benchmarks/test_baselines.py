@@ -133,8 +133,12 @@ def test_what_is_longer_than_128_tokens_is_not_cut() -> None:
 
 
 def test_requests_with_a_candidate_twice_are_left_out(click_log: Path, tmp_path: Path) -> None:
-    requests = baselines.distinct_requests(click_log, "all")
-    assert 0 < len(requests) < len(read_requests(click_log, baselines.CANDIDATES))
+    assert len(baselines.distinct_requests(click_log, "all")) == len(read_requests(click_log, baselines.CANDIDATES))
+    twice = {"group": "twice", "query": "q", "document": "w1 w2", "click": 0}
+    lines = [click_log.read_text(encoding="utf-8"), *[f"{json.dumps(twice)}\n"] * 2]
+    (tmp_path / "log.jsonl").write_text("".join(lines), encoding="utf-8")
+    requests = baselines.distinct_requests(tmp_path / "log.jsonl", "all")
+    assert len(requests) == len(read_requests(click_log, baselines.CANDIDATES))
     assert all(len(set(request.documents)) == len(request.documents) == 20 for request in requests)
     small = make_click_log(tmp_path / "small.jsonl", groups=1)
     with pytest.raises(WorkloadError, match=r"small\.jsonl has no 20 different candidates"):

@@ -18,7 +18,9 @@ from benchmarks import climb
 from benchmarks.ceiling import Ceiling, Layout
 from benchmarks.compare import SCHEMA
 from benchmarks.figures import Sample, summarize
-from benchmarks.report import LIMITED, command, plot_latency, plot_throughput, plot_time, write_page
+from benchmarks.plots import LIMITED, plot_latency, plot_sizes, plot_throughput, plot_time
+from benchmarks.report import command, write_page
+from benchmarks.workload import CLASSES
 
 MODELS = ("clickbert_onnx", "clickbert_onnx_int8")
 RATE, PAIRS, TOOK = 60.0, 10, 0.02  # requests a second at saturation, pairs of each, seconds until the answer
@@ -30,7 +32,10 @@ def make_step(chance: np.random.Generator, per_second: float, took: float, secon
     counts = [round(per_second * (1 + 0.03 * chance.standard_normal())) for _ in range(seconds)]
     begins = np.concatenate([second + np.arange(count) / count for second, count in enumerate(counts)])
     lasted = took * chance.lognormal(0, 0.3, len(begins))
-    samples = [Sample(float(begin), 0.0, float(last), PAIRS, None) for begin, last in zip(begins, lasted, strict=True)]
+    samples = [
+        Sample(float(begin), 0.0, float(last), PAIRS, None, CLASSES[place % 3])
+        for place, (begin, last) in enumerate(zip(begins, lasted, strict=True))
+    ]
     return {
         "users": None,
         "rate": None,
@@ -118,7 +123,7 @@ def test_the_page_is_one_file_that_says_what_was_measured(tmp_path: Path) -> Non
     result = make_result()
     page = write(tmp_path, result)
     images = re.findall(r'<img [^>]*src="data:image/png;base64,([^"]*)"', page)
-    assert len(images) == page.count("<img") == 4
+    assert len(images) == page.count("<img") == 5
     for image in images:
         assert base64.b64decode(image, validate=True).startswith(b"\x89PNG\r\n")
         page = page.replace(image, "")
@@ -140,6 +145,8 @@ def test_the_page_is_one_file_that_says_what_was_measured(tmp_path: Path) -> Non
         assert summary[6] == "83%"
         assert f"<h3>{model}</h3>" in page
     assert sum(row[0] in ("1 users", "4 users", "8 users", "18.0/s", "54.0/s") for row in rows(page)) == 5 * len(MODELS)
+    for row in rows(page):
+        assert row[0] != CLASSES[0] or all(re.fullmatch(r"\d+ / \d+ / \d+", cell) for cell in row[1:]), row
 
 
 def test_where_the_generator_was_the_limit_there_are_no_figures(tmp_path: Path) -> None:
@@ -163,6 +170,8 @@ def test_where_the_generator_was_the_limit_there_are_no_figures(tmp_path: Path) 
     assert np.isnan(throughput["clickbert_onnx"]).tolist() == [False, False, True]
     assert len(throughput[LIMITED]) == 1
     times = plot_time(result["models"]).axes
+    sizes = lines(plot_sizes(result["models"]).axes[0])
+    assert np.isnan(sizes[f"{CLASSES[0]}, p95"]).tolist() == [False, False, True, False, False]
     assert [text.get_text() for text in times[0].texts] == [LIMITED, LIMITED]
     assert not times[1].texts
 
@@ -179,6 +188,11 @@ def test_the_plots_have_the_figures_ceilings_and_the_aim() -> None:
     for axes, model in zip(latency, models.values(), strict=True):  # nothing is cut off
         assert axes.get_xlim()[0] == 0
         assert axes.get_xlim()[1] > max(step["offered_per_s"] for step in model["open"])
+    sizes = lines(plot_sizes(models).axes[0])
+    assert len(sizes) == 2 * len(CLASSES)
+    for size in CLASSES:
+        shown = [step["latency_by_size_ms"][size]["p50"] for step in (found["closed"][0], *found["open"])]
+        assert sizes[f"{size}, p50"].tolist() == shown
     throughput = lines(plot_throughput(models, 2).axes[0])
     ceiling = found["ceiling"]["pairs_per_second"]
     assert set(throughput[f"its ceiling, {ceiling:.0f}"]) == {ceiling}
@@ -206,7 +220,7 @@ def test_a_server_elsewhere_and_steps_without_an_answer(tmp_path: Path) -> None:
         found["open"][3] |= {"latency_ms": None, "latencies_ms": [], "time_ms": None, "requests_per_execution": None}
         found["open"][3]["error_kinds"] = {"ServerTimeoutError": 9}
     page = write(tmp_path, result)
-    assert page.count("<img") == 3
+    assert page.count("<img") == 4
     summaries = [row for row in rows(page) if row[0] in MODELS]
     assert [row[5:] for row in summaries] == [["-", "-", ""]] * len(MODELS)
     assert sum(row[-1] == "9 x ServerTimeoutError" for row in rows(page)) == len(MODELS)

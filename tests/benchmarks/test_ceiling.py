@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from benchmarks import ceiling, climb, workload
-from benchmarks.ceiling import BUDGETS, Layout, cut_requests, measure_ceiling, open_graph, to_requests
+from benchmarks.ceiling import BUDGETS, Ceiling, Layout, cut_requests, measure_ceiling, open_graph, to_requests
+from benchmarks.figures import left_of_ceiling
 from clickbert.tokenization import PackedPairs
 from export.names import MODEL_FILE
 from serving.backends.onnxruntime.chunks import cut
@@ -79,7 +80,8 @@ def test_the_best_of_all_layouts_by_the_pairs_that_were_computed(
 
     monkeypatch.setattr(ceiling, "cut_requests", cut_requests)
     monkeypatch.setattr(ceiling, "drain", drain)
-    monkeypatch.setattr(ceiling, "QUICK", 4)
+    monkeypatch.setattr(ceiling, "BLOCK", 4)
+    monkeypatch.setattr(ceiling, "SECONDS", 1000)
     monkeypatch.setattr(ceiling, "FINALISTS", 4)
     monkeypatch.setattr(ceiling.os, "sched_getaffinity", lambda _: {0, 1})
     found = measure_ceiling(version, packed)
@@ -126,5 +128,35 @@ def test_no_share_is_given_where_the_machines_speed_changed(
 ) -> None:
     monkeypatch.setattr(climb, "DRIFT", 0.2)
     step = {"pairs_per_s": 50.0, "generator": {"cores": 0.0}}
-    share = climb.of_ceiling(step, {"pairs_per_second": max(rounds), "rounds": rounds})
+    share = climb.of_ceiling(step, {"pairs_per_second": max(rounds), "rounds": rounds, "on_cpu": True})
     assert share == (0.5 if given else None)
+
+
+def test_generators_take_nothing_of_a_gpu() -> None:
+    step = {"generator": {"cores": 0.5}}
+    assert left_of_ceiling({"pairs_per_second": 100.0, "on_cpu": True}, step, 2) == 75
+    assert left_of_ceiling({"pairs_per_second": 100.0, "on_cpu": False}, step, 2) == 100
+    assert Ceiling(1.0, ceiling.Merged(4), [1.0], {}).facts()["on_cpu"] is False
+    assert Ceiling(1.0, Layout(2, 1, 512), [1.0], {}).facts()["on_cpu"] is True
+
+
+def test_of_many_requests_as_many_blocks_are_computed_as_the_seconds_allow(
+    version: Path, packed: list[PackedPairs], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed: list[int] = []
+    cut_real = ceiling.cut_requests
+    monkeypatch.setattr(
+        ceiling, "cut_requests", lambda some, budget: computed.append(len(some)) or cut_real(some, budget)
+    )
+    monkeypatch.setattr(ceiling, "BLOCK", 4)
+    # A pair a second, whatever the machine does.
+    monkeypatch.setattr(
+        ceiling, "drain", lambda _run, _workers, feeds: sum(len(feed[ceiling.LENGTHS]) for feed in feeds)
+    )
+    pairs = sum(len(each.lengths) for each in packed[:4])
+    for seconds, requests in ((0.1, 4), (pairs, 4), (2 * pairs, 8), (1e9, len(packed))):
+        monkeypatch.setattr(ceiling, "SECONDS", seconds)
+        computed.clear()
+        measure_ceiling(version, packed)
+        assert set(computed[-ceiling.ROUNDS * ceiling.FINALISTS :]) == {requests}
+        assert set(computed[: -ceiling.ROUNDS * ceiling.FINALISTS]) == {3, 4}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
 import math
@@ -15,13 +14,12 @@ import pytest
 
 from benchmarks import climb, workload
 from benchmarks.figures import machine
-from benchmarks.generator import Load
-from benchmarks.target import LoadError, Target
+from benchmarks.target import LoadError
 from serving.server import Server
 from tests.benchmarks.conftest import Said, command, short_loads
 
 MODEL = "clickbert_onnx"
-USERS, SHARES = (1, 3), (0.5,)
+USERS, SHARES = (1, 3), {0.5: 1}
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +33,7 @@ def short(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pytest.MonkeyPat
         patch.setattr(climb, "USERS", USERS)
         patch.setattr(climb, "SHARES", SHARES)
         patch.setattr(climb, "CLOSED_SECONDS", 1)
-        patch.setattr(climb, "OPEN_SECONDS", 1)
+        patch.setattr(climb, "MOST_USERS", max(USERS))
         patch.setattr(climb, "DRIFT", float("inf"))  # of a tiny model the rounds differ, whatever the machine does
         yield patch
 
@@ -137,7 +135,7 @@ def test_what_is_as_fast_as_formerly_ends_with_0_and_what_is_half_as_fast_with_1
 ) -> None:
     same = again(server, click_log, tmp_path, "--compare", former(result, tmp_path, lambda _: None))
     assert same.code == 0, same.err
-    assert "worse by more than 5%: nothing" in same.out
+    assert "worse by more than 10%: nothing" in same.out
 
     def faster(changed: dict[str, Any]) -> None:
         for step in changed["models"][MODEL]["closed"]:
@@ -145,7 +143,7 @@ def test_what_is_as_fast_as_formerly_ends_with_0_and_what_is_half_as_fast_with_1
 
     slower = again(server, click_log, tmp_path, "--compare", former(result, tmp_path, faster))
     assert slower.code == 1
-    assert f"worse by more than 5%: {MODEL}" in slower.out
+    assert f"worse by more than 10%: {MODEL}" in slower.out
     assert Path(json.loads(slower.out.splitlines()[-1])["result"]).exists()
 
 
@@ -199,88 +197,6 @@ def test_a_model_that_is_not_served_is_an_error_that_names_those_that_are(
     with pytest.raises(LoadError, match="serves no click model"):
         climb.choose({}, None, "a:1")
     assert list(climb.choose({"b": "1", "a": "2", "c": "1"}, ["c", "a"], "a:1")) == ["a", "c"]
-
-
-def fake_measure(latency: Callable[[float], float], **others: Any) -> Callable[..., dict[str, Any]]:
-    """An open loop whose p99 is a function of the rate."""
-
-    def measure(_server: Target, _model: str, load: Load, _folder: Path) -> dict[str, Any]:
-        assert load.users is None
-        assert load.rate
-        shown = {"p50": 1.0, "p95": 2.0, "p99": latency(load.rate)}
-        return {"rate": load.rate, "latency_ms": shown, "errors": 0, "generator": {"limit": None}} | others
-
-    return measure
-
-
-@pytest.mark.parametrize("highest", [1.7, 33.3, 64.0, 99.0])
-def test_the_highest_rate_that_holds_is_found(highest: float, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(climb, "measure", fake_measure(lambda rate: 50.0 * rate / highest))
-    found = climb.search(Target("a:1"), MODEL, Load(tmp_path), 100.0, ("p99", 50.0), tmp_path)
-    assert found["aim"] == "p99=50ms"
-    assert highest - 100 / 64 <= found["requests_per_s"] <= highest
-    assert [step["holds"] for step in found["steps"]] == [step["rate"] <= highest for step in found["steps"]]
-    assert len(found["steps"]) == 6
-
-
-@pytest.mark.parametrize(
-    "others", [{"errors": 1}, {"generator": {"limit": "busy"}}, {"latency_ms": None}], ids=lambda each: next(iter(each))
-)
-def test_what_fails_or_was_not_measured_does_not_hold(
-    others: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(climb, "measure", fake_measure(lambda _: 1.0, **others))
-    found = climb.search(Target("a:1"), MODEL, Load(tmp_path), 100.0, ("p99", 50.0), tmp_path)
-    assert found["requests_per_s"] is None
-    assert not any(step["holds"] for step in found["steps"])
-
-
-def test_a_generator_that_is_the_limit_ends_the_search_without_a_rate(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    sound, limited = fake_measure(lambda _: 1.0), fake_measure(lambda _: 1.0, generator={"limit": "busy", "cores": 1.0})
-    monkeypatch.setattr(climb, "measure", lambda *given: (limited if given[2].rate > 60 else sound)(*given))
-    found = climb.search(Target("a:1"), MODEL, Load(tmp_path), 100.0, ("p99", 50.0), tmp_path)
-    assert found["requests_per_s"] is None
-    assert [step["holds"] for step in found["steps"]] == [True, False]
-
-
-def test_saturation_is_the_best_step_whose_figures_are_the_servers(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    speeds = {1: (10.0, None), 3: (30.0, None), 5: (20.0, None), 8: (90.0, "its thread was busy 99% of the time")}
-    monkeypatch.setattr(climb, "USERS", tuple(speeds))
-
-    def measure(_server: Target, _model: str, load: Load, _folder: Path) -> dict[str, Any]:
-        speed, limit = speeds[load.users or 1]
-        limit = limit or told.get(load.users)
-        assert load.users is None or load.processes == min(load.users, 4)
-        figures = {"users": load.users, "rate": load.rate, "requests_per_s": speed / 10, "pairs_per_s": speed}
-        return figures | {"generator": {"limit": limit, "cores": 0.1}}
-
-    told: dict[int | None, str] = {}
-    monkeypatch.setattr(climb, "measure", measure)
-    load = Load(tmp_path, processes=4)
-    found = climb.climb(Target("a:1"), MODEL, load, [], tmp_path)
-    assert found["saturated"] == {"users": 3, "requests_per_s": 3.0, "pairs_per_s": 30.0, "of_ceiling": None}
-    assert [step["rate"] for step in found["open"]] == [pytest.approx(1.5)]
-    told |= dict.fromkeys(speeds, "busy")
-    with pytest.raises(LoadError, match="give more --processes"):
-        climb.climb(Target("a:1"), MODEL, load, [], tmp_path)
-
-
-@pytest.mark.parametrize("text", ["p99=50ms", "p50=0.5ms", "p95=1200ms"])
-def test_an_aim_is_a_percentile_and_its_milliseconds(text: str) -> None:
-    percentile, limit = climb.slo(text)
-    assert f"{percentile}={limit:g}ms" == text
-
-
-@pytest.mark.parametrize(
-    "text", ["", "p99", "p98=50ms", "p99=50", "p99=50s", "p99=0ms", "p99=-1ms", "p99=nanms", "p99=1e3ms", "p99=50ms "]
-)
-def test_nonsense_is_no_aim(text: str) -> None:
-    with pytest.raises(argparse.ArgumentTypeError, match="is no such aim as p99=50ms"):
-        climb.slo(text)
 
 
 def test_an_aim_is_searched_and_shown(

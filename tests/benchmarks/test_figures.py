@@ -7,16 +7,20 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks.figures import Sample, machine, summarize, table, versions, what_limits_the_generator
+from benchmarks.figures import Sample, by_size, machine, summarize, table, versions, what_limits_the_generator
+from benchmarks.workload import CLASSES, LARGEST, MIDDLE, SMALL
 
 
 def test_exact_percentiles_and_errors_of_the_requests_that_were_to_begin_in_the_window() -> None:
     took = np.random.default_rng(0).permutation(np.arange(1, 101)) / 1000  # 1 to 100 ms
-    inside = [Sample(3 + index / 10, 0.0, seconds, 7, None) for index, seconds in enumerate(took)]
-    failed = [Sample(4.0, 0.0, 9.0, 5, "ServerTimeoutError"), Sample(5.0, 0.0, 0.0, 5, "ServerOverloadedError")]
-    failed += [Sample(12.9, 0.0, 9.0, 5, "ServerTimeoutError")]
-    outside = [Sample(2.999, 0.0, 50.0, 7, None), Sample(13.0, 0.0, 50.0, 7, None)]
-    outside += [Sample(0.0, 0.0, 4.0, 7, "ServerError")]  # it ended in the window, but is not of it
+    inside = [Sample(3 + index / 10, 0.0, seconds, 7, None, SMALL) for index, seconds in enumerate(took)]
+    failed = [
+        Sample(4.0, 0.0, 9.0, 5, "ServerTimeoutError", SMALL),
+        Sample(5.0, 0.0, 0.0, 5, "ServerOverloadedError", SMALL),
+    ]
+    failed += [Sample(12.9, 0.0, 9.0, 5, "ServerTimeoutError", SMALL)]
+    outside = [Sample(2.999, 0.0, 50.0, 7, None, SMALL), Sample(13.0, 0.0, 50.0, 7, None, SMALL)]
+    outside += [Sample(0.0, 0.0, 4.0, 7, "ServerError", SMALL)]  # it ended in the window, but is not of it
     figures = summarize([*outside, *failed, *inside], 3, 10)
     assert figures["requests"] == 103
     assert figures["offered_per_s"] == pytest.approx(10.3)
@@ -31,13 +35,13 @@ def test_exact_percentiles_and_errors_of_the_requests_that_were_to_begin_in_the_
 
 def test_throughput_is_what_was_answered_in_the_window_whenever_it_was_to_begin() -> None:
     samples = [
-        Sample(1.0, 0.0, 2.5, 1, None),  # ends at 3.5
-        Sample(2.0, 0.0, 1.0, 10, None),  # at 3.0: the first moment of the window
-        Sample(3.2, 0.0, 0.7, 100, None),  # at 3.9
-        Sample(3.9, 0.5, 1.0, 1000, None),  # at 4.9; its lag is part of what it took
-        Sample(4.5, 0.0, 0.5, 10_000, None),  # at 5.0: the first moment after the window
-        Sample(1.0, 0.0, 1.5, 100_000, None),  # at 2.5
-        Sample(3.5, 0.0, 0.1, 1_000_000, "ServerError"),  # no answer
+        Sample(1.0, 0.0, 2.5, 1, None, SMALL),  # ends at 3.5
+        Sample(2.0, 0.0, 1.0, 10, None, SMALL),  # at 3.0: the first moment of the window
+        Sample(3.2, 0.0, 0.7, 100, None, SMALL),  # at 3.9
+        Sample(3.9, 0.5, 1.0, 1000, None, SMALL),  # at 4.9; its lag is part of what it took
+        Sample(4.5, 0.0, 0.5, 10_000, None, SMALL),  # at 5.0: the first moment after the window
+        Sample(1.0, 0.0, 1.5, 100_000, None, SMALL),  # at 2.5
+        Sample(3.5, 0.0, 0.1, 1_000_000, "ServerError", SMALL),  # no answer
     ]
     figures = summarize(samples, 3, 2)
     assert figures["pairs_by_second"] == [111, 1000]
@@ -49,16 +53,16 @@ def test_throughput_is_what_was_answered_in_the_window_whenever_it_was_to_begin(
 
 
 def test_a_slow_answer_after_the_end_is_in_the_latencies_but_not_in_the_throughput() -> None:
-    figures = summarize([Sample(3.5, 0.0, 8.0, 2, None)], 3, 1)
+    figures = summarize([Sample(3.5, 0.0, 8.0, 2, None, SMALL)], 3, 1)
     assert (figures["requests"], figures["latency_ms"]["max"]) == (1, 8000.0)
     assert (figures["requests_per_s"], figures["pairs_by_second"]) == (0, [0])
 
 
 def test_the_lag_is_that_of_all_requests_of_the_window() -> None:
     samples = [
-        Sample(3.0, 0.01, 0.1, 1, None),
-        Sample(3.1, 0.03, 0.1, 1, "ServerError"),
-        Sample(9.0, 5.0, 6.0, 1, None),
+        Sample(3.0, 0.01, 0.1, 1, None, SMALL),
+        Sample(3.1, 0.03, 0.1, 1, "ServerError", SMALL),
+        Sample(9.0, 5.0, 6.0, 1, None, SMALL),
     ]
     assert summarize(samples, 3, 1)["lag_ms"]["max"] == pytest.approx(30)
     assert summarize(samples, 3, 1)["lag_ms"]["mean"] == pytest.approx(20)
@@ -86,7 +90,7 @@ def test_the_generator_is_the_limit_where_it_is_busy_or_late(
 
 
 def test_without_any_answer_a_late_generator_is_not_blamed() -> None:
-    figures = summarize([Sample(1.0, 2.0, 2.0, 3, "ConnectionFailedError")], 0, 2)
+    figures = summarize([Sample(1.0, 2.0, 2.0, 3, "ConnectionFailedError", SMALL)], 0, 2)
     assert what_limits_the_generator(figures, 0.1) is None
 
 
@@ -94,7 +98,24 @@ def step(samples: list[Sample], limit: str | None = None, **load: object) -> dic
     return {"users": None, "rate": None, **load} | summarize(samples, 0, 2) | {"generator": {"limit": limit}}
 
 
-SAMPLES = [Sample(1.0, 0.0, 0.25, 10, None), Sample(1.0, 0.0, 0.1, 3, "ServerTimeoutError")]
+SAMPLES = [Sample(1.0, 0.0, 0.25, 10, None, SMALL), Sample(1.0, 0.0, 0.1, 3, "ServerTimeoutError", SMALL)]
+
+
+def test_latencies_by_the_size_of_a_request() -> None:
+    small = [Sample(1.0, 0.0, took / 1000, 1, None, SMALL) for took in (10, 20, 30)]
+    others = [Sample(1.0, 0.0, 0.5, 1, None, LARGEST), Sample(1.0, 0.0, 9.0, 1, "ServerTimeoutError", MIDDLE)]
+    outside = [Sample(2.5, 0.0, 70.0, 1, None, SMALL)]
+    alone, loaded = step(small, users=1), step([*small, *others, *outside], rate=12.5)
+    found = loaded["latency_by_size_ms"]
+    assert found[SMALL] == pytest.approx({"p50": 20, "p95": 29, "p99": 29.8, "mean": 20, "max": 30})
+    assert (found[MIDDLE], found[LARGEST]["p50"]) == (None, 500)
+    steps = {"closed": [alone, step(small, users=4)], "open": [loaded, step(small, "busy", rate=20.0)]}
+    heads, rows = by_size(steps)
+    assert heads == ["", "one user", "12.5/s", "20.0/s"]
+    assert [row[0] for row in rows] == [*CLASSES, "all"]
+    assert rows[0] == [SMALL, "20 / 29 / 30", "20 / 29 / 30", "-"]
+    assert rows[2] == [LARGEST, "-", "500 / 500 / 500", "-"]
+    assert rows[3][1:] == ["20 / 29 / 30", "25 / 429 / 486", "-"]
 
 
 def test_the_table_shows_the_figures_and_each_kind_of_error() -> None:
@@ -116,7 +137,7 @@ def test_the_table_hides_the_figures_of_a_limited_step_and_says_why() -> None:
 
 
 def test_without_an_answer_there_is_no_latency_instead_of_zero() -> None:
-    failed = step([Sample(1.0, 0.0, 0.1, 3, "ServerTimeoutError")], users=1)
+    failed = step([Sample(1.0, 0.0, 0.1, 3, "ServerTimeoutError", SMALL)], users=1)
     assert failed["latency_ms"] is None
     assert failed["latencies_ms"] == []
     assert table([failed]).splitlines()[1].split()[-3:] == ["-", "-", "-"]

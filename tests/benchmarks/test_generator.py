@@ -14,6 +14,7 @@ import pytest
 from benchmarks import generator, load
 from benchmarks.generator import Load, run_load
 from benchmarks.target import LoadError, Target
+from benchmarks.workload import SMALL
 
 # Writes how it was called, and what it was told to have recorded.
 GENERATOR = """
@@ -23,6 +24,9 @@ names = "CLICKBERT_TOKEN", "LOCUST_RATE"
 recorded["first_messages"] = {name: str(os.environ.get(name)) for name in names}
 pathlib.Path(sys.argv[2]).write_text(json.dumps(recorded))
 """
+
+
+SOUND = None, SMALL  # no error, and a size
 
 
 def recorded(started: float, *samples: list, **others: Any) -> dict:
@@ -52,8 +56,8 @@ def run(generators: list[dict], folder: Path, **settings: Any) -> dict:
 
 def test_the_samples_of_all_are_on_the_clock_of_the_last(generators: list[dict], tmp_path: Path) -> None:
     # The second began 0.5 s later: what the first planned at 1.4 s was to begin at 0.9 s of the common clock.
-    generators += [recorded(100.0, [1.4, 0, 0.2, 1, None], [1.5, 0, 0.2, 10, None], [3.5, 0, 0.1, 100, None])]
-    generators += [recorded(100.5, [1.0, 0, 0.1, 1000, None], [3.0, 0, 0.1, 10_000, None], busy=0.3, cores=0.4)]
+    generators += [recorded(100.0, [1.4, 0, 0.2, 1, *SOUND], [1.5, 0, 0.2, 10, *SOUND], [3.5, 0, 0.1, 100, *SOUND])]
+    generators += [recorded(100.5, [1.0, 0, 0.1, 1000, *SOUND], [3.0, 0, 0.1, 10_000, *SOUND], busy=0.3, cores=0.4)]
     figures = run(generators, tmp_path)
     assert figures["requests"] == 2
     assert sum(figures["pairs_by_second"]) == 1011
@@ -62,7 +66,7 @@ def test_the_samples_of_all_are_on_the_clock_of_the_last(generators: list[dict],
 
 
 def test_nothing_of_a_former_run_is_read(generators: list[dict], tmp_path: Path, monkeypatch) -> None:
-    generators += [recorded(0.0, [1.0, 0, 0.1, 1, None])]
+    generators += [recorded(0.0, [1.0, 0, 0.1, 1, *SOUND])]
     run(generators, tmp_path)
     monkeypatch.setattr(generator, "command", lambda *_: [sys.executable, "-S", "-c", "print('no samples')"])
     with pytest.raises(LoadError, match=r"(?s)ended with code 0 and without results; its log, .*ends:\nno samples"):
@@ -72,9 +76,15 @@ def test_nothing_of_a_former_run_is_read(generators: list[dict], tmp_path: Path,
 @pytest.mark.parametrize(
     ("told", "message"),
     [
-        ([recorded(0.0, [9.0, 0.0, 1.0, 1, None])], "no request began in the 2 s measured; give a longer --duration"),
-        ([recorded(0.0, [1.0, 0.0, 1.0, 1, None], lasted=2.9)], r"ended after 2\.9 s of 4: who stopped it\? Its log: "),
-        ([recorded(0.0, [1.0, 0.0, 1.0, 1, None]), recorded(1.1)], r"began 1\.1 s apart.*fewer --processes"),
+        (
+            [recorded(0.0, [9.0, 0.0, 1.0, 1, *SOUND])],
+            "no request began in the 2 s measured; give a longer --duration",
+        ),
+        (
+            [recorded(0.0, [1.0, 0.0, 1.0, 1, *SOUND], lasted=2.9)],
+            r"ended after 2\.9 s of 4: who stopped it\? Its log: ",
+        ),
+        ([recorded(0.0, [1.0, 0.0, 1.0, 1, *SOUND]), recorded(1.1)], r"began 1\.1 s apart.*fewer --processes"),
     ],
 )
 def test_a_run_without_sound_figures_is_an_error(
@@ -88,7 +98,7 @@ def test_a_run_without_sound_figures_is_an_error(
 def test_nothing_of_the_shell_is_in_a_generators_way(generators: list[dict], tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("CLICKBERT_TOKEN", "of another server")  # this one was started here, and has none
     monkeypatch.setenv("LOCUST_RATE", "7")
-    generators += [recorded(0.0, [1.0, 0.0, 1.0, 1, None])]
+    generators += [recorded(0.0, [1.0, 0.0, 1.0, 1, *SOUND])]
     assert run(generators, tmp_path)["generator"]["first_messages"] == dict.fromkeys(
         ("CLICKBERT_TOKEN", "LOCUST_RATE"), "None"
     )

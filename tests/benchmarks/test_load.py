@@ -106,14 +106,14 @@ def test_the_figures_fit_each_other_the_click_log_and_the_server(
     # one more, which is asked before the run.
     (samples,) = ([*map(tuple, each["samples"])] for each in recorded)
     sizes = Counter(json.loads(line)["group"] for line in click_log.read_text().splitlines())
-    sent = Counter(pairs for _, _, _, pairs, _ in samples)
+    sent = Counter(pairs for _, _, _, pairs, *_ in samples)
     assert set(sent) == set(sizes.values())
     for size, groups in Counter(sizes.values()).items():
         assert sent[size] == pytest.approx(len(samples) * groups / len(sizes), abs=4 * groups)
     assert requests == len(samples) + 1
     counted = [sample for sample in samples if 1 <= sample[0] < 4]
     assert figures["requests"] == len(counted) < len(samples)
-    answered = [pairs for planned, _, took, pairs, _ in samples if 1 <= planned + took < 4]
+    answered = [pairs for planned, _, took, pairs, *_ in samples if 1 <= planned + took < 4]
     assert figures["requests_per_s"] == pytest.approx(len(answered) / 3)
     assert figures["pairs_per_s"] == pytest.approx(sum(answered) / 3)
     assert sum(figures["pairs_by_second"]) == sum(answered)

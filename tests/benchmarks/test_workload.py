@@ -12,7 +12,20 @@ import pytest
 from transformers import AutoTokenizer
 
 from benchmarks import workload
-from benchmarks.workload import TITLES, Request, WorkloadError, read_requests
+from benchmarks.workload import (
+    BLOCK,
+    LARGEST,
+    MIDDLE,
+    SMALL,
+    TITLES,
+    Request,
+    WorkloadError,
+    characters,
+    read_requests,
+    resize,
+    size_classes,
+    spread,
+)
 from tests.tiny import MAX_LENGTH, make_click_log
 
 
@@ -54,6 +67,46 @@ def test_every_request_has_just_as_many_candidates(click_log: Path, candidates: 
         assert set(request.documents) <= texts
         kept = min(candidates, len(own[request.query]))
         assert request.documents[:kept] == own[request.query][:kept]  # its own first, others fill up
+        assert len(set(request.documents)) == candidates  # the client would score the same one once
+
+
+def test_where_the_log_has_too_few_texts_some_come_twice() -> None:
+    request = Request("q", ("a", "b"))
+    documents = resize(request, 5, ["a", "b", "c"], random.Random(0)).documents
+    assert documents[:3] == ("a", "b", "c")
+    assert len(documents) == 5
+    assert set(documents) == {"a", "b", "c"}
+
+
+def of_size(characters: int) -> Request:
+    return Request("", ("x" * characters,))
+
+
+@pytest.mark.parametrize("count", [1, 7, 20, 21, 87, 200])
+def test_every_stretch_of_the_order_has_the_mix_of_all(count: int) -> None:
+    requests = [of_size(size) for size in range(count)]
+    order = spread(requests, random.Random(3))
+    assert order == spread(requests, random.Random(3))
+    assert count == 1 or order != spread(requests, random.Random(4))
+    assert Counter(order) == Counter(requests)
+    turns = -(-count // BLOCK)
+    for first in range(0, count - BLOCK + 1):
+        stretch = [characters(request) for request in order[first : first + BLOCK]]
+        # Each block of the order has one of each stratum, and a stretch lies in two blocks.
+        largest = sum(size >= count - turns for size in stretch)
+        assert largest <= 2
+        assert np.mean(stretch) == pytest.approx((count - 1) / 2, rel=0.25)
+
+
+def test_size_classes_are_the_smaller_half_the_largest_twentieth_and_the_rest() -> None:
+    requests = [of_size(size) for size in random.Random(1).sample(range(100), 100)]
+    found = size_classes(requests)
+    assert Counter(found.values()) == {SMALL: 50, MIDDLE: 45, LARGEST: 5}
+    assert all(found[of_size(size)] == SMALL for size in range(50))
+    assert all(found[of_size(size)] == LARGEST for size in range(95, 100))
+    assert size_classes([of_size(3)] * 4) == {of_size(3): SMALL}
+    assert set(size_classes([of_size(1), of_size(2)]).values()) == {SMALL, LARGEST}
+    assert characters(Request("ab", ("c", "de"))) == 7  # what is read: the query once for each
 
 
 def test_titles_are_the_candidates_up_to_the_limit(tmp_path: Path) -> None:
