@@ -28,7 +28,7 @@ from serving.backends.onnxruntime.workers import start_workers
 
 BUDGETS = (256, 512, 1024, None)  # `segments x longest` of a chunk; None: a request as it comes
 FINALISTS, ROUNDS = 2, 2
-SECONDS = 5  # of a round, about: of a click log of thousands of requests, not all are computed
+SECONDS = 4  # of a round, about: of a click log of thousands of requests, not all are computed
 LENGTHS = REQUEST_INPUTS[-1]
 
 
