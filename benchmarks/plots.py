@@ -67,7 +67,8 @@ def plot_sizes(models: dict[str, Found]) -> Figure:
                 axes.plot(offered, values, marker=marker, color=tint, alpha=opacity, label=f"{size}, {percentile}")
         axes.set(xlabel="offered, requests/s", ylabel="latency, ms")
         scale(axes)
-        axes.legend(frameon=False, fontsize=9)
+    handles, labels = places[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, fontsize=9, loc="outside lower center", ncols=len(labels))
     return figure
 
 

@@ -66,7 +66,7 @@ def write_page(path: Path, result: dict[str, Any]) -> None:
         + "<h2>Every step</h2><p class=note>Merged: requests that Triton handed to one execution, on average.</p>"
         + "".join(
             f"<h3>{html.escape(name)}</h3>{table(*steps(found))}"
-            f"<p class=note>By the size of a request, p50 / p95 / p99 ms:</p>{table(*by_size(found))}"
+            f"<p class=note>By the size of a request, p50 / p95 / p99 ms:</p>{table(*sizes_table(found))}"
             for name, found in models.items()
         )
         + "</html>"
@@ -147,6 +147,12 @@ def steps(found: Found) -> tuple[list[str], list[list[str]]]:
             notes.append(f"{found['slo']['aim']} {'holds' if step['holds'] else 'does not hold'}")
         rows.append(cells | {"": "; ".join(notes)})
     return list(rows[0]) if rows else [], [list(cells.values()) for cells in rows]
+
+
+def sizes_table(found: Found) -> tuple[list[str], list[list[str]]]:
+    """A model's latencies by the size of a request: heads and rows, whose last cell, a text, is empty."""
+    heads, rows = by_size(found)
+    return [*heads, ""], [[*cells, ""] for cells in rows]
 
 
 def all_steps(found: Found) -> list[dict[str, Any]]:
