@@ -102,11 +102,12 @@ def run(options: argparse.Namespace) -> int:
         }
         packed: list[PackedPairs] = []
         if server.repository:
-            packed = workload.pack(workload.published_tokenizer(server.repository), requests)
+            tokenizer = workload.published_tokenizer(server.repository)
+            packed = workload.pack(tokenizer, requests)
             result["workload"] |= {
                 "requests": len(packed),
                 "pairs": sum(len(each.lengths) for each in packed),
-                "tokens": {kind: int(counts.sum()) for kind, counts in workload.tokens(packed).items()},
+                "tokens": workload.tokens(packed, tokenizer.max_length),
             }
         if former:
             check_workload(former, result)  # before minutes are spent

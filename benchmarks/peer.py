@@ -34,6 +34,7 @@ REQUIREMENTS = (
     "pydantic==2.14.4", "typer==0.12.5", "click==8.1.8", "prometheus-fastapi-instrumentator==8.1.0", "posthog==7.91.1",
 )  # fmt: skip
 READY, ANSWER, END = 120, 120, 10  # seconds; it measures its model's speed before it is ready
+NEWEST = (3, 12)  # Python, of numpy 1.26's wheels
 
 
 class PeerError(RuntimeError):
@@ -59,6 +60,11 @@ def install() -> None:
     """
     if is_installed():
         return
+    if sys.version_info[:2] > NEWEST:
+        raise PeerError(
+            f"{REQUIREMENTS[0]} needs numpy before 2, which pip has ready for Python {'.'.join(map(str, NEWEST))} at "
+            "most; for this comparison: make clean-venv install PYTHON=python3.12"
+        )
     folder, log = PEERS / NAME, PEERS / f"{NAME}-install.log"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)

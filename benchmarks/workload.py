@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
-from numpy.typing import NDArray
 
 from clickbert import protocol
 from clickbert.tokenization import PackedPairs, PairTokenizer
@@ -147,11 +146,11 @@ def pack(tokenizer: PairTokenizer, requests: list[Request]) -> list[PackedPairs]
     return [tokenizer.pack(request.query, list(request.documents)) for request in requests]
 
 
-def tokens(packed: list[PackedPairs]) -> dict[str, NDArray[np.int64]]:
-    """How many tokens each request has, and has when it is padded: int64 [requests], by the kind of padding."""
+def tokens(packed: Sequence[PackedPairs], max_length: int) -> dict[str, int]:
+    """How many tokens all requests have, and have when they are padded, by the kind of padding."""
     lengths = [pairs.lengths.astype(np.int64) for pairs in packed]
     return {
-        "packed": np.array([each.sum() for each in lengths]),
-        "padded to the request's longest": np.array([each.max() * len(each) for each in lengths]),
-        "padded to 512": np.array([max(512, int(each.max())) * len(each) for each in lengths]),
+        "packed": sum(int(each.sum()) for each in lengths),
+        "padded to the request's longest": sum(int(each.max()) * len(each) for each in lengths),
+        f"padded to {max_length}": sum(max_length * len(each) for each in lengths),
     }

@@ -145,6 +145,16 @@ def test_requests_with_a_candidate_twice_are_left_out(click_log: Path, tmp_path:
         baselines.distinct_requests(small, "all")
 
 
+def test_a_python_that_is_too_new_for_the_peer_is_named_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peer, "PEERS", tmp_path)
+    monkeypatch.setattr(peer, "NEWEST", (3, 2))
+    with pytest.raises(peer.PeerError, match=r"needs numpy before 2, which pip has ready for Python 3\.2 at most"):
+        peer.install()
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_peer_that_cannot_be_installed_says_where_its_log_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

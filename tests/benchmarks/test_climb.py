@@ -17,6 +17,7 @@ from benchmarks.figures import machine
 from benchmarks.target import LoadError
 from serving.server import Server
 from tests.benchmarks.conftest import Said, command, short_loads
+from tests.tiny import MAX_LENGTH
 
 MODEL = "clickbert_onnx"
 USERS, SHARES = (1, 3), {0.5: 1}
@@ -72,7 +73,7 @@ def test_the_result_is_whole_and_fits_itself(
         "tokens": {
             "packed": sum(map(sum, lengths)),
             "padded to the request's longest": sum(len(each) * max(each) for each in lengths),
-            "padded to 512": sum(len(each) * 512 for each in lengths),
+            f"padded to {MAX_LENGTH}": sum(len(each) * MAX_LENGTH for each in lengths),
         },
     }
 
