@@ -8,7 +8,6 @@ Not known here: how the server cuts and schedules.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -18,17 +17,16 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from benchmarks.workload import BLOCK
 from clickbert.tokenization import PackedPairs
 from export.cuda import LoadedPlan, load_tensorrt
 from export.names import COUNT_INPUTS, LOGITS, MODEL_FILE, PLAN_FILE, REQUEST_INPUTS
 from export.packing import add_longest
 from serving.backends.onnxruntime.chunks import Array, Arrays, cut
-from serving.backends.onnxruntime.workers import start_workers
+from serving.backends.onnxruntime.workers import start_workers, usable_cores
 
 BUDGETS = (256, 512, 1024, None)  # `segments x longest` of a chunk; None: a request as it comes
-FINALISTS, ROUNDS = 2, 2
-SECONDS = 4  # of a round, about: of a click log of thousands of requests, not all are computed
+QUICK, MOST = 20, 100  # requests on which the layouts are tried first; that are computed of a long click log
+FINALISTS = 2
 LENGTHS = REQUEST_INPUTS[-1]
 
 
@@ -80,12 +78,11 @@ MERGED = (Merged(1), Merged(4), Merged(8))
 def measure_ceiling(version: Path, packed: Sequence[PackedPairs], only: Layout | Merged | None = None) -> Ceiling:
     """Pairs per second of a published version on given requests.
 
-    All layouts take one turn on a BLOCK of the requests, and the FINALISTS fastest then ROUNDS turns on as many blocks
-    as SECONDS allow.
+    All layouts take one turn on the first QUICK of the requests, and the FINALISTS fastest then one on the first MOST.
 
     Args:
         version: its folder, with an ONNX graph or a TensorRT plan.
-        packed: the requests, in an order in which each block has the mix of all (`workload.spread`).
+        packed: the requests, the first MOST of which have the mix of all (`workload.spread`).
         only: the layout that an earlier measurement found; no other is tried.
 
     Raises:
@@ -93,7 +90,7 @@ def measure_ceiling(version: Path, packed: Sequence[PackedPairs], only: Layout |
     """
     if (version / PLAN_FILE).exists():
         return measure_plan(version / PLAN_FILE, packed, [only] if isinstance(only, Merged) else MERGED)
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     ways = dict.fromkeys(((1, cores), (cores, 1)))
     layouts = [Layout(workers, threads, budget) for workers, threads in ways for budget in BUDGETS]
     if isinstance(only, Layout):
@@ -107,36 +104,29 @@ def measure_ceiling(version: Path, packed: Sequence[PackedPairs], only: Layout |
 
     for layout in (layouts[0], layouts[-1]):
         take_turn(layout, packed[:3])  # memory, caches
-    block = packed[:BLOCK]
-    tried = {layout: take_turn(layout, block) for layout in layouts}
-    pairs = sum(len(each.lengths) for each in block)
-    packed = packed[: BLOCK * max(1, int(SECONDS * max(tried.values()) / pairs))]
+    tried = {layout: take_turn(layout, packed[:QUICK]) for layout in layouts}
     finalists = sorted(layouts, key=lambda layout: -tried[layout])[:FINALISTS]
-    speeds: dict[Layout, list[float]] = {layout: [] for layout in finalists}
-    for _ in range(ROUNDS):
-        for layout in finalists:
-            speeds[layout].append(take_turn(layout, packed))
-    best = max(finalists, key=lambda layout: max(speeds[layout]))
-    return Ceiling(max(speeds[best]), best, speeds[best], {str(layout): speed for layout, speed in tried.items()})
+    speeds = {layout: take_turn(layout, packed[:MOST]) for layout in finalists}
+    best = max(finalists, key=speeds.__getitem__)
+    return Ceiling(speeds[best], best, [speeds[best]], {str(layout): speed for layout, speed in tried.items()})
 
 
 def measure_plan(plan: Path, packed: Sequence[PackedPairs], layouts: Sequence[Merged]) -> Ceiling:
     """The same of a TensorRT plan, which takes so many requests at a time. (It has not run on a GPU yet.)"""
+    packed = packed[:MOST]
     pairs = sum(len(each.lengths) for each in packed)
-    speeds: dict[Merged, list[float]] = {}
+    speeds: dict[Merged, float] = {}
     with LoadedPlan(load_tensorrt(), plan.read_bytes()) as engine:
         for layout in layouts:
             starts = range(0, len(packed), layout.requests)
             feeds = [add_longest(to_feed(to_requests(packed[start : start + layout.requests]))) for start in starts]
             engine.run(feeds[0])
-            found = speeds[layout] = []
-            for _ in range(ROUNDS):
-                began = time.perf_counter()
-                for feed in feeds:
-                    engine.run(feed)
-                found.append(pairs / (time.perf_counter() - began))
-    best = max(speeds, key=lambda layout: max(speeds[layout]))
-    return Ceiling(max(speeds[best]), best, speeds[best], {str(layout): max(found) for layout, found in speeds.items()})
+            began = time.perf_counter()
+            for feed in feeds:
+                engine.run(feed)
+            speeds[layout] = pairs / (time.perf_counter() - began)
+    best = max(speeds, key=speeds.__getitem__)
+    return Ceiling(speeds[best], best, [speeds[best]], {str(layout): speed for layout, speed in speeds.items()})
 
 
 def open_graph(graph: Path, threads: int) -> Callable[[Arrays], Array]:

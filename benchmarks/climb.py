@@ -255,7 +255,7 @@ def show(found: dict[str, Any]) -> str:
         served = "no share is given: its rounds differ too much, the machine's speed changed"
         if share is not None:
             served = f"served: {share:.0%} of what the generators leave of it"
-            served += " (the machine was faster while it served)" * (share > 1)
+            served += " (so that this is within what machine and method vary by)" * (share > 1)
         lines.append(f"ceiling: {ceiling['pairs_per_second']:.0f} pairs/s in process ({ceiling['layout']}); {served}")
     lines.append(f"latency by the size of a request, p50 / p95 / p99 ms:\n{aligned(*by_size(found))}")
     if "slo" in found:

@@ -24,15 +24,15 @@ from benchmarks.target import LoadError
 SCHEMA = 1
 # What a result that climb did not write, or not wholly, makes of a comparison with itself.
 BROKEN = (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, StopIteration)
-# A figure may be worse by so much: two runs on a quiet machine differ by up to this (benchmarks/NOTES.md), and an
-# interval, which is of what varied within the runs, does not know it.
+# A figure may be worse by so much: the throughput of two runs alike, relative to the ceiling, differs by up to this
+# (benchmarks/NOTES.md), and an interval, which is of what varied within the runs, does not know it.
 MARGIN = 0.1
 DRAWS = 2000
 INTERVAL = (2.5, 97.5)  # percentiles of the draws: 95 %
 PERCENTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 # Open loops up to this share of saturation decide. Above it ten seconds hold a few long queues, not hundreds of
 # independent requests: of a simulated server (two workers, 15 to 100 requests a second, its speed 10 or 20 % off from
-# second to second) two runs alike differed by more than MARGIN in 13 to 47 % of the p50s at 0.9 and 2 to 12 % at 0.7.
+# second to second) two runs alike differed by more than 5 % in 13 to 47 % of the p50s at 0.9 and 2 to 12 % at 0.7.
 STEADY = 0.5
 # Requests that must be slower than a percentile for it to decide. With fewer, all of a run's requests may by chance be
 # faster than the server's true percentile (more often than in 2.5 % of runs), and an interval has no upper end.
@@ -191,7 +191,7 @@ def compare_model(model: str, runs: tuple[str, ...], old: dict[str, Any], new: d
         elif step["generator"]["limit"] is None and other["generator"]["limit"] is None:
             ratios += compare_latencies(name, (step, other), ceilings, chance)
             failed = [f"{each['errors']} of {each['requests']} requests" for each in (other, step)]
-            more = more_errors(step, other, chance)
+            more = step["share"] <= STEADY and more_errors(step, other, chance)
             failing |= more
             if other["errors"]:
                 notes.append(f"{name} {failed[0]} failed, formerly {failed[1]}{'  WORSE' if more else ''}")
@@ -214,7 +214,7 @@ def compare_latencies(
 
 
 def more_errors(old: dict[str, Any], new: dict[str, Any], chance: np.random.Generator) -> bool:
-    """Whether a larger share of requests failed than formerly: 95 % sure, with nothing known of either share before."""
+    """Whether a larger share of requests failed than formerly, 97.5 % sure, as if each failed or not by itself."""
     shares = [chance.beta(1 + each["errors"], 1 + each["requests"] - each["errors"], DRAWS) for each in (old, new)]
     return bool(np.percentile(shares[1] - shares[0], INTERVAL[0]) > 0)
 
@@ -261,5 +261,5 @@ def verdicts(comparisons: Sequence[Comparison]) -> tuple[list[str], bool]:
         lines.append(f"{comparison.model}: {'MISSING in the new result' if comparison.missing else basis}")
         lines += [f"    {line}" for line in (*comparison.ratios, *comparison.notes)]
     worse = [comparison.model for comparison in comparisons if comparison.regressed]
-    lines.append(f"worse by more than {MARGIN:.0%}: {', '.join(worse) or 'nothing'}")
+    lines.append(f"regressed (worse by more than {MARGIN:.0%}, failing or missing): {', '.join(worse) or 'nothing'}")
     return lines, bool(worse)

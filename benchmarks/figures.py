@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.workload import CLASSES
+from serving.backends.onnxruntime.workers import usable_cores
 
 # Above this share of its time a generator's one thread has queues of its own.
 BUSY = 0.8
@@ -182,7 +183,7 @@ def machine() -> dict[str, Any]:
     return {
         "system": platform.platform(),
         "cpu": cpu_name(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": usable_cores(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
     }
 

@@ -101,7 +101,7 @@ def run(options: argparse.Namespace) -> int:
         say(f"{kind}, the first: {message}")
     del document["latencies_ms"]
     if figures["generator"]["limit"]:  # then none of these is the server's
-        for figure in ("requests_per_s", "pairs_per_s", "pairs_by_second", "latency_ms"):
+        for figure in ("requests_per_s", "pairs_per_s", "pairs_by_second", "latency_ms", "latency_by_size_ms"):
             document[figure] = None
     print(f"{table([figures])}\n{json.dumps(document)}")
     return 1 if figures["generator"]["limit"] or figures["errors"] == figures["requests"] else 0

@@ -135,17 +135,18 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     with tqdm(total=most, desc="tune", unit="trial", leave=False, disable=None) as progress:
 
         def measure(settings: Settings) -> Trial | None:
+            config = change(text, settings, file)
             try:
-                trial = try_settings(options.repository, options.model, change(text, settings, file), settings, load)
+                trials.append(try_settings(options.repository, options.model, config, settings, load))
             except (LoadError, ServingError) as exc:
-                if settings == own:
+                if not trials:  # nothing works, then
                     raise
                 failed.append(f"{settings}: {exc}")  # too much for this machine, for example; the others go on
                 return None
-            progress.update()
-            trials.append(trial)
-            keep()  # neither Ctrl-C nor a failure costs what was measured
-            return trial
+            finally:
+                progress.update()
+                keep()  # neither Ctrl-C nor a failure costs what was measured
+            return trials[-1]
 
         best = sweep(own, measure)
         chosen = best if confirmed(own, best, measure) else own
@@ -155,7 +156,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     difference = "".join(
         difflib.unified_diff(text.splitlines(True), changed.splitlines(True), str(file), f"{file} (tuned)")
     )
-    print(difference or f"{file} stays as it is: nothing was faster by more than {GAIN:.0%}")
+    print(difference or f"{file} stays as it is: nothing that was measured was faster by more than {GAIN:.0%}")
     written = bool(difference) and agreed(options)
     if written:
         write_whole(file, changed.encode())
@@ -165,7 +166,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 def sweep(own: Settings, measure: Callable[[Settings], Trial | None]) -> Settings:
     """The best settings, each swept with the best of those before."""
-    best = measured(own, measure)
+    best = measure(own)
+    assert best, "the first trial raises if it fails"
     tried = {own}
     for name, values in candidates(own):
         for value in values:
@@ -175,13 +177,6 @@ def sweep(own: Settings, measure: Callable[[Settings], Trial | None]) -> Setting
                 trial = measure(settings)
                 best = trial if trial and trial.beats(best) else best
     return best.settings
-
-
-def measured(own: Settings, measure: Callable[[Settings], Trial | None]) -> Trial:
-    """A trial of the config's own settings, which `measure` raises for if it fails."""
-    trial = measure(own)
-    assert trial is not None
-    return trial
 
 
 def candidates(own: Settings) -> Iterator[tuple[tuple[str, ...], Sequence[tuple[int, ...]]]]:
@@ -203,8 +198,8 @@ def confirmed(own: Settings, found: Settings, measure: Callable[[Settings], Tria
     """Whether found settings are still better when they and the config's own take turns."""
     if found == own:
         return False
-    turns = [(measured(own, measure), measure(found)) for _ in range(TURNS)]
-    sound = [(old, new) for old, new in turns if new]
+    turns = [(measure(own), measure(found)) for _ in range(TURNS)]
+    sound = [(old, new) for old, new in turns if old and new]
     if len(sound) < TURNS or sum(new.errors - old.errors for old, new in sound) > 0:
         return False
     gain = median(new.pairs_per_s / old.pairs_per_s for old, new in sound)
@@ -225,7 +220,7 @@ def try_settings(repository: Path, model: str, config: str, settings: Settings, 
             figures = run_load(server, model, load, folder)
             server.check_alive()
     latency = figures["latency_ms"]
-    if latency is None or figures["generator"]["limit"]:
+    if latency is None or not figures["pairs_per_s"] or figures["generator"]["limit"]:
         raise LoadError(f"no figures with {settings}: {figures['generator']['limit'] or figures['error_kinds']}")
     return Trial(settings, figures["pairs_per_s"], latency["p50"], latency["p99"], figures["errors"])
 

@@ -12,6 +12,7 @@ from onnx import TensorProto, numpy_helper
 
 from export.gates import LARGEST_FP16
 from export.names import GRAPH_INPUTS, LOGITS, TENSORRT_INPUTS
+from export.quantized import WEIGHT_ZERO
 
 OPSETS = range(18, 22)  # TensorRT 10 and every current ONNX Runtime read these
 QUANTIZES = ("QuantizeLinear", "DequantizeLinear")
@@ -95,6 +96,9 @@ def quantization(graph: Reader) -> list[str]:
     for node in graph.nodes:
         if node.op_type == "MatMulIntegerToFloat":
             weight, scales = graph.constants.get(node.input[1]), graph.constants.get(node.input[3])
+            zero = graph.constants.get(node.input[5]) if len(node.input) > 5 else None
+            if zero is None or numpy_helper.to_array(zero).tolist() != WEIGHT_ZERO:
+                found.append(f"the zero point of {node.input[1]} is not a constant {WEIGHT_ZERO}")
             if (
                 weight is None
                 or scales is None

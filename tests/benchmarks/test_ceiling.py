@@ -80,24 +80,21 @@ def test_the_best_of_all_layouts_by_the_pairs_that_were_computed(
 
     monkeypatch.setattr(ceiling, "cut_requests", cut_requests)
     monkeypatch.setattr(ceiling, "drain", drain)
-    monkeypatch.setattr(ceiling, "BLOCK", 4)
-    monkeypatch.setattr(ceiling, "SECONDS", 1000)
+    monkeypatch.setattr(ceiling, "QUICK", 4)
     monkeypatch.setattr(ceiling, "FINALISTS", 4)
-    monkeypatch.setattr(ceiling.os, "sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr(ceiling, "usable_cores", lambda: 2)
     found = measure_ceiling(version, packed)
     assert found.layout == Layout(workers=1, threads=2, budget=512)
     assert found.pairs_per_second == pytest.approx(1000 / 1.2)
-    assert found.rounds == pytest.approx([1000 / 1.2] * ceiling.ROUNDS)
+    assert found.rounds == pytest.approx([1000 / 1.2])
     assert len(found.tried) == 2 * len(BUDGETS)
     assert found.tried["1 at a time, 2 threads each, chunks of 1024"] == pytest.approx(1000)
     assert found.tried["2 at a time, 1 threads each, whole requests"] == pytest.approx(1000 / 4.4)
     assert found.facts()["layout"] == "1 at a time, 2 threads each, chunks of 512"
-    # The final turns were on all requests, the finalists in turn.
-    final = turns[-4 * ceiling.ROUNDS :]
-    assert {pairs for _, _, pairs in final} == {sum(len(each.lengths) for each in packed)}
-    assert final[:4] == final[4:]
-    assert len(set(final)) == 4
-    assert all(pairs < final[0][2] for _, _, pairs in turns[: -4 * ceiling.ROUNDS])
+    # The final turns were on all requests, one of each finalist.
+    assert {pairs for _, _, pairs in turns[-4:]} == {sum(len(each.lengths) for each in packed)}
+    assert len(set(turns[-4:])) == 4
+    assert all(pairs < turns[-1][2] for _, _, pairs in turns[:-4])
 
 
 def test_it_runs(version: Path, packed: list[PackedPairs]) -> None:
@@ -140,23 +137,19 @@ def test_generators_take_nothing_of_a_gpu() -> None:
     assert Ceiling(1.0, Layout(2, 1, 512), [1.0], {}).facts()["on_cpu"] is True
 
 
-def test_of_many_requests_as_many_blocks_are_computed_as_the_seconds_allow(
+def test_of_many_requests_the_same_part_is_computed_before_and_after(
     version: Path, packed: list[PackedPairs], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     computed: list[int] = []
     cut_real = ceiling.cut_requests
-    monkeypatch.setattr(
-        ceiling, "cut_requests", lambda some, budget: computed.append(len(some)) or cut_real(some, budget)
-    )
-    monkeypatch.setattr(ceiling, "BLOCK", 4)
-    # A pair a second, whatever the machine does.
-    monkeypatch.setattr(
-        ceiling, "drain", lambda _run, _workers, feeds: sum(len(feed[ceiling.LENGTHS]) for feed in feeds)
-    )
-    pairs = sum(len(each.lengths) for each in packed[:4])
-    for seconds, requests in ((0.1, 4), (pairs, 4), (2 * pairs, 8), (1e9, len(packed))):
-        monkeypatch.setattr(ceiling, "SECONDS", seconds)
-        computed.clear()
-        measure_ceiling(version, packed)
-        assert set(computed[-ceiling.ROUNDS * ceiling.FINALISTS :]) == {requests}
-        assert set(computed[: -ceiling.ROUNDS * ceiling.FINALISTS]) == {3, 4}
+
+    def cut_requests(requests: list[PackedPairs], budget: int | None) -> list:
+        computed.append(len(requests))
+        return cut_real(requests, budget)
+
+    monkeypatch.setattr(ceiling, "cut_requests", cut_requests)
+    monkeypatch.setattr(ceiling, "QUICK", 4)
+    monkeypatch.setattr(ceiling, "MOST", 9)
+    found = measure_ceiling(version, packed)
+    measure_ceiling(version, packed, found.layout)
+    assert computed == [3, 3, *[4] * 2 * len(BUDGETS), 9, 9, 3, 3, 4, 9]

@@ -136,7 +136,7 @@ def test_what_is_as_fast_as_formerly_ends_with_0_and_what_is_half_as_fast_with_1
 ) -> None:
     same = again(server, click_log, tmp_path, "--compare", former(result, tmp_path, lambda _: None))
     assert same.code == 0, same.err
-    assert "worse by more than 10%: nothing" in same.out
+    assert "regressed (worse by more than 10%, failing or missing): nothing" in same.out
 
     def faster(changed: dict[str, Any]) -> None:
         for step in changed["models"][MODEL]["closed"]:
@@ -144,7 +144,7 @@ def test_what_is_as_fast_as_formerly_ends_with_0_and_what_is_half_as_fast_with_1
 
     slower = again(server, click_log, tmp_path, "--compare", former(result, tmp_path, faster))
     assert slower.code == 1
-    assert f"worse by more than 10%: {MODEL}" in slower.out
+    assert f"regressed (worse by more than 10%, failing or missing): {MODEL}" in slower.out
     assert Path(json.loads(slower.out.splitlines()[-1])["result"]).exists()
 
 

@@ -87,7 +87,7 @@ def test_latency_alone_is_a_regression() -> None:
     worse = [ratio.name for ratio in comparisons[0].ratios if ratio.worse]
     assert "p50 ms at 50% of saturation" in worse
     assert all("at 50%" in name for name in worse)
-    assert verdicts(comparisons)[0][-1] == "worse by more than 10%: clickbert_onnx"
+    assert verdicts(comparisons)[0][-1] == "regressed (worse by more than 10%, failing or missing): clickbert_onnx"
 
 
 def test_near_saturation_latency_is_shown_and_does_not_decide() -> None:

@@ -153,7 +153,11 @@ def test_where_the_generator_is_the_limit_there_are_no_figures_and_the_exit_code
     assert re.fullmatch(
         r" *1 users +\d+ +0( +-){5}  the generator is the limit: its thread was busy \d+% of the time", row
     )
-    assert json.loads(said.out.splitlines()[-1])["generator"]["limit"] in row
+    document = json.loads(said.out.splitlines()[-1])
+    assert document["generator"]["limit"] in row
+    left = {name for name, value in document.items() if value is None}
+    assert left == {"rate", "requests_per_s", "pairs_per_s", "pairs_by_second", "latency_ms", "latency_by_size_ms"}
+    assert "latencies_ms" not in document
 
 
 def test_a_server_that_goes_away_is_errors_by_kind_and_exit_code_1(

@@ -256,6 +256,19 @@ def test_a_cpu_weight_is_uint8_with_a_scale_for_each_output(graphs, constant_nam
         lint(model, tensorrt=False)
 
 
+@pytest.mark.parametrize("zero", [0, 127, None])
+def test_a_cpu_weights_zero_point_is_the_one_that_was_added(graphs, zero: int | None) -> None:
+    model = onnx.load_from_string(graphs["onnx_int8"])
+    if zero is None:
+        for node in model.graph.node:
+            if node.op_type == "MatMulIntegerToFloat":
+                node.input[5] = ""
+    else:
+        put(model, "weight_zero_point", np.array(zero, np.uint8))
+    with pytest.raises(LintError, match=f"the zero point of {JOINT}.int8 is not a constant 128"):
+        lint(model, tensorrt=False)
+
+
 def test_every_broken_rule_is_told_at_once(graphs: dict[str, bytes]) -> None:
     model = onnx.load_from_string(graphs["trt_int8"])
     for case in ("zero point 1", "opset 22", "input int64", "norm reads half", "bias single"):

@@ -110,6 +110,18 @@ def test_a_fault_is_named(lengths: list[int], ids: int, said: str) -> None:
     assert fault(request, "lengths") == said
 
 
+@pytest.mark.parametrize("dtype", [np.int64, np.uint64])
+def test_sums_do_not_wrap_around_in_64_bits(dtype: Any) -> None:
+    request: Arrays = {"lengths": np.array([[2**62] * 4 + [5]], dtype), "ids": np.zeros((1, 5), np.int32)}
+    assert "adds up to 18446744073709551621, but 'ids' has 5" in str(fault(request, "lengths"))
+
+
+def test_rows_that_add_up_only_together_have_a_fault() -> None:
+    request = {"lengths": np.array([[3, 1], [1, 1]], np.int32), "ids": np.zeros((2, 3), np.int32)}
+    assert fault(request, "lengths") == "'lengths' adds up to 4, but 'ids' has 3 elements"
+    assert fault(request | {"lengths": np.array([[2, 1], [1, 2]], np.int32)}, "lengths") is None
+
+
 @given(requests, st.sampled_from([np.int64, np.uint8, np.uint64]))
 def test_lengths_of_any_integer_type_are_cut_alike(lengths: list[list[int]], dtype: Any) -> None:
     whole = [make(each, seed) for seed, each in enumerate(lengths)]

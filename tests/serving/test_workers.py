@@ -47,8 +47,26 @@ def test_a_given_number_is_not_bound() -> None:
 def test_a_share_of_the_cores_has_as_many_threads_not_bound(unlimited: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "cpu_limit", lambda *_: 0.5)
     assert cores_of(1, 0) == [os.sched_getaffinity(0)]
+    assert workers.usable_cores() == 1
     monkeypatch.setattr(workers, "cpu_limit", lambda *_: 1000.0)
     assert all(len(cores) == 1 for cores in cores_of(len(os.sched_getaffinity(0)), 0))
+
+
+def test_threads_that_cannot_be_started_are_an_error_and_none_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    others = set(threading.enumerate())
+    start = threading.Thread.start
+
+    def third_fails(thread: threading.Thread) -> None:
+        if len(set(threading.enumerate()) - others) == 2:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", third_fails)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        start_workers(5)
+    for thread in set(threading.enumerate()) - others:
+        thread.join(10)
+    assert not set(threading.enumerate()) - others
 
 
 @pytest.mark.parametrize(

@@ -67,13 +67,16 @@ def fault(request: Arrays, lengths: str) -> str | None:
 
     To compute it all the same could cost whatever its lengths claim: 32 segments of 512 elements, of a request of one.
     """
-    counts = request[lengths].astype(np.int64)  # a sum of wild int32 values must not wrap around to the right one
-    if not counts.size or int(counts.min()) < 1:
-        return f"{lengths!r} has {'a segment without elements' if counts.size else 'no segment'}"
-    total = int(counts.sum())
-    for name, array in request.items():
-        if name != lengths and array.size != total:
-            return f"{lengths!r} adds up to {total}, but {name!r} has {array.size} elements"
+    if not request[lengths].size:
+        return f"{lengths!r} has no segment"
+    if request[lengths].min() < 1:
+        return f"{lengths!r} has a segment without elements"
+    for place, row in enumerate(request[lengths]):
+        total = sum(row.tolist())  # in Python's integers: wild ones must not wrap around to the right sum
+        for name, array in request.items():
+            elements = array[place].size if place < len(array) else 0
+            if name != lengths and elements != total:
+                return f"{lengths!r} adds up to {total}, but {name!r} has {elements} elements"
     return None
 
 

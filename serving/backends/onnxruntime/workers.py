@@ -20,8 +20,7 @@ def start_workers(threads: int) -> ThreadPoolExecutor:
     cores and not cores of its own, they are as many as its share, and not bound: others would choose the same cores.
     """
     cores = sorted(os.sched_getaffinity(0))
-    share = cpu_limit(GROUPS, Path("/proc/self/cgroup"))
-    limited = share is not None and share < len(cores)
+    usable = usable_cores()
     first = os.getpid() % len(cores)  # several processes do not all begin on the same core
     free = iter(cores[first:] + cores[:first])
 
@@ -29,9 +28,9 @@ def start_workers(threads: int) -> ThreadPoolExecutor:
         with contextlib.suppress(OSError):  # the core was taken away meanwhile, or this is forbidden here
             os.sched_setaffinity(0, {next(free)})  # 0: the calling thread
 
-    count = threads or (max(1, ceil(share)) if share is not None and limited else len(cores))
-    pool = ThreadPoolExecutor(count, initializer=None if threads or limited else bind)
-    together = Barrier(count)  # each waits for all others, so that each is one of its own
+    count = threads or usable
+    pool = ThreadPoolExecutor(count, initializer=None if threads or usable < len(cores) else bind)
+    together = Barrier(count, timeout=60)  # each waits for all others, so that each is one of its own
     try:
         for begun in [pool.submit(together.wait) for _ in range(count)]:
             begun.result()
@@ -39,6 +38,13 @@ def start_workers(threads: int) -> ThreadPoolExecutor:
         together.abort()
         raise
     return pool
+
+
+def usable_cores() -> int:
+    """How many cores this process may use at a time: by its affinity, and by the limit of its control groups."""
+    cores = len(os.sched_getaffinity(0))
+    limit = cpu_limit(GROUPS, Path("/proc/self/cgroup"))
+    return cores if limit is None else min(cores, max(1, ceil(limit)))
 
 
 def cpu_limit(groups: Path, membership: Path) -> float | None:
