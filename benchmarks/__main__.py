@@ -56,7 +56,15 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("demo", help="the whole way on real parts", allow_abbrev=False)
     for name, (module, text) in COMMANDS.items():
-        module.add_arguments(commands.add_parser(name, help=text, allow_abbrev=False))
+        module.add_arguments(
+            commands.add_parser(
+                name,
+                help=text,
+                description=module.__doc__,
+                formatter_class=argparse.RawDescriptionHelpFormatter,
+                allow_abbrev=False,
+            )
+        )
     options = parser.parse_args(arguments)
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup asks to live on

@@ -39,7 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_requests(parser: argparse.ArgumentParser) -> None:
     """Adds the options that say what is sent."""
-    parser.add_argument("--data", type=Path, default=Path("data/sample/test.jsonl"), help="click log (.jsonl[.gz])")
+    data = Path("data/sample/test.jsonl")
+    parser.add_argument("--data", type=Path, default=data, help=f"click log, .jsonl[.gz] (default {data})")
     parser.add_argument("--candidates", type=whole_number, help="of each request (default: as the click log has them)")
     parser.add_argument(
         "--texts", choices=(workload.ALL, workload.TITLES), default=workload.ALL,
