@@ -11,8 +11,7 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from export.gates import LARGEST_FP16
-from export.names import GRAPH_INPUTS, LOGITS, TENSORRT_INPUTS
-from export.quantized import WEIGHT_ZERO
+from export.names import GRAPH_INPUTS, LOGITS, TENSORRT_INPUTS, WEIGHT_ZERO
 
 OPSETS = range(18, 22)  # TensorRT 10 and every current ONNX Runtime read these
 QUANTIZES = ("QuantizeLinear", "DequantizeLinear")

@@ -22,10 +22,9 @@ from onnx import helper, numpy_helper
 
 from export.fitting import Scheme
 from export.linears import Constants, Linear, exchange_nodes, find_linears, rewrite
-from export.names import EMBEDDINGS, WEIGHT
+from export.names import EMBEDDINGS, WEIGHT, WEIGHT_ZERO
 
 MICROSOFT = "com.microsoft"  # ONNX Runtime's own operators, in its C++ backend as in the wheel
-WEIGHT_ZERO = 128  # of an unsigned weight
 
 
 def make_int8(model: onnx.ModelProto, schemes: Mapping[str, Scheme], spared: Collection[str] = ()) -> None:

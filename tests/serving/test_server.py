@@ -95,6 +95,19 @@ class Command:
         self.log.close()
 
 
+def read_metrics(addresses: Addresses) -> bytes:
+    """Triton opens this port last, a moment after its models are ready."""
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            with urllib.request.urlopen(addresses.metrics) as metrics:
+                return bytes(metrics.read())
+        except urllib.error.URLError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+
+
 def test_it_serves_prints_the_addresses_passes_flags_on_and_leaves_nothing_behind(repository: Path) -> None:
     addresses = Addresses.free()
     with Command(repository, addresses, "--", "--log-verbose=1") as command:
@@ -102,8 +115,7 @@ def test_it_serves_prints_the_addresses_passes_flags_on_and_leaves_nothing_behin
             "serving: slow ready\n",
             f"serving: gRPC {addresses.grpc}  HTTP {addresses.http}  metrics {addresses.metrics}\n",
         ]
-        with urllib.request.urlopen(addresses.metrics) as metrics:
-            assert b"nv_inference_request_success" in metrics.read()
+        assert b"nv_inference_request_success" in read_metrics(addresses)
         assert processes_of(repository)
         assert shared_memory_of(command)
         command.process.send_signal(signal.SIGINT)
