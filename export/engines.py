@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
-import onnxruntime
 from tqdm import tqdm
 
 from export.calibration import Activations, record
+from export.cpu import open_on_cpu
 from export.fitting import Scheme, fit
 from export.gates import FP16, FP32, INT8
 from export.headroom import largest_activations
@@ -133,12 +133,8 @@ class Workshop:
 
 
 def runner(engine: Engine, graph: Path) -> Callable[[Feed], Logits]:
-    """The graph as a function of one packed batch, on ONNX Runtime's CPU provider (as Triton would run it)."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # it warns that FP16 is slow on a CPU; it is for the gate only
-    # Where x86 has no VNNI, ONNX Runtime would cut off the products of signed weights, which TensorRT's graphs have.
-    options.add_session_config_entry("session.x64quantprecision", "1")
-    session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+    """The graph as a function of one packed batch, on ONNX Runtime's CPU provider."""
+    session = open_on_cpu(graph, for_gpu=engine.tensorrt)
 
     def run(feed: Feed) -> Logits:
         logits: Logits = session.run([LOGITS], add_longest(feed) if engine.tensorrt else feed)[0]

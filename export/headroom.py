@@ -10,10 +10,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import onnx
-import onnxruntime
 from onnx import TensorProto, helper
 from tqdm import tqdm
 
+from export.cpu import open_on_cpu
 from export.packing import Feed, add_longest
 from export.typed import body, float_tensors
 
@@ -34,7 +34,7 @@ def largest_activations(model: onnx.ModelProto, feeds: Sequence[Feed]) -> dict[s
         watched.graph.node.append(helper.make_node("ReduceMax", [f"{name}.magnitude"], [output], keepdims=0))
     del watched.graph.output[:]
     watched.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, []) for name in outputs)
-    session = onnxruntime.InferenceSession(watched.SerializeToString(), providers=["CPUExecutionProvider"])
+    session = open_on_cpu(watched.SerializeToString(), for_gpu=True)
     largest = np.zeros(len(names))
     for feed in tqdm(feeds, desc="largest activations", unit="batch", leave=False):
         values = np.array(session.run(outputs, add_longest(feed)), dtype=np.float64)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from export import calibration
 from export.calibration import FEWEST, Activations, CalibrationError, calibration_batches, record, stratify
+from export.cpu import open_on_cpu
 from export.fitting import ALPHAS, CLIPS, Scheme, fit, make_scheme, measure
 from export.linears import Linear, find_linears
 from export.names import EMBEDDINGS, GRAPH_INPUTS
@@ -264,7 +264,7 @@ def compute(linear: Linear, scheme: Scheme, bias: np.ndarray, rows: np.ndarray, 
     )
     model = helper.make_model(body, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
     make_qdq(model, {"layer": scheme}) if signed else make_int8(model, {"layer": scheme}, [EMBEDDINGS])
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    session = open_on_cpu(model.SerializeToString(), for_gpu=signed)
     (got,) = session.run(["y"], {"x": rows})
     return got
 

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from export.cpu import open_on_cpu
 from export.weaken import weaken
 
 HALF, FULL = TensorProto.FLOAT16, TensorProto.FLOAT
 
 
 def run(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
-    options = onnxruntime.SessionOptions()
-    options.add_session_config_entry("session.x64quantprecision", "1")  # as export.engines runs such graphs
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return session.run(None, {"x": x})[0]
+    return open_on_cpu(model.SerializeToString(), for_gpu=True).run(None, {"x": x})[0]
 
 
 def make(nodes: list[onnx.NodeProto], **weights: np.ndarray) -> onnx.ModelProto:
