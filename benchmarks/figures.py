@@ -136,9 +136,14 @@ def aligned(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(each, widths, strict=True)) for each in cells)
 
 
+def alone_and_open(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """A model's step of one user, in which nothing waits, and its open loop."""
+    return [*(step for step in found["closed"] if step["users"] == 1), *found["open"]]
+
+
 def by_size(found: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """A model's latencies by the size of a request, alone (one user) and in the open loop: heads, a row a class."""
-    steps = [step for step in found["closed"] if step["users"] == 1] + found["open"]
+    steps = alone_and_open(found)
     names = ["one user" if step["users"] else load_name(step) for step in steps]
     rows = [[size, *(percentiles(step, step["latency_by_size_ms"][size]) for step in steps)] for size in CLASSES]
     return ["", *names], [*rows, ["all", *(percentiles(step, step["latency_ms"]) for step in steps)]]

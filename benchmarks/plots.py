@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter, StrMethodFormatter
 
-from benchmarks.figures import left_of_ceiling, load_name
+from benchmarks.figures import alone_and_open, left_of_ceiling, load_name
 from benchmarks.workload import CLASSES
 from export.report import COLOURS
 
@@ -45,8 +45,7 @@ def plot_latency(models: dict[str, Found]) -> Figure:
             limit = float(found["slo"]["aim"].partition("=")[2].removesuffix("ms"))
             axes.axhline(limit, color="#222", linewidth=1, linestyle="--", label=f"aim: {found['slo']['aim']}")
         mark_limited(axes, found["open"], "offered_per_s")
-        axes.set(xlabel="offered, requests/s", ylabel="latency, ms")
-        scale(axes)
+        name_latency(axes)
         axes.legend(frameon=False, fontsize=9)
     # For all panels, which share it. Before the last line was drawn it would have fixed the right end, too.
     places[0][0].set_xlim(left=0)
@@ -57,7 +56,7 @@ def plot_sizes(models: dict[str, Found]) -> Figure:
     """The same by the size of a request, with one user's latencies at 0: what a request takes alone."""
     figure, places = panels(models, 3.8, sharey=True)
     for axes, found, _ in places:
-        steps = [step for step in found["closed"] if step["users"] == 1] + found["open"]
+        steps = alone_and_open(found)
         offered = [0.0 if step["users"] else step["offered_per_s"] for step in steps]
         for size, tint in zip(CLASSES, cycle(COLOURS), strict=False):
             latency = [step["latency_by_size_ms"][size] if usable(step) else None for step in steps]
@@ -65,8 +64,7 @@ def plot_sizes(models: dict[str, Found]) -> Figure:
                 marker, opacity = PERCENTILES[percentile]
                 values = [each[percentile] if each else nan for each in latency]
                 axes.plot(offered, values, marker=marker, color=tint, alpha=opacity, label=f"{size}, {percentile}")
-        axes.set(xlabel="offered, requests/s", ylabel="latency, ms")
-        scale(axes)
+        name_latency(axes)
     handles, labels = places[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, frameon=False, fontsize=9, loc="outside lower center", ncols=len(labels))
     return figure
@@ -134,9 +132,9 @@ def plot_tokens(tokens: dict[str, int]) -> Figure:
     return figure
 
 
-def scale(axes: Axes) -> None:
-    """Makes latencies a logarithmic scale with plain numbers."""
-    axes.set_yscale("log")
+def name_latency(axes: Axes) -> None:
+    """Latency, on a logarithmic scale with plain numbers, over the offered rate."""
+    axes.set(yscale="log", xlabel="offered, requests/s", ylabel="latency, ms")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(ScalarFormatter())
     axes.yaxis.set_minor_formatter(NullFormatter())

@@ -83,7 +83,7 @@ def resize(request: Request, candidates: int, texts: Sequence[str], chance: rand
 
 
 def spread(requests: Sequence[Request], chance: random.Random) -> list[Request]:
-    """A random order in which every stretch of about BLOCK requests has the mix of sizes that all have.
+    """A random order in which every stretch of about BLOCK requests has nearly the mix of sizes that all have.
 
     One request in twenty may be ten times as large as the median one: in a plain shuffle, how many of them fall into a
     short measurement is chance, and moves its figures by several percent.

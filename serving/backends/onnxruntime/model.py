@@ -88,7 +88,7 @@ class TritonPythonModel:
         """Answers a batch of requests: all in order by what it returns; where it chunks, each as it is done."""
         inputs = [self.read(request) for request in requests]
         if self.chunk_by:
-            self.execute_chunks(requests, [self.cuttable(given) for given in inputs])
+            self.execute_chunks(requests, inputs)
             return None
         answers = iter(self.answer([request for request in inputs if not isinstance(request, str)]))
         return [
@@ -112,12 +112,6 @@ class TritonPythonModel:
                 parts.append((part, answer))
                 if len(parts) == missing[part.request]:
                     self.finish(waiting[part.request], done.pop(part.request))
-
-    def cuttable(self, given: Arrays | str) -> Arrays | str:
-        """What `read` gave, or an error's text where it cannot be cut into chunks."""
-        if isinstance(given, str) or not (reason := fault(given, self.chunk_by)):
-            return given
-        return f"malformed request: {reason}"
 
     def finish(self, request: Any, parts: list[tuple[Part, Arrays | str]]) -> None:
         """Answers a request whose parts are all done; what fails here is its own error, not its neighbours'."""
@@ -146,6 +140,8 @@ class TritonPythonModel:
             if array.size > self.limits.get(name, array.size):
                 return f"input {name!r} has {array.size} elements, at most {self.limits[name]} are taken; split it"
             arrays[name] = array
+        if self.chunk_by and (reason := fault(arrays, self.chunk_by)):
+            return f"malformed request: {reason}"
         return arrays
 
     def respond(self, request: Any, answer: Arrays | str) -> Any:
