@@ -53,8 +53,8 @@ check: install ## lint, format and types
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-test: install ## all tests
-	$(VENV)/bin/pytest
+test: install ## all tests, each file's in one of two processes
+	$(VENV)/bin/pytest --numprocesses 2 --dist loadfile
 
 clean: ## remove the sample, the demo checkpoint and all published versions, but not .venv
 	rm -rf data/sample checkpoints/demo checkpoints/demo-triton.log export/report.html

@@ -131,7 +131,7 @@ def former(result: dict[str, Any], folder: Path, change: Callable[[dict[str, Any
     return folder / "former.json"
 
 
-def test_what_is_as_fast_as_formerly_ends_with_0_and_what_is_half_as_fast_with_1(
+def test_what_is_as_fast_as_formerly_ends_with_0_and_what_is_much_slower_with_1(
     told: dict[str, Any], result: dict[str, Any], server: Server, click_log: Path, tmp_path: Path
 ) -> None:
     same = again(server, click_log, tmp_path, "--compare", former(result, tmp_path, lambda _: None))
@@ -140,7 +140,8 @@ def test_what_is_as_fast_as_formerly_ends_with_0_and_what_is_half_as_fast_with_1
 
     def faster(changed: dict[str, Any]) -> None:
         for step in changed["models"][MODEL]["closed"]:
-            step["pairs_by_second"] = [2 * pairs for pairs in step["pairs_by_second"]]
+            # By far more than a busy machine's speed changes between the ceiling's rounds, which are in the interval.
+            step["pairs_by_second"] = [100 * pairs for pairs in step["pairs_by_second"]]
 
     slower = again(server, click_log, tmp_path, "--compare", former(result, tmp_path, faster))
     assert slower.code == 1
