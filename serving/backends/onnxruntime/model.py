@@ -24,6 +24,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from concurrent.futures import as_completed
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ import numpy as np
 import onnxruntime
 import triton_python_backend_utils as pb_utils
 from chunks import Array, Arrays, Part, cut, fault, join
-from workers import start_workers
+from workers import in_turn, start_workers
 
 DTYPES = {
     "TYPE_BOOL": np.bool_,
@@ -72,7 +73,7 @@ class TritonPythonModel:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1 if self.chunk_by else threads
         if self.chunk_by:
-            self.workers = start_workers(threads)
+            self.workers = start_workers(threads, Path(__file__).parent)  # a copy of this server's own
         options.inter_op_num_threads = int(parameter(config, "inter_op_thread_count", "0"))
         options.log_severity_level = 4  # what fails is answered to its caller; a bad caller must not fill the log
         file = config.get("default_model_filename") or "model.onnx"
@@ -105,7 +106,8 @@ class TritonPythonModel:
         chunks = list(cut([given for given in inputs if not isinstance(given, str)], self.chunk_by, self.budget))
         missing = Counter(part.request for chunk in chunks for part in chunk)
         done: dict[int, list[tuple[Part, Arrays | str]]] = defaultdict(list)
-        running = {self.workers.submit(self.answer, [part.inputs for part in chunk]): chunk for chunk in chunks}
+        compute = partial(self.workers.submit, in_turn, self.answer)
+        running = {compute([part.inputs for part in chunk]): chunk for chunk in chunks}
         for finished in as_completed(running):
             for part, answer in zip(running[finished], finished.result(), strict=True):
                 parts = done[part.request]

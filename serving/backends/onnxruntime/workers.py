@@ -3,21 +3,76 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from math import ceil
 from pathlib import Path
-from threading import Barrier
+from threading import Barrier, local
+from typing import TypeVar
 
 GROUPS = Path("/sys/fs/cgroup")
+BOUND = local()  # `core`: the Core that the calling thread is bound to, where it takes turns there
+Result = TypeVar("Result")
 
 
-def start_workers(threads: int) -> ThreadPoolExecutor:
+class Core:
+    """A core on which threads of several processes (the instances, the models of one Triton) compute in turns.
+
+    Two chunks at a time on a core drive each other out of its cache. Its two files are locked, which ends with a
+    process however it ends: `busy` by the thread that computes, `next` by the one that waits to be the next. So a
+    thread with many chunks cannot take `busy` again before one that waits has had it.
+
+    Raises:
+        OSError: the files cannot be made, or not locked.
+    """
+
+    def __init__(self, folder: Path, core: int) -> None:
+        self.next, self.busy = (
+            os.open(folder / f"core{core}.{name}", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            for name in ("next", "busy")
+        )
+        with contextlib.suppress(BlockingIOError):  # a file system without locks says so now
+            fcntl.flock(self.next, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self.next, fcntl.LOCK_UN)
+
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        """Waits for the core, and has it until the end of the block."""
+        with contextlib.ExitStack() as held:
+            with locked(self.next):
+                held.enter_context(locked(self.busy))
+            yield
+
+
+@contextlib.contextmanager
+def locked(file: int) -> Iterator[None]:
+    """Has the lock of an open file until the end of the block."""
+    fcntl.flock(file, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def in_turn(compute: Callable[..., Result], *arguments: object) -> Result:
+    """A worker's task: computed alone on the thread's core where threads take turns there, else at once."""
+    core: Core | None = getattr(BOUND, "core", None)
+    with core.turn() if core else contextlib.nullcontext():
+        return compute(*arguments)
+
+
+def start_workers(threads: int, turns: Path | None = None) -> ThreadPoolExecutor:
     """So many threads, all running; 0: one for each core that this process may use, bound to it.
 
     Left to themselves, threads that wake each other were seen to stay on one core while the other one idled. (ONNX
     Runtime binds its own threads, too, where their number is left to it.) Where a container has a share of a machine's
     cores and not cores of its own, they are as many as its share, and not bound: others would choose the same cores.
+
+    Args:
+        turns: a folder of the processes whose bound threads take turns (`in_turn`). None, or one that cannot be written
+            to: there are no turns, which costs some speed.
     """
     cores = sorted(os.sched_getaffinity(0))
     usable = usable_cores()
@@ -25,8 +80,11 @@ def start_workers(threads: int) -> ThreadPoolExecutor:
     free = iter(cores[first:] + cores[:first])
 
     def bind() -> None:
-        with contextlib.suppress(OSError):  # the core was taken away meanwhile, or this is forbidden here
-            os.sched_setaffinity(0, {next(free)})  # 0: the calling thread
+        with contextlib.suppress(OSError):  # the core was taken away meanwhile, or this or files are forbidden here
+            core = next(free)
+            os.sched_setaffinity(0, {core})  # 0: the calling thread
+            if turns:
+                BOUND.core = Core(turns, core)
 
     count = threads or usable
     pool = ThreadPoolExecutor(count, initializer=None if threads or usable < len(cores) else bind)
