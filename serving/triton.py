@@ -107,7 +107,8 @@ def lay_out_backends(triton: Triton, folder: Path) -> Path:
 
     Args:
         folder: an empty folder to make it in. The Python backend and the stand-ins are copied (a few MB: Triton refuses
-            a backend library that is a link out of its folder), the other backends are links to their folders.
+            a backend library that is a link out of its folder; a stand-in's instances lock files in its own), the other
+            backends are links to their folders.
     """
     if triton.has_onnxruntime:
         return triton.backends

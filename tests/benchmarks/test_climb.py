@@ -140,7 +140,7 @@ def test_what_is_as_fast_as_formerly_ends_with_0_and_what_is_much_slower_with_1(
 
     def faster(changed: dict[str, Any]) -> None:
         for step in changed["models"][MODEL]["closed"]:
-            # By far more than a busy machine's speed changes between the ceiling's rounds, which are in the interval.
+            # The interval also holds how the ceiling's rounds differ, on a busy machine more than twofold.
             step["pairs_by_second"] = [100 * pairs for pairs in step["pairs_by_second"]]
 
     slower = again(server, click_log, tmp_path, "--compare", former(result, tmp_path, faster))

@@ -54,7 +54,7 @@ def test_the_second_run_reuses_the_version_and_says_the_same(first: Said, monkey
 
 
 @pytest.mark.usefixtures("first")
-def test_another_model_is_published_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_model_is_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[tuple[object, ...]] = []
     monkeypatch.setattr(demo, "CHECKPOINT", make_checkpoint(tmp_path / "another", seed=1))
     monkeypatch.setattr(demo, "step", lambda *words: steps.append(words))
@@ -94,9 +94,10 @@ def test_a_killed_demo_leaves_no_server() -> None:
         deadline = time.monotonic() + 120
         while not servers() and time.monotonic() < deadline and running.poll() is None:
             time.sleep(0.05)
-        assert servers(), Path("err").read_text()
+        found = servers()
         running.send_signal(signal.SIGTERM)
         assert running.wait(timeout=60) == 130
+        assert found, Path("err").read_text()
     assert not servers()
 
 

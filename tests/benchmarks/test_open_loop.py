@@ -91,7 +91,7 @@ def test_moments_are_random_and_the_same_in_every_run() -> None:
 def test_a_stall_of_the_server_is_in_the_latencies_of_all_whom_it_met(
     server: Server, click_log: Path, short: pytest.MonkeyPatch
 ) -> None:
-    # Triton alone, not the processes of its Python backend: it takes one that was silent for a second for dead.
+    # Triton alone, not the processes of its Python backend: Triton takes one that is silent for a second for dead.
     triton = server.running().pid
     stall: list[float] = []
 

@@ -87,6 +87,7 @@ def test_refuses_a_bad_line_by_number(tmp_path: Path, line: object, fault: str) 
         ("log.jsonl", b"\n \n", "empty"),
         ("log.jsonl", b'{"group": "\xff"}', "not UTF-8"),
         ("log.jsonl.gz", b"plain text", "cannot read"),
+        # (no time in the bytes: they are in the test's name, and pytest-xdist's processes must find the same names)
         ("log.jsonl.gz", gzip.compress(json.dumps(GOOD).encode(), mtime=0)[:-12], "cannot read"),
         ("log.jsonl", None, "No such file"),
     ],

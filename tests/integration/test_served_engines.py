@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +13,7 @@ import pytest
 
 from clickbert import Ranker
 from finetune.clicklog import ClickRow, read_click_log
+from serving.backends.onnxruntime.workers import usable_cores
 from serving.server import Addresses, Server
 from tests.integration.conftest import publish
 from tests.integration.test_ranking import PATIENCE, counts, in_pytorch
@@ -54,3 +58,19 @@ def test_a_tensorrt_graph_gets_the_longest_pair_as_a_shape(checkpoint: Path, cli
             )
     assert np.allclose(scores, in_pytorch(checkpoint, rows), atol=2e-3)
     assert executions < answered == len(pairs), "requests with different longest pairs were merged"
+
+
+@pytest.mark.skipif(usable_cores() < len(os.sched_getaffinity(0)), reason="a CPU limit: threads are not bound to cores")
+def test_a_ranking_waits_for_its_turn_on_the_cores(server: Server) -> None:
+    busy = [Path(server.links.name) / f"onnxruntime/core{core}.busy" for core in os.sched_getaffinity(0)]
+    with ExitStack() as held, ThreadPoolExecutor(1) as pool, Ranker(server.addresses.grpc, timeout=60) as ranker:
+        ranker.rank("w1", ["w2"])
+        for file in busy:  # made by the instances when they were loaded
+            fcntl.flock(held.enter_context(file.open("rb")), fcntl.LOCK_EX)
+        answer = pool.submit(ranker.rank, "w1", ["w2 w3", "w4"])
+        try:
+            with pytest.raises(TimeoutError):
+                answer.result(1)
+        finally:
+            held.close()
+        assert len(answer.result(60)) == 2

@@ -2,39 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
-import signal
-import subprocess
-import sys
 import threading
-import time
-from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from serving.backends.onnxruntime import workers
-from serving.backends.onnxruntime.workers import BOUND, cpu_limit, in_turn, start_workers
-
-# Another process on the same cores: it says when a task of its own begins and ends, so many on every core.
-OTHER = """
-import os, sys, time
-from pathlib import Path
-from serving.backends.onnxruntime.workers import in_turn, start_workers
-
-def task():
-    core, = os.sched_getaffinity(0)
-    began = time.monotonic()
-    time.sleep(float(sys.argv[2]))
-    print(f"{core} {began} {time.monotonic()}\\n", end="", flush=True)  # in one piece: two threads write
-
-pool = start_workers(0, Path(sys.argv[1]))
-for _ in range(int(sys.argv[3]) * len(os.sched_getaffinity(0))):
-    pool.submit(in_turn, task)
-"""
-Spans = list[tuple[int, float, float]]
+from serving.backends.onnxruntime.workers import cpu_limit, start_workers
 
 
 @pytest.fixture(autouse=True)
@@ -121,93 +96,3 @@ def test_the_least_limit_of_the_group_and_those_above_it(
 
 def test_without_control_groups_there_is_no_limit(tmp_path: Path) -> None:
     assert cpu_limit(tmp_path / "none", tmp_path / "neither") is None
-
-
-def other(folder: Path, seconds: float, tasks: int) -> subprocess.Popen[str]:
-    words = [sys.executable, "-c", OTHER, str(folder), str(seconds), str(tasks)]
-    return subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
-
-
-def in_turns(folder: Path, tasks: int, meanwhile: Callable[[], object] = lambda: None) -> Spans:
-    """When so many tasks for each core, of this process, began and ended."""
-
-    def task() -> tuple[int, float, float]:
-        (core,) = os.sched_getaffinity(0)
-        began = time.monotonic()
-        time.sleep(0.02)
-        return core, began, time.monotonic()
-
-    with start_workers(0, folder) as pool:
-        futures = [pool.submit(in_turn, task) for _ in range(tasks * len(os.sched_getaffinity(0)))]
-        meanwhile()
-        return [future.result(60) for future in futures]
-
-
-def test_a_core_is_one_threads_at_a_time_and_goes_to_whoever_waits(tmp_path: Path) -> None:
-    with other(tmp_path, 0.02, 40) as process:
-        assert process.stdout
-        first = process.stdout.readline()
-        mine = in_turns(tmp_path, 5)
-        theirs: Spans = []
-        for line in [first, *process.stdout.readlines()]:
-            core, began, ended = line.split()
-            theirs.append((int(core), float(began), float(ended)))
-    assert process.returncode == 0
-    assert len(theirs) == 40 * len(os.sched_getaffinity(0))
-    for core in os.sched_getaffinity(0):
-        both = [*((*span, "mine") for span in mine), *((*span, "theirs") for span in theirs)]
-        spans = sorted(span[1:] for span in both if span[0] == core)
-        assert all(before[1] <= after[0] for before, after in pairwise(spans))
-        # Nobody has two turns while the other waits: between this process's first and last there is one of theirs each.
-        owners = [owner for *_, owner in spans]
-        places = [place for place, owner in enumerate(owners) if owner == "mine"]
-        between = owners[places[0] : places[-1] + 1]
-        assert between.count("theirs") >= len(places) - 2
-        assert between.count("theirs") <= len(places) + 2
-        assert owners[-1] == "theirs", "the other process had ended before"
-
-
-def test_a_killed_process_leaves_the_core_to_the_others(tmp_path: Path) -> None:
-    with other(tmp_path, 600, 1) as process:
-        core = tmp_path / f"core{min(os.sched_getaffinity(0))}.busy"
-        until(lambda: core.exists() and taken(core))
-        spans = in_turns(tmp_path, 1, lambda: process.send_signal(signal.SIGKILL))
-    assert len(spans) == len(os.sched_getaffinity(0))
-
-
-@pytest.mark.parametrize("turns", [None, Path("/proc/none")])
-def test_without_a_folder_to_lock_in_there_are_no_turns(turns: Path | None) -> None:
-    with start_workers(0, turns) as pool:
-        assert pool.submit(in_turn, lambda: getattr(BOUND, "core", None)).result(10) is None
-
-
-def test_a_thread_that_is_not_bound_takes_no_turns(tmp_path: Path) -> None:
-    with start_workers(2, tmp_path) as pool:
-        assert pool.submit(in_turn, lambda: getattr(BOUND, "core", None)).result(10) is None
-    assert not list(tmp_path.glob("core*"))
-
-
-def test_a_task_that_fails_gives_the_core_back(tmp_path: Path) -> None:
-    def fail() -> None:
-        raise ValueError("of the task")
-
-    with start_workers(0, tmp_path) as pool:
-        failed = [pool.submit(in_turn, fail) for _ in range(4)]
-        assert {str(each.exception(10)) for each in failed} == {"of the task"}
-    assert not any(taken(file) for file in tmp_path.iterdir())
-
-
-def taken(file: Path) -> bool:
-    with file.open() as opened:
-        try:
-            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
-
-
-def until(what: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not what():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)

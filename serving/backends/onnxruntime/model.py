@@ -73,7 +73,7 @@ class TritonPythonModel:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1 if self.chunk_by else threads
         if self.chunk_by:
-            self.workers = start_workers(threads, Path(__file__).parent)  # a copy of this server's own
+            self.workers = start_workers(threads, Path(__file__).parent)  # the server's own copy: lay_out_backends
         options.inter_op_num_threads = int(parameter(config, "inter_op_thread_count", "0"))
         options.log_severity_level = 4  # what fails is answered to its caller; a bad caller must not fill the log
         file = config.get("default_model_filename") or "model.onnx"

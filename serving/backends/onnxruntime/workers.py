@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from math import ceil
 from pathlib import Path
 from threading import Barrier, local
-from typing import TypeVar
+from typing import IO, TypeVar
 
 GROUPS = Path("/sys/fs/cgroup")
 BOUND = local()  # `core`: the Core that the calling thread is bound to, where it takes turns there
@@ -20,8 +20,8 @@ Result = TypeVar("Result")
 class Core:
     """A core on which threads of several processes (the instances, the models of one Triton) compute in turns.
 
-    Two chunks at a time on a core drive each other out of its cache. Its two files are locked, which ends with a
-    process however it ends: `busy` by the thread that computes, `next` by the one that waits to be the next. So a
+    Two chunks at a time on a core drive each other out of its cache. Two files are locked, and a lock ends with its
+    process however that ends: `busy` by the thread that computes, `next` by the one that waits to be the next. So a
     thread with many chunks cannot take `busy` again before one that waits has had it.
 
     Raises:
@@ -29,10 +29,8 @@ class Core:
     """
 
     def __init__(self, folder: Path, core: int) -> None:
-        self.next, self.busy = (
-            os.open(folder / f"core{core}.{name}", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-            for name in ("next", "busy")
-        )
+        self.next = (folder / f"core{core}.next").open("ab")  # (these close with the thread)
+        self.busy = (folder / f"core{core}.busy").open("ab")
         with contextlib.suppress(BlockingIOError):  # a file system without locks says so now
             fcntl.flock(self.next, fcntl.LOCK_EX | fcntl.LOCK_NB)
             fcntl.flock(self.next, fcntl.LOCK_UN)
@@ -47,8 +45,8 @@ class Core:
 
 
 @contextlib.contextmanager
-def locked(file: int) -> Iterator[None]:
-    """Has the lock of an open file until the end of the block."""
+def locked(file: IO[bytes]) -> Iterator[None]:
+    """Has a file's lock until the end of the block."""
     fcntl.flock(file, fcntl.LOCK_EX)
     try:
         yield
@@ -59,7 +57,12 @@ def locked(file: int) -> Iterator[None]:
 def in_turn(compute: Callable[..., Result], *arguments: object) -> Result:
     """A worker's task: computed alone on the thread's core where threads take turns there, else at once."""
     core: Core | None = getattr(BOUND, "core", None)
-    with core.turn() if core else contextlib.nullcontext():
+    with contextlib.ExitStack() as held:
+        if core:
+            try:
+                held.enter_context(core.turn())
+            except OSError:  # no locks any more (a network file system): no request may fail for that
+                BOUND.core = None
         return compute(*arguments)
 
 
