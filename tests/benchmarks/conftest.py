@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -87,13 +86,6 @@ def kept_samples(patch: pytest.MonkeyPatch) -> Iterator[list[dict]]:
     with patch.context() as context:
         context.setattr(generator, "read", remember)
         yield recorded
-
-
-def eventually(what: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not what():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def locusts() -> list[psutil.Process]:

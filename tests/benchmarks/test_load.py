@@ -22,7 +22,8 @@ import pytest
 from benchmarks import figures as figures_module
 from benchmarks import generator
 from serving.server import Addresses, Server
-from tests.benchmarks.conftest import command, eventually, kept_samples, locusts, short_loads
+from tests.benchmarks.conftest import command, kept_samples, locusts, short_loads
+from tests.waiting import eventually
 
 # What the locustfile does before its first call, then eight users with a call each. (In a process of its own: gevent
 # must not get into pytest's.)

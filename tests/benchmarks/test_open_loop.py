@@ -17,9 +17,10 @@ import psutil
 import pytest
 
 from serving.server import Server
-from tests.benchmarks.conftest import command, eventually, kept_samples, locusts, short_loads
+from tests.benchmarks.conftest import command, kept_samples, locusts, short_loads
 from tests.client.certificates import Authority
 from tests.integration.conftest import served_with_tls
+from tests.waiting import eventually
 
 RATE, DURATION = 40, 4
 STALL = 1.5  # seconds

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -17,6 +17,7 @@ import pytest
 
 from serving.backends.onnxruntime import workers
 from serving.backends.onnxruntime.workers import BOUND, in_turn, start_workers
+from tests.waiting import eventually
 
 # Another process on the same cores: it says when each of its tasks begins and ends, so many for every core.
 OTHER = """
@@ -104,7 +105,7 @@ def test_whoever_waits_is_the_next_however_much_the_other_has_to_do(core: int, t
 def test_a_killed_process_leaves_the_core_to_the_others(tmp_path: Path) -> None:
     with other(tmp_path, 60, 1) as process:
         files = [tmp_path / f"core{core}.busy" for core in os.sched_getaffinity(0)]
-        until(lambda: all(file.exists() and taken(file) for file in files))
+        eventually(lambda: all(file.exists() and taken(file) for file in files))
         with start_workers(0, tmp_path) as pool:
             tasks = [pool.submit(in_turn, os.getpid) for _ in files]
             try:
@@ -157,10 +158,3 @@ def taken(file: Path) -> bool:
         except BlockingIOError:
             return True
     return False
-
-
-def until(what: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not what():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)

@@ -1,0 +1,14 @@
+"""Waiting for what becomes true by itself."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+
+def eventually(what: Callable[[], bool]) -> None:
+    """Returns when it is true; fails after half a minute."""
+    deadline = time.monotonic() + 30
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
