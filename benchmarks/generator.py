@@ -61,9 +61,14 @@ class Load:
     seed: int = 0
 
     @property
+    def parts(self) -> tuple[int, int, int]:
+        """Seconds before, of and behind the measured part."""
+        return WARM_UP, self.duration, RUN_OUT
+
+    @property
     def run_time(self) -> int:
-        """Seconds with everything around the measured part."""
-        return WARM_UP + self.duration + RUN_OUT
+        """Seconds of all parts."""
+        return sum(self.parts)
 
 
 def run_load(target: Target, model: str, load: Load, folder: Path) -> dict[str, Any]:
@@ -119,7 +124,8 @@ def command(target: Target, model: str, load: Load, number: int, files: Path) ->
     words += ["--stop-timeout", str(STOP_TIMEOUT), "--click-log", str(load.data)]
     words += ["--samples", str(files.with_suffix(".json")), "--seed", str(load.seed * load.processes + number)]
     words += [] if load.candidates is None else ["--candidates", str(load.candidates)]
-    words += [] if load.rate is None else ["--rate", str(load.rate / load.processes)]
+    if load.rate is not None:
+        words += ["--rate", str(load.rate / load.processes), "--parts", ",".join(map(str, load.parts))]
     return words + ([] if target.ca_file is None else ["--ca-file", str(target.ca_file)])
 
 

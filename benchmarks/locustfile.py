@@ -22,6 +22,7 @@ import json
 import os
 import random
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,7 @@ class RankingUser(User):
     wait_time = constant(0)
     recorder: Recorder  # set when the test starts
     rate: float | None = None  # requests a second that are to be started; None: closed loop
-    run_time = 0.0  # seconds
+    parts: Sequence[float] = ()  # seconds of the run's parts, for `random_moments`
 
     @task
     def rank(self) -> None:
@@ -123,11 +124,12 @@ class RankingUser(User):
             time.sleep(PAUSE_AFTER_ERROR)
 
     def start_at_random_moments(self, rate: float) -> None:
-        """Starts requests as a Poisson process does: exponential times between them, whatever is answered."""
-        chance = random.Random(self.recorder.seed)
+        """Starts requests at a Poisson process's moments, whatever is answered."""
         in_flight, broken = Group(), list[gevent.Greenlet]()
-        planned = self.recorder.started
-        while (planned := planned + chance.expovariate(rate)) < self.recorder.started + self.run_time and not broken:
+        for moment in random_moments(rate, self.parts, random.Random(self.recorder.seed)):
+            if broken:
+                break
+            planned = self.recorder.started + moment
             gevent.sleep(max(0.0, planned - time.perf_counter()))  # 0: lets the others run
             # No spread of their sizes here: it would keep apart large ones that chance brings together.
             request = next(self.recorder.random_turns)
@@ -138,6 +140,31 @@ class RankingUser(User):
             sending.get()  # raises what is not the client's error, for Locust to report
 
 
+def random_moments(rate: float, parts: Sequence[float], chance: random.Random) -> list[float]:
+    """A Poisson process's moments, given that each part of the run has as many as the rate says.
+
+    Left to chance alone, a measured part of 100 requests would often have 10 % more or fewer, and the same ones every
+    time, since runs are seeded: "70 % of saturation" was 55 to 63 % (benchmarks/NOTES.md).
+
+    Args:
+        rate: moments a second.
+        parts: seconds of each part, one behind the other.
+
+    Returns:
+        Seconds from the start, ascending.
+    """
+    moments, start = [], 0.0
+    for part in parts:
+        moments += sorted(chance.uniform(start, start + part) for _ in range(round(rate * part)))
+        start += part
+    return moments
+
+
+def seconds(text: str) -> list[float]:
+    """Numbers between commas."""
+    return [float(part) for part in text.split(",")]
+
+
 def add_options(parser: LocustArgumentParser) -> None:
     """Adds this file's options to Locust's."""
     parser.add_argument("--click-log", default="data/sample/test.jsonl", help="where the requests come from")
@@ -146,6 +173,9 @@ def add_options(parser: LocustArgumentParser) -> None:
     parser.add_argument("--model", default=DEFAULT_MODEL, help="the click model on the server")
     parser.add_argument("--ca-file", help="PEM file of the authority that signed the server's certificate")
     parser.add_argument("--rate", type=float, help="open loop: requests a second to start, on average")
+    parser.add_argument(
+        "--parts", type=seconds, help="open loop: seconds of the parts that have this --rate each: 2,10,2"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the order of requests, and of the open loop's moments")
     parser.add_argument("--samples", metavar="FILE", help="where to write every request's response time, as JSON")
 
@@ -159,7 +189,7 @@ def prepare(environment: Environment, **_: Any) -> None:
     token = os.environ.get("CLICKBERT_TOKEN") or None
     ranker = Ranker(environment.host, options.model, timeout=TIMEOUT, ca_file=options.ca_file, token=token)
     RankingUser.recorder = Recorder(ranker, requests, options.seed)
-    RankingUser.rate, RankingUser.run_time = options.rate, options.run_time or 0.0
+    RankingUser.rate, RankingUser.parts = options.rate, options.parts or [options.run_time or 0.0]
 
     def stop_on_a_bug(**_: Any) -> None:
         # An error that is not the client's: Locust would log it and go on, and the request would be in no figure.
