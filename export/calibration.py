@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 from onnx import TensorProto, helper
 from tqdm import tqdm
 
+from export.cpu import open_on_cpu
 from export.linears import FloatArray, Linear
 from export.packing import Feed, Pair, pack
 
@@ -63,7 +63,7 @@ def record(graph: Path, linears: Sequence[Linear], feeds: Sequence[Feed]) -> dic
     tensors = sorted({linear.input for linear in linears})
     del model.graph.output[:]
     model.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in tensors)
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    session = open_on_cpu(model.SerializeToString(), for_gpu=False)
     stride = max(1, sum(feed["input_ids"].size for feed in feeds) // ROWS)
     low: dict[str, FloatArray] = {}
     high: dict[str, FloatArray] = {}

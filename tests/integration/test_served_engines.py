@@ -63,7 +63,7 @@ def test_a_tensorrt_graph_gets_the_longest_pair_as_a_shape(checkpoint: Path, cli
 @pytest.mark.skipif(usable_cores() < len(os.sched_getaffinity(0)), reason="a CPU limit: threads are not bound to cores")
 def test_a_ranking_waits_for_its_turn_on_the_cores(server: Server) -> None:
     busy = [Path(server.links.name) / f"onnxruntime/core{core}.busy" for core in os.sched_getaffinity(0)]
-    with ExitStack() as held, ThreadPoolExecutor(1) as pool, Ranker(server.addresses.grpc, timeout=60) as ranker:
+    with ExitStack() as held, ThreadPoolExecutor(1) as pool, Ranker(server.addresses.grpc, timeout=PATIENCE) as ranker:
         ranker.rank("w1", ["w2"])
         for file in busy:  # made by the instances when they were loaded
             fcntl.flock(held.enter_context(file.open("rb")), fcntl.LOCK_EX)
@@ -73,4 +73,4 @@ def test_a_ranking_waits_for_its_turn_on_the_cores(server: Server) -> None:
                 answer.result(1)
         finally:
             held.close()
-        assert len(answer.result(60)) == 2
+        assert len(answer.result(PATIENCE)) == 2

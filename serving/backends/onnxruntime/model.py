@@ -106,8 +106,8 @@ class TritonPythonModel:
         chunks = list(cut([given for given in inputs if not isinstance(given, str)], self.chunk_by, self.budget))
         missing = Counter(part.request for chunk in chunks for part in chunk)
         done: dict[int, list[tuple[Part, Arrays | str]]] = defaultdict(list)
-        compute = partial(self.workers.submit, in_turn, self.answer)
-        running = {compute([part.inputs for part in chunk]): chunk for chunk in chunks}
+        submit = partial(self.workers.submit, in_turn, self.answer)
+        running = {submit([part.inputs for part in chunk]): chunk for chunk in chunks}
         for finished in as_completed(running):
             for part, answer in zip(running[finished], finished.result(), strict=True):
                 parts = done[part.request]
