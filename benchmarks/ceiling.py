@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -22,12 +24,14 @@ from export.cuda import LoadedPlan, load_tensorrt
 from export.names import COUNT_INPUTS, LOGITS, MODEL_FILE, PLAN_FILE, REQUEST_INPUTS
 from export.packing import add_longest
 from serving.backends.onnxruntime.chunks import Array, Arrays, cut
+from serving.backends.onnxruntime.products import keep_products
 from serving.backends.onnxruntime.workers import start_workers, usable_cores
 
 BUDGETS = (256, 512, 1024, None)  # `segments x longest` of a chunk; None: a request as it comes
-QUICK, MOST = 20, 100  # requests on which the layouts are tried first; that are computed of a long click log
-FINALISTS = 2
+QUICK = 10  # requests on which the layouts are tried first
+FINALISTS = 3
 LENGTHS = REQUEST_INPUTS[-1]
+Turn = Callable[[Sequence[PackedPairs]], float]  # computes requests; returns pairs per second
 
 
 @dataclass(frozen=True)
@@ -53,86 +57,97 @@ class Merged:
         return f"{self.requests} requests at a time"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Ceiling:
-    """The best layout, its speed, and all that were tried."""
+    """A published version in process, by the best layout; measured a round at a time, between the loads.
 
-    pairs_per_second: float
+    Attributes:
+        layout: the best one.
+        tried: pairs per second of all that were tried.
+        turn: computes the requests once; returns pairs per second.
+        rounds: what `measure` found.
+    """
+
     layout: Layout | Merged
-    rounds: list[float]  # the best layout's pairs per second, a round each
     tried: dict[str, float]
+    turn: Callable[[], float]
+    rounds: list[float] = field(default_factory=list)
 
-    def joined(self, later: Ceiling) -> Ceiling:
-        """This one with the rounds of a later measurement of the same layout."""
-        rounds = [*self.rounds, *later.rounds]
-        return replace(self, pairs_per_second=max(rounds), rounds=rounds)
+    def measure(self) -> None:
+        """One more round."""
+        self.rounds.append(self.turn())
 
     def facts(self) -> dict[str, Any]:
-        """For a result file; the layout in words."""
-        return asdict(self) | {"layout": str(self.layout), "on_cpu": isinstance(self.layout, Layout)}
+        """For a result file: the rounds and their mean, the layout in words, whether it is on the CPU."""
+        return {
+            "pairs_per_second": fmean(self.rounds),
+            "layout": str(self.layout),
+            "rounds": self.rounds,
+            "tried": self.tried,
+            "on_cpu": isinstance(self.layout, Layout),
+        }
 
 
 MERGED = (Merged(1), Merged(4), Merged(8))
 
 
-def measure_ceiling(version: Path, packed: Sequence[PackedPairs], only: Layout | Merged | None = None) -> Ceiling:
-    """Pairs per second of a published version on given requests.
+def find_ceiling(version: Path, packed: Sequence[PackedPairs]) -> Ceiling:
+    """The fastest way to compute given requests with a published version.
 
-    All layouts take one turn on the first QUICK of the requests, and the FINALISTS fastest then one on the first MOST.
+    All layouts take one turn on the first QUICK of the requests, and the FINALISTS fastest then one on all.
 
     Args:
         version: its folder, with an ONNX graph or a TensorRT plan.
-        packed: the requests, the first MOST of which have the mix of all (`workload.spread`).
-        only: the layout that an earlier measurement found; no other is tried.
+        packed: the requests, the first QUICK of which have nearly the mix of all (`workload.spread`).
 
     Raises:
         PlanError: a plan cannot be run here.
     """
+    ways: dict[Layout | Merged, Turn]
     if (version / PLAN_FILE).exists():
-        return measure_plan(version / PLAN_FILE, packed, [only] if isinstance(only, Merged) else MERGED)
-    cores = usable_cores()
-    ways = dict.fromkeys(((1, cores), (cores, 1)))
-    layouts = [Layout(workers, threads, budget) for workers, threads in ways for budget in BUDGETS]
-    if isinstance(only, Layout):
-        layouts = [only]
-    runs = {threads: open_graph(version / MODEL_FILE, threads) for threads in {layout.threads for layout in layouts}}
-
-    def take_turn(layout: Layout, requests: Sequence[PackedPairs]) -> float:
-        feeds = cut_requests(requests, layout.budget)
-        took = drain(runs[layout.threads], layout.workers, feeds)
-        return sum(len(each.lengths) for each in requests) / took
-
-    for layout in (layouts[0], layouts[-1]):
-        take_turn(layout, packed[:3])  # memory, caches
-    tried = {layout: take_turn(layout, packed[:QUICK]) for layout in layouts}
-    finalists = sorted(layouts, key=lambda layout: -tried[layout])[:FINALISTS]
-    speeds = {layout: take_turn(layout, packed[:MOST]) for layout in finalists}
-    best = max(finalists, key=speeds.__getitem__)
-    return Ceiling(speeds[best], best, [speeds[best]], {str(layout): speed for layout, speed in tried.items()})
+        ways = {layout: partial(run_plan, version / PLAN_FILE, layout) for layout in MERGED}
+    else:
+        cores = usable_cores()
+        ways = {}
+        for workers, threads in dict.fromkeys(((1, cores), (cores, 1))):
+            run = open_graph(version / MODEL_FILE, threads)
+            layouts = [Layout(workers, threads, budget) for budget in BUDGETS]
+            ways |= {layout: partial(run_graph, run, layout) for layout in layouts}
+            ways[layouts[0]](packed[:3])  # memory, caches
+    tried = {layout: turn(packed[:QUICK]) for layout, turn in ways.items()}
+    finalists = sorted(ways, key=lambda layout: -tried[layout])[:FINALISTS]
+    best = max(finalists, key=lambda layout: ways[layout](packed))
+    return Ceiling(best, {str(layout): speed for layout, speed in tried.items()}, partial(ways[best], packed))
 
 
-def measure_plan(plan: Path, packed: Sequence[PackedPairs], layouts: Sequence[Merged]) -> Ceiling:
-    """The same of a TensorRT plan, which takes so many requests at a time. (It has not run on a GPU yet.)"""
-    packed = packed[:MOST]
-    pairs = sum(len(each.lengths) for each in packed)
-    speeds: dict[Merged, float] = {}
+def run_graph(run: Callable[[Arrays], Array], layout: Layout, requests: Sequence[PackedPairs]) -> float:
+    """Pairs per second of a graph on requests."""
+    feeds = cut_requests(requests, layout.budget)
+    return pairs(requests) / drain(run, layout.workers, feeds)
+
+
+def run_plan(plan: Path, layout: Merged, requests: Sequence[PackedPairs]) -> float:
+    """Pairs per second of a TensorRT plan on requests. (It has not run on a GPU yet.)"""
+    starts = range(0, len(requests), layout.requests)
+    feeds = [add_longest(to_feed(to_requests(requests[start : start + layout.requests]))) for start in starts]
     with LoadedPlan(load_tensorrt(), plan.read_bytes()) as engine:
-        for layout in layouts:
-            starts = range(0, len(packed), layout.requests)
-            feeds = [add_longest(to_feed(to_requests(packed[start : start + layout.requests]))) for start in starts]
-            engine.run(feeds[0])
-            began = time.perf_counter()
-            for feed in feeds:
-                engine.run(feed)
-            speeds[layout] = pairs / (time.perf_counter() - began)
-    best = max(speeds, key=speeds.__getitem__)
-    return Ceiling(speeds[best], best, [speeds[best]], {str(layout): speed for layout, speed in speeds.items()})
+        engine.run(feeds[0])
+        began = time.perf_counter()
+        for feed in feeds:
+            engine.run(feed)
+        return pairs(requests) / (time.perf_counter() - began)
+
+
+def pairs(requests: Sequence[PackedPairs]) -> int:
+    """How many pairs requests have."""
+    return sum(len(each.lengths) for each in requests)
 
 
 def open_graph(graph: Path, threads: int) -> Callable[[Arrays], Array]:
     """A graph as a function of one feed, with so many threads within an operator."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
+    keep_products(options)
     session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
 
     def run(feed: Arrays) -> Array:

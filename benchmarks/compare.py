@@ -1,7 +1,7 @@
 """A climb's result beside a former one: what became slower beyond what chance explains.
 
 Machines are shared and noisy. So a figure is taken relative to the ceiling that its own run measured, where both runs
-have one: throughput / ceiling, latency x ceiling. A machine that is slower as a whole then changes nothing.
+have one: throughput / the ceiling beside it, latency x the mean ceiling. A machine that is slower then changes nothing.
 
 Not known here: how a result is measured, and how it is shown.
 """
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from benchmarks.figures import load_name
 from benchmarks.target import LoadError
 
-SCHEMA = 1
+SCHEMA = 2
 # What a result that climb did not write, or not wholly, makes of a comparison with itself.
 BROKEN = (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, StopIteration)
 # A figure may be worse by so much: the throughput of two runs alike, relative to the ceiling, differs by up to this
@@ -139,11 +139,11 @@ def check_workload(former: dict[str, Any], result: dict[str, Any]) -> None:
 def compare(former: dict[str, Any], result: dict[str, Any]) -> list[Comparison]:
     """Every model of a former result beside the same in a new one.
 
-    The intervals are of DRAWS bootstrap draws (seeded) of the seconds of pairs_by_second, of latencies_ms, and of the
-    ceiling's rounds. Neighbouring requests are not independent (they wait in one queue), and a result keeps their
-    latencies without their order, so that no blocks of neighbours can be drawn: an interval of a latency is narrower
-    than it should be. So steps above STEADY, and percentiles with fewer than BEYOND requests beyond them, are shown and
-    do not decide.
+    The intervals are of DRAWS bootstrap draws (seeded) of the seconds of pairs_by_second, of latencies_ms, and (for the
+    latencies) of the ceiling's rounds. Neighbouring requests are not independent (they wait in one queue), and a result
+    keeps their latencies without their order, so that no blocks of neighbours can be drawn: an interval of a latency is
+    narrower than it should be. So steps above STEADY, and percentiles with fewer than BEYOND requests beyond them, are
+    shown and do not decide.
 
     Args:
         former, result: as `read_result` returns them.
@@ -170,14 +170,13 @@ def compare_model(model: str, runs: tuple[str, ...], old: dict[str, Any], new: d
     """One model that both results have."""
     chance = np.random.default_rng(0)
     normalised = bool(old.get("ceiling") and new.get("ceiling"))
-    # The mean of the rounds, not the best: the load, too, is measured with what disturbs the machine in it.
     ceilings = [means(each["ceiling"]["rounds"], chance) if normalised else np.ones(DRAWS + 1) for each in (old, new)]
-    served = [means(best_step(each)["pairs_by_second"], chance) for each in (old, new)]
-    ratios = [divide("saturated pairs/s", served[0] / ceilings[0], served[1] / ceilings[1], more_is_better=True)]
+    before, now = (saturated(each, normalised, chance) for each in (old, new))
+    ratios = [divide("saturated pairs/s", before, now, more_is_better=True)]
     limited = [
         f"left out, since the generator was the limit{when}: {load_name(step)}"
         for each, when in ((old, " formerly"), (new, ""))
-        for step in [*each["closed"], *each["open"]]
+        for step in [*each["closed"], *each["rounds"], *each["open"]]
         if step["generator"]["limit"] is not None
     ]
     notes, failing = [], False
@@ -219,10 +218,17 @@ def more_errors(old: dict[str, Any], new: dict[str, Any], chance: np.random.Gene
     return bool(np.percentile(shares[1] - shares[0], INTERVAL[0]) > 0)
 
 
-def best_step(found: dict[str, Any]) -> dict[str, Any]:
-    """The closed step that is a model's saturation."""
-    step: dict[str, Any] = next(each for each in found["closed"] if each["users"] == found["saturated"]["users"])
-    return step
+def saturated(found: dict[str, Any], normalised: bool, chance: np.random.Generator) -> FloatArray:
+    """A model's throughput at saturation and its draws, float64 [1 + DRAWS]; pairs a second, or shares of the ceiling.
+
+    The throughput is the mean of the rounds; the draws are of the seconds of all rounds.
+    """
+    rounds = [step for step in found["rounds"] if step["generator"]["limit"] is None]
+    units = [step["ceiling"] if normalised else 1.0 for step in rounds]
+    seconds = [pairs / unit for step, unit in zip(rounds, units, strict=True) for pairs in step["pairs_by_second"]]
+    drawn = means(seconds, chance)
+    served = np.mean([step["pairs_per_s"] / unit for step, unit in zip(rounds, units, strict=True)])
+    return np.append(served, drawn[1:] * (served / drawn[0]))
 
 
 def means(values: Sequence[float], chance: np.random.Generator) -> FloatArray:

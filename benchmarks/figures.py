@@ -39,7 +39,7 @@ class Sample:
     size: str
 
 
-def summarize(samples: list[Sample], begin: float, duration: float) -> dict[str, Any]:
+def summarize(samples: list[Sample], begin: float, duration: float, cycle: int | None = None) -> dict[str, Any]:
     """The figures of the window [begin, begin + duration).
 
     Latencies and errors are those of the requests that were to begin in it, however long they took, so a slow answer
@@ -50,6 +50,7 @@ def summarize(samples: list[Sample], begin: float, duration: float) -> dict[str,
         samples: of all generators, on one clock.
         begin: seconds after the users' start.
         duration: seconds, a whole number.
+        cycle: how many requests take turns, where they do (a closed loop), for `throughput`.
 
     Returns:
         duration_s, requests, errors, error_kinds, offered_per_s, requests_per_s, pairs_per_s, pairs_by_second,
@@ -59,7 +60,8 @@ def summarize(samples: list[Sample], begin: float, duration: float) -> dict[str,
     answered = [sample for sample in planned if sample.error is None]
     kinds = Counter(sample.error for sample in planned if sample.error is not None)
     ended = [(sample.planned + sample.took - begin, sample.pairs) for sample in samples if sample.error is None]
-    inside = [(at, pairs) for at, pairs in ended if 0 <= at < duration]
+    inside = sorted((at, pairs) for at, pairs in ended if 0 <= at < duration)
+    requests_per_s, pairs_per_s = throughput(inside, duration, cycle)
     by_second = [0] * int(duration)
     for at, pairs in inside:
         by_second[int(at)] += pairs
@@ -69,8 +71,8 @@ def summarize(samples: list[Sample], begin: float, duration: float) -> dict[str,
         "errors": len(planned) - len(answered),
         "error_kinds": dict(kinds.most_common()),
         "offered_per_s": len(planned) / duration,
-        "requests_per_s": len(inside) / duration,
-        "pairs_per_s": sum(by_second) / duration,
+        "requests_per_s": requests_per_s,
+        "pairs_per_s": pairs_per_s,
         "pairs_by_second": by_second,
         "latency_ms": latencies([sample.took for sample in answered]),
         "latencies_ms": sorted(round(sample.took * 1000, 1) for sample in answered),
@@ -79,6 +81,23 @@ def summarize(samples: list[Sample], begin: float, duration: float) -> dict[str,
         },
         "lag_ms": latencies([sample.lag for sample in planned]),
     }
+
+
+def throughput(answered: Sequence[tuple[float, int]], duration: float, cycle: int | None) -> tuple[float, float]:
+    """Requests and pairs a second.
+
+    Where requests take turns, over as many whole turns of all as the window holds: one request may be ten times as
+    large as another, and where a window ends would decide how many of the large ones are in it.
+
+    Args:
+        answered: seconds after the window's begin, ascending, and pairs of each request that was answered in it.
+        duration: the window's seconds.
+        cycle: how many requests take turns; None if they do not.
+    """
+    whole = (len(answered) - 1) // cycle * cycle if cycle else 0
+    if whole > 0 and (lasted := answered[whole][0] - answered[0][0]) > 0:
+        return whole / lasted, sum(pairs for _, pairs in answered[1 : whole + 1]) / lasted
+    return len(answered) / duration, sum(pairs for _, pairs in answered) / duration
 
 
 def latencies(seconds: list[float]) -> dict[str, float] | None:
@@ -167,6 +186,12 @@ def slo_outcome(slo: dict[str, Any]) -> str:
         return f"{slo['aim']} is not known: the generator is the limit"
     rate = slo["requests_per_s"]
     return f"{slo['aim']} " + (f"holds up to {rate:.1f} requests/s" if rate else "never holds")
+
+
+def beside(found: dict[str, Any]) -> str:
+    """How much faster a model is than another one, in words."""
+    rounds = ", ".join(f"{ratio:.2f}" for ratio in found["rounds"])
+    return f"{found['mean']:.2f} times {found['model']} (in turns: {rounds})"
 
 
 def row(step: dict[str, Any]) -> dict[str, str]:

@@ -49,6 +49,7 @@ class Load:
         duration: seconds that are measured.
         processes: generators.
         seed: of the requests' order and moments.
+        distinct: so many of the requests, over and over; None: all.
     """
 
     data: Path
@@ -59,6 +60,7 @@ class Load:
     duration: int = 10
     processes: int = 1
     seed: int = 0
+    distinct: int | None = None
 
     @property
     def parts(self) -> tuple[int, int, int]:
@@ -101,7 +103,8 @@ def run_load(target: Target, model: str, load: Load, folder: Path) -> dict[str, 
     samples = [
         Sample(planned + each["started"] - begin, *rest) for each in recorded for planned, *rest in each["samples"]
     ]
-    figures = summarize(samples, WARM_UP, load.duration)
+    cycle = sum(each["distinct"] for each in recorded) if load.users else None
+    figures = summarize(samples, WARM_UP, load.duration, cycle)
     if not figures["requests"]:
         raise LoadError(f"no request began in the {load.duration} s measured; give a longer --duration")
     busy = max(each["busy"] for each in recorded)
@@ -124,6 +127,7 @@ def command(target: Target, model: str, load: Load, number: int, files: Path) ->
     words += ["--stop-timeout", str(STOP_TIMEOUT), "--click-log", str(load.data)]
     words += ["--samples", str(files.with_suffix(".json")), "--seed", str(load.seed * load.processes + number)]
     words += [] if load.candidates is None else ["--candidates", str(load.candidates)]
+    words += [] if load.distinct is None else ["--distinct", str(load.distinct)]
     if load.rate is not None:
         words += ["--rate", str(load.rate / load.processes), "--parts", ",".join(map(str, load.parts))]
     return words + ([] if target.ca_file is None else ["--ca-file", str(target.ca_file)])

@@ -60,7 +60,7 @@ class Recorder:
         # All users take the next one of a closed loop, so that what is sent in any short time is a fair sample.
         self.turns = itertools.cycle(spread(requests, chance))
         self.random_turns = itertools.cycle(chance.sample(requests, len(requests)))
-        self.sizes = size_classes(requests)
+        self.distinct, self.sizes = len(requests), size_classes(requests)
         # [was to begin, s after the start; began so much later, s; took from then, s; pairs; the error's class or None;
         # the request's size class]
         self.samples: list[tuple[float, float, float, int, str | None, str]] = []
@@ -95,6 +95,7 @@ class Recorder:
         content = {
             "samples": self.samples,
             "first_messages": self.first_messages,
+            "distinct": self.distinct,
             "started": self.started,  # on a clock that all processes of this machine share
             "lasted": lasted,
             # All users run in this thread: where it never rests, the response times are its own and not the server's.
@@ -170,6 +171,7 @@ def add_options(parser: LocustArgumentParser) -> None:
     parser.add_argument("--click-log", default="data/sample/test.jsonl", help="where the requests come from")
     parser.add_argument("--candidates", type=int, help="how many each request has (default: as the click log has them)")
     parser.add_argument("--texts", default=ALL, help="'all' candidates, or only those that are 'titles'")
+    parser.add_argument("--distinct", type=int, help="how many of the requests are sent, over and over (default: all)")
     parser.add_argument("--model", default=DEFAULT_MODEL, help="the click model on the server")
     parser.add_argument("--ca-file", help="PEM file of the authority that signed the server's certificate")
     parser.add_argument("--rate", type=float, help="open loop: requests a second to start, on average")
@@ -185,7 +187,7 @@ def prepare(environment: Environment, **_: Any) -> None:
     options = environment.parsed_options
     if options is None or not environment.host:
         raise ValueError("there is no server to aim at; give --host, its gRPC address: localhost:8001")
-    requests = read_requests(Path(options.click_log), options.candidates, options.texts)
+    requests = read_requests(Path(options.click_log), options.candidates, options.texts)[: options.distinct]
     token = os.environ.get("CLICKBERT_TOKEN") or None
     ranker = Ranker(environment.host, options.model, timeout=TIMEOUT, ca_file=options.ca_file, token=token)
     RankingUser.recorder = Recorder(ranker, requests, options.seed)

@@ -78,6 +78,8 @@ def plot_throughput(models: dict[str, Found], cores: int) -> Figure:
         users = [step["users"] for step in found["closed"]]
         served = [step["pairs_per_s"] if usable(step) else nan for step in found["closed"]]
         axes.plot(users, served, marker="o", color=tint, label=name)
+        best = found["saturated"]
+        axes.plot([best["users"]], [best["pairs_per_s"]], "D", color=tint, label="saturated: mean of the rounds")
         if found["ceiling"]:
             ceiling = found["ceiling"]["pairs_per_second"]
             left = [left_of_ceiling(found["ceiling"], step, cores) for step in found["closed"]]

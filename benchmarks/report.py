@@ -14,7 +14,7 @@ from typing import Any
 
 import matplotlib as mpl
 
-from benchmarks.figures import by_size, row, slo_outcome
+from benchmarks.figures import beside, by_size, row, slo_outcome
 from benchmarks.plots import LIMITED, TIMES, Found, plot_latency, plot_sizes, plot_throughput, plot_time, plot_tokens
 from export.files import write_whole
 from export.report import STYLE, picture
@@ -47,9 +47,10 @@ def write_page(path: Path, result: dict[str, Any]) -> None:
         f"<!doctype html><html lang=en><meta charset=utf-8><title>Benchmark</title><style>{STYLE}{WRAP}</style>"
         f"<h1>Benchmark</h1>{table(None, facts(result))}"
         f"<h2>Saturation</h2>{table(*summary(models))}"
-        "<p class=note>Saturated: the closed loop's best step. The ceiling: the same graph in process on the same "
-        "requests, without server, client or network. Served: the share of what the generators, which run on the same "
-        "cores, leave of it. A server elsewhere has no ceiling here.</p>"
+        "<p class=note>Saturated: a closed loop in rounds, in which the models take turns. The ceiling: the same graph "
+        "in process on the same requests, without server, client or network, measured between the rounds. Served: the "
+        "share of what the generators, which run on the same cores, leave of it. A server elsewhere has no ceiling "
+        "here.</p>"
         f"<h2>Throughput in a closed loop</h2>{speed}"
         f"<h2>Latency in an open loop</h2>{latency}"
         "<p class=note>Requests begin at random moments, at shares of the saturated rate, whether or not the former "
@@ -125,6 +126,8 @@ def summary(models: dict[str, Found]) -> tuple[list[str], list[list[str]]]:
             notes.append(f"fastest in process: {ceiling['layout']}")
         if "slo" in found:
             notes.append(slo_outcome(found["slo"]))
+        if found["beside"]:
+            notes.append(beside(found["beside"]))
         cells = [name, found["version"], str(best["users"]), f"{best['requests_per_s']:.1f}"]
         cells += [f"{best['pairs_per_s']:.0f}", f"{ceiling['pairs_per_second']:.0f}" if ceiling else "-"]
         rows.append([*cells, "-" if share is None else f"{share:.0%}", "; ".join(notes)])
@@ -142,6 +145,9 @@ def steps(found: Found) -> tuple[list[str], list[list[str]]]:
         merged = step["requests_per_execution"]
         cells["merged"] = f"{merged:.1f}" if shown and merged else "-"
         notes = [f"{count} x {kind}" for kind, count in step["error_kinds"].items()]
+        if "of_ceiling" in step:
+            share = step["of_ceiling"] if shown else None
+            notes.insert(0, "at saturation" if share is None else f"at saturation: {share:.0%} of the ceiling")
         notes += [f"{LIMITED}: {limit}"] * (not shown)
         if "holds" in step:
             notes.append(f"{found['slo']['aim']} {'holds' if step['holds'] else 'does not hold'}")
@@ -156,8 +162,8 @@ def sizes_table(found: Found) -> tuple[list[str], list[list[str]]]:
 
 
 def all_steps(found: Found) -> list[dict[str, Any]]:
-    """A model's steps: closed, open, and those of the search for its SLO."""
-    return [*found["closed"], *found["open"], *found.get("slo", {}).get("steps", [])]
+    """A model's steps: closed, those at saturation, open, and those of the search for its SLO."""
+    return [*found["closed"], *found["rounds"], *found["open"], *found.get("slo", {}).get("steps", [])]
 
 
 def table(heads: Sequence[str] | None, rows: Iterable[Sequence[str]]) -> str:

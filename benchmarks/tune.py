@@ -188,7 +188,7 @@ def candidates(own: Settings) -> Iterator[tuple[tuple[str, ...], Sequence[tuple[
         layouts = [(1, AUTOMATIC), (2, AUTOMATIC), (3, AUTOMATIC), (cores, 1)]
         yield ("instances", "threads"), list(dict.fromkeys(layouts))
     if own.chunk_elements is not None:
-        yield ("chunk_elements",), [(256,), (512,), (1024,), (2048,)]
+        yield ("chunk_elements",), [(128,), (256,), (512,), (1024,)]
     yield ("max_batch_size",), [(1,), (2,), (4,), (8,), (16,)]
     if own.queue_delay_us is not None:
         yield ("queue_delay_us",), [(0,), (500,), (2000,)]

@@ -32,4 +32,3 @@ CONFIG_FILE = "config.pbtxt"
 
 EMBEDDINGS = "embeddings.word_embeddings"  # in the packed graph, as its linear layers are called (export/linears.py)
 WEIGHT = ".weight"
-WEIGHT_ZERO = 128  # the zero point of the CPU graph's unsigned 8-bit weights

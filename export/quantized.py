@@ -2,10 +2,9 @@
 
 Two forms of the same arithmetic:
 
-- `make_int8`, for ONNX Runtime on CPUs: unsigned 8-bit inputs times unsigned 8-bit weights, both around a zero point,
-  summed in 32 bits, in one fused operator. (With signed weights, x86 processors without VNNI add two products in 16
-  bits, and what is beyond them is cut off: another result on another machine.) The table of word embeddings, half of a
-  small BERT, becomes 8-bit too, each word with its own scale.
+- `make_int8`, for ONNX Runtime on CPUs: unsigned 8-bit inputs around a zero point times signed 8-bit weights around 0,
+  summed in 32 bits, in one fused operator (on x86 without VNNI if it is asked for: `export.cpu`). The table of word
+  embeddings, half of a small BERT, becomes 8-bit too, each word with its own scale.
 - `make_qdq`, for TensorRT: explicit quantization (Q/DQ) around the linear layers, zero points 0, a weight scale for
   each output; attention and everything else keep their type.
 
@@ -22,7 +21,7 @@ from onnx import helper, numpy_helper
 
 from export.fitting import Scheme
 from export.linears import Constants, Linear, exchange_nodes, find_linears, rewrite
-from export.names import EMBEDDINGS, WEIGHT, WEIGHT_ZERO
+from export.names import EMBEDDINGS, WEIGHT
 
 MICROSOFT = "com.microsoft"  # ONNX Runtime's own operators, in its C++ backend as in the wheel
 
@@ -62,14 +61,13 @@ def int8_nodes(linear: Linear, scheme: Scheme, constants: Constants) -> list[onn
     one = constants.add("scale_of_one", np.array(1, dtype=np.float32))
     product = [
         f"{out}.steps",
-        constants.add(f"{name}.int8", (scheme.weight.T.astype(np.int16) + WEIGHT_ZERO).astype(np.uint8)),
+        constants.add(f"{name}.int8", scheme.weight.T.astype(np.int8)),
         one,
         constants.add(f"{name}.scale", scheme.weight_scale * np.float32(scheme.scale)),
         zero,
-        constants.add("weight_zero_point", np.array(WEIGHT_ZERO, dtype=np.uint8)),
     ]
     if linear.bias:
-        product.append(linear.bias)
+        product += ["", linear.bias]  # no zero point of the weight: 0
     return [
         helper.make_node("Mul", [linear.input, inverse], [f"{out}.smooth"]),
         helper.make_node("QuantizeLinear", [f"{out}.smooth", one, zero], [f"{out}.steps"]),

@@ -12,7 +12,9 @@ import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from platform import machine
 
+from serving.backends.onnxruntime.products import has_vnni
 from serving.triton import PYTHON, ServingError, Triton, environment, missing_libraries
 
 # The question that `export/stamp.py` asks, too: what it answered is in a plan's stamp.
@@ -71,6 +73,7 @@ def published_models(repository: Path, triton: Triton) -> list[str]:
                 f"with numpy {version('numpy')}; install an older one, which Python 3.12 and older have: "
                 "`.venv/bin/pip install 'numpy<2'`"
             )
+        check_products(max(versions, key=lambda path: int(path.name)), triton)
         models.append(model)
     if not models and left_out:
         raise ServingError(
@@ -82,6 +85,27 @@ def published_models(repository: Path, triton: Triton) -> list[str]:
             f"{repository} holds no published model; publish one with `python -m export`, or give --repository"
         )
     return models
+
+
+def check_products(folder: Path, triton: Triton) -> None:
+    """Checks that a version's integer products are kept whole: on x86 without VNNI Triton's C++ backend would not.
+
+    Args:
+        folder: the version's.
+        triton: which backend it has.
+
+    Raises:
+        ServingError: it would rank otherwise than it did when it was exported.
+    """
+    graph = folder / "model.onnx"
+    if not triton.has_onnxruntime or has_vnni() or machine() != "x86_64" or not graph.exists():
+        return
+    if b"MatMulIntegerToFloat" in graph.read_bytes():
+        raise ServingError(
+            f"{folder.parent.name} is INT8, and on a processor without VNNI Triton's C++ onnxruntime backend cuts "
+            "integer products off, which changes the ranking; serve it on a processor with VNNI, or by the stand-in "
+            f"backend (Dockerfile, cpu), or take {folder} out of the repository and serve clickbert_onnx"
+        )
 
 
 def why_no_plans(triton: Triton) -> str | None:

@@ -88,9 +88,10 @@ def kept_samples(patch: pytest.MonkeyPatch) -> Iterator[list[dict]]:
         yield recorded
 
 
-def locusts() -> list[psutil.Process]:
+def locusts(parent: psutil.Process | None = None) -> list[psutil.Process]:
+    """The generators among this process's children, or another's; a child may end while it is looked at."""
     found = []
-    for child in psutil.Process().children():
+    for child in (parent or psutil.Process()).children():
         with contextlib.suppress(psutil.Error):
             found += [child] * ("locust" in child.cmdline())
     return found

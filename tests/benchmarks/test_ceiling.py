@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import ceiling, climb, workload
-from benchmarks.ceiling import BUDGETS, Ceiling, Layout, cut_requests, measure_ceiling, open_graph, to_requests
+from benchmarks import ceiling, workload
+from benchmarks.ceiling import BUDGETS, Ceiling, Layout, cut_requests, find_ceiling, open_graph, to_requests
 from benchmarks.figures import left_of_ceiling
 from clickbert.tokenization import PackedPairs
 from export.names import MODEL_FILE
@@ -83,24 +83,33 @@ def test_the_best_of_all_layouts_by_the_pairs_that_were_computed(
     monkeypatch.setattr(ceiling, "QUICK", 4)
     monkeypatch.setattr(ceiling, "FINALISTS", 4)
     monkeypatch.setattr(ceiling, "usable_cores", lambda: 2)
-    found = measure_ceiling(version, packed)
+    found = find_ceiling(version, packed)
     assert found.layout == Layout(workers=1, threads=2, budget=512)
-    assert found.pairs_per_second == pytest.approx(1000 / 1.2)
-    assert found.rounds == pytest.approx([1000 / 1.2])
+    assert found.rounds == []
     assert len(found.tried) == 2 * len(BUDGETS)
     assert found.tried["1 at a time, 2 threads each, chunks of 1024"] == pytest.approx(1000)
     assert found.tried["2 at a time, 1 threads each, whole requests"] == pytest.approx(1000 / 4.4)
-    assert found.facts()["layout"] == "1 at a time, 2 threads each, chunks of 512"
     # The final turns were on all requests, one of each finalist.
     assert {pairs for _, _, pairs in turns[-4:]} == {sum(len(each.lengths) for each in packed)}
     assert len(set(turns[-4:])) == 4
     assert all(pairs < turns[-1][2] for _, _, pairs in turns[:-4])
+    # A round is of all requests, by the best layout.
+    found.measure()
+    assert turns[-1] == (1, 512, sum(len(each.lengths) for each in packed))
+    found.measure()
+    assert found.rounds == pytest.approx([1000 / 1.2] * 2)
+    assert found.facts()["layout"] == "1 at a time, 2 threads each, chunks of 512"
+    assert found.facts()["pairs_per_second"] == pytest.approx(1000 / 1.2)
 
 
 def test_it_runs(version: Path, packed: list[PackedPairs]) -> None:
-    found = measure_ceiling(version, packed)
-    assert found.pairs_per_second == max(found.rounds) > 0
+    found = find_ceiling(version, packed)
+    for _ in range(2):
+        found.measure()
     assert str(found.layout) in found.tried
+    facts = found.facts()
+    assert min(facts["rounds"]) > 0
+    assert facts["pairs_per_second"] == pytest.approx(sum(facts["rounds"]) / 2)
 
 
 def test_every_feed_is_computed_once_by_all_workers() -> None:
@@ -109,47 +118,9 @@ def test_every_feed_is_computed_once_by_all_workers() -> None:
     assert sorted(seen) == list(range(50))
 
 
-def test_a_later_measurement_of_the_same_layout_adds_its_rounds(version: Path, packed: list[PackedPairs]) -> None:
-    first = measure_ceiling(version, packed)
-    later = measure_ceiling(version, packed, first.layout)
-    assert list(later.tried) == [str(first.layout)]
-    joined = first.joined(later)
-    assert joined.rounds == [*first.rounds, *later.rounds]
-    assert joined.pairs_per_second == max(joined.rounds)
-    assert (joined.layout, joined.tried) == (first.layout, first.tried)
-
-
-@pytest.mark.parametrize(("rounds", "given"), [([90.0, 100.0], True), ([70.0, 100.0], False)])
-def test_no_share_is_given_where_the_machines_speed_changed(
-    rounds: list[float], given: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(climb, "DRIFT", 0.2)
-    step = {"pairs_per_s": 50.0, "generator": {"cores": 0.0}}
-    share = climb.of_ceiling(step, {"pairs_per_second": max(rounds), "rounds": rounds, "on_cpu": True})
-    assert share == (0.5 if given else None)
-
-
 def test_generators_take_nothing_of_a_gpu() -> None:
     step = {"generator": {"cores": 0.5}}
     assert left_of_ceiling({"pairs_per_second": 100.0, "on_cpu": True}, step, 2) == 75
     assert left_of_ceiling({"pairs_per_second": 100.0, "on_cpu": False}, step, 2) == 100
-    assert Ceiling(1.0, ceiling.Merged(4), [1.0], {}).facts()["on_cpu"] is False
-    assert Ceiling(1.0, Layout(2, 1, 512), [1.0], {}).facts()["on_cpu"] is True
-
-
-def test_of_many_requests_the_same_part_is_computed_before_and_after(
-    version: Path, packed: list[PackedPairs], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    computed: list[int] = []
-    cut_real = ceiling.cut_requests
-
-    def cut_requests(requests: list[PackedPairs], budget: int | None) -> list:
-        computed.append(len(requests))
-        return cut_real(requests, budget)
-
-    monkeypatch.setattr(ceiling, "cut_requests", cut_requests)
-    monkeypatch.setattr(ceiling, "QUICK", 4)
-    monkeypatch.setattr(ceiling, "MOST", 9)
-    found = measure_ceiling(version, packed)
-    measure_ceiling(version, packed, found.layout)
-    assert computed == [3, 3, *[4] * 2 * len(BUDGETS), 9, 9, 3, 3, 4, 9]
+    assert Ceiling(ceiling.Merged(4), {}, float, [1.0]).facts()["on_cpu"] is False
+    assert Ceiling(Layout(2, 1, 512), {}, float, [1.0]).facts()["on_cpu"] is True

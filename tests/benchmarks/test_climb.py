@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
-from benchmarks import climb, workload
+from benchmarks import climb, rounds, workload
 from benchmarks.figures import machine
 from benchmarks.target import LoadError
 from serving.server import Server
@@ -30,11 +30,13 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module", autouse=True)
 def short(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pytest.MonkeyPatch]:
     with short_loads(tmp_path_factory.mktemp("logs")) as patch:
-        patch.setattr(climb, "USERS", USERS)
-        patch.setattr(climb, "SHARES", SHARES)
-        patch.setattr(climb, "CLOSED_SECONDS", 1)
-        patch.setattr(climb, "MOST_USERS", max(USERS))
-        patch.setattr(climb, "DRIFT", float("inf"))  # of a tiny model the rounds differ, whatever the machine does
+        patch.setattr(rounds, "USERS", USERS)
+        patch.setattr(rounds, "SHARES", SHARES)
+        patch.setattr(rounds, "CLIMB_SECONDS", 1)
+        patch.setattr(rounds, "ROUNDS", 2)
+        patch.setattr(rounds, "ROUND_SECONDS", 1)
+        patch.setattr(rounds, "MOST_USERS", max(USERS))
+        patch.setattr(rounds, "DRIFT", float("inf"))  # of a tiny model the rounds differ, whatever the machine does
         yield patch
 
 
@@ -81,20 +83,26 @@ def test_the_result_is_whole_and_fits_itself(
     assert found["version"] == "1"
     assert found["config"] == (repository / MODEL / "config.pbtxt").read_text(encoding="utf-8")
     assert [(step["users"], step["rate"]) for step in found["closed"]] == [(users, None) for users in USERS]
-    best = max(found["closed"], key=lambda step: step["pairs_per_s"])
-    saturated, ceiling = found["saturated"], found["ceiling"]
-    assert {name: best[name] for name in ("users", "requests_per_s", "pairs_per_s")}.items() <= saturated.items()
-    assert ceiling["pairs_per_second"] == max(ceiling["rounds"]) > 0
-    left = ceiling["pairs_per_second"] * (1 - best["generator"]["cores"] / machine()["cores"])
-    assert saturated["of_ceiling"] == pytest.approx(best["pairs_per_s"] / left)
+    saturated, ceiling, at_saturation = found["saturated"], found["ceiling"], found["rounds"]
+    assert saturated["users"] in USERS
+    assert {step["users"] for step in at_saturation} == {saturated["users"]}
+    for name in ("requests_per_s", "pairs_per_s", "of_ceiling"):
+        assert saturated[name] == pytest.approx(sum(step[name] for step in at_saturation) / 2)
+    assert len(ceiling["rounds"]) == 3
+    assert ceiling["pairs_per_second"] == pytest.approx(sum(ceiling["rounds"]) / 3)
+    for step, before, after in zip(at_saturation, ceiling["rounds"][:-1], ceiling["rounds"][1:], strict=True):
+        assert step["ceiling"] == pytest.approx((before + after) / 2)
+        left = step["ceiling"] * (1 - step["generator"]["cores"] / machine()["cores"])
+        assert step["of_ceiling"] == pytest.approx(step["pairs_per_s"] / left)
+    assert found["beside"] is None
     assert [step["share"] for step in found["open"]] == list(SHARES)
     for step in found["open"]:
         assert step["users"] is None
         assert step["rate"] == pytest.approx(step["share"] * saturated["requests_per_s"])
         assert step["offered_per_s"] == pytest.approx(step["rate"], abs=0.5)  # of one second: a whole number
-    for step in [*found["closed"], *found["open"]]:
+    for step in [*found["closed"], *at_saturation, *found["open"]]:
         assert step["requests"] == len(step["latencies_ms"]) > 0 == step["errors"]
-        assert sum(step["pairs_by_second"]) / step["duration_s"] == step["pairs_per_s"] > 0
+        assert step["pairs_per_s"] > 0 < sum(step["pairs_by_second"])
         assert step["requests_per_execution"] >= 1
         assert set(step["time_ms"]) == {"queue", "compute", "rest"}
         assert min(step["time_ms"].values()) >= 0
@@ -103,7 +111,8 @@ def test_the_result_is_whole_and_fits_itself(
     table = climbed.out.splitlines()
     assert table[0] == f"{MODEL} version 1"
     assert [line.split()[:2] for line in table[2:4]] == [[str(users), "users"] for users in USERS]
-    assert f"served: {saturated['of_ceiling']:.0%} of what the generators leave of it" in climbed.out
+    both = ", ".join(f"{step['of_ceiling']:.0%}" for step in at_saturation)
+    assert f"served: {saturated['of_ceiling']:.0%} ({both}) of what the generators leave of it" in climbed.out
     page = (results / "report.html").read_text(encoding="utf-8")
     assert MODEL in page
     assert result["time"] in page
@@ -113,7 +122,7 @@ def test_the_result_is_whole_and_fits_itself(
 def told(monkeypatch: pytest.MonkeyPatch, result: dict[str, Any]) -> dict[str, Any]:
     """What the next climbs measure: the real one's figures."""
     found = copy.deepcopy({name: value for name, value in result["models"][MODEL].items() if name != "version"})
-    monkeypatch.setattr(climb, "climb", lambda *_: found)
+    monkeypatch.setattr(climb, "climb", lambda *_: iter([{MODEL: found}]))
     return found
 
 
@@ -134,16 +143,21 @@ def test_what_is_as_fast_as_formerly_ends_with_0_and_what_is_half_as_fast_with_1
     told: dict[str, Any], result: dict[str, Any], server: Server, click_log: Path, tmp_path: Path
 ) -> None:
     # A tiny model's rounds differ more than twofold on a busy machine, and the interval holds that.
-    told["ceiling"]["rounds"] = [told["ceiling"]["pairs_per_second"]] * 2
+    told["ceiling"]["rounds"] = [told["ceiling"]["pairs_per_second"]] * 3
+    for step in told["rounds"]:
+        step["pairs_by_second"] = [round(step["pairs_per_s"])]
 
-    same = again(server, click_log, tmp_path, "--compare", former(result, tmp_path, lambda _: None))
+    def as_told(changed: dict[str, Any]) -> None:
+        changed["models"][MODEL] |= copy.deepcopy(told)
+
+    same = again(server, click_log, tmp_path, "--compare", former(result, tmp_path, as_told))
     assert same.code == 0, same.err
     assert "regressed (worse by more than 10%, failing or missing): nothing" in same.out
 
     def faster(changed: dict[str, Any]) -> None:
-        for step in changed["models"][MODEL]["closed"]:
-            step["pairs_by_second"] = [2 * pairs for pairs in step["pairs_by_second"]]
-        changed["models"][MODEL]["ceiling"] = told["ceiling"]
+        as_told(changed)
+        for step in changed["models"][MODEL]["rounds"]:
+            step["pairs_per_s"] *= 2
 
     slower = again(server, click_log, tmp_path, "--compare", former(result, tmp_path, faster))
     assert slower.code == 1
@@ -180,7 +194,7 @@ def test_a_server_elsewhere_has_no_ceiling_and_a_page_all_the_same(
     # The steps that were measured once are measured again.
     real = result["models"][MODEL]
     steps = {step["users"]: step for step in [*real["closed"], *real["open"]]}
-    monkeypatch.setattr(climb, "measure", lambda _server, _model, load, _folder: dict(steps[load.users]))
+    monkeypatch.setattr(rounds, "measure", lambda _server, _model, load, _folder: dict(steps[load.users]))
     said = again(server, click_log, tmp_path)
     assert said.code == 0, said.err
     remote = json.loads(Path(json.loads(said.out.splitlines()[-1])["result"]).read_text(encoding="utf-8"))
@@ -208,11 +222,12 @@ def test_an_aim_is_searched_and_shown(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     step = result["models"][MODEL]["open"][0]
-    monkeypatch.setattr(climb, "measure", lambda _server, _model, load, _folder: {**step, "rate": load.rate})
+    monkeypatch.setattr(rounds, "measure", lambda _server, _model, load, _folder: {**step, "rate": load.rate})
     said = again(server, click_log, tmp_path, "--slo", "p50=100000ms")
     assert said.code == 0, said.err
     saturated = told["saturated"]["requests_per_s"]
     assert f"p50=100000ms holds up to {saturated * 63 / 64:.1f} requests/s" in said.out
-    assert told["slo"]["requests_per_s"] == pytest.approx(saturated * 63 / 64)
+    kept = json.loads(Path(json.loads(said.out.splitlines()[-1])["result"]).read_text(encoding="utf-8"))
+    assert kept["models"][MODEL]["slo"]["requests_per_s"] == pytest.approx(saturated * 63 / 64)
     assert "p50=100000ms never holds" not in said.out
     assert "p50=0.001ms never holds" in again(server, click_log, tmp_path, "--slo", "p50=0.001ms").out

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import heapq
 import json
+import random
 
 import numpy as np
 import pytest
@@ -50,6 +52,25 @@ def test_throughput_is_what_was_answered_in_the_window_whenever_it_was_to_begin(
     assert figures["requests"] == 4
     assert figures["offered_per_s"] == pytest.approx(4 / 2)
     assert figures["latencies_ms"] == [500, 700, 1000]
+
+
+def test_where_requests_take_turns_throughput_is_of_whole_turns() -> None:
+    # Forty requests, two of them twenty times as large as most; eight users, two of whom are served at a time.
+    turn = [1] * 30 + [3] * 8 + [20] * 2
+    random.Random(0).shuffle(turn)
+    free, users, samples = [0.0, 0.0], [0.0] * 8, []
+    for pairs in turn * 100:
+        begin = heapq.heappop(users)
+        end = max(begin, heapq.heappop(free)) + 0.02 * pairs
+        samples.append(Sample(begin, 0.0, end - begin, pairs, None, SMALL))
+        heapq.heappush(free, end)
+        heapq.heappush(users, end)
+    begins = [float(begin) for begin in np.arange(5, 12, 0.17)]
+    assert [summarize(samples, begin, 8, 40)["pairs_per_s"] for begin in begins] == pytest.approx([100] * len(begins))
+    counted = [summarize(samples, begin, 8)["pairs_per_s"] for begin in begins]
+    assert max(counted) - min(counted) > 4
+    few = summarize(samples, 5.0, 8, 1000)  # the window holds no turn
+    assert few["pairs_per_s"] == sum(few["pairs_by_second"]) / 8
 
 
 def test_a_slow_answer_after_the_end_is_in_the_latencies_but_not_in_the_throughput() -> None:

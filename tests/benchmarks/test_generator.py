@@ -30,7 +30,7 @@ SOUND = None, SMALL  # no error, and a size
 
 
 def recorded(started: float, *samples: list, **others: Any) -> dict:
-    facts = {"samples": list(samples), "started": started, "lasted": 60.0, "busy": 0.1, "cores": 0.2}
+    facts = {"samples": list(samples), "started": started, "lasted": 60.0, "busy": 0.1, "cores": 0.2, "distinct": 3}
     return facts | others
 
 
@@ -63,6 +63,17 @@ def test_the_samples_of_all_are_on_the_clock_of_the_last(generators: list[dict],
     assert sum(figures["pairs_by_second"]) == 1011
     found = {name: figures["generator"][name] for name in ("processes", "busy", "cores", "limit")}
     assert found == {"processes": 2, "busy": 0.3, "cores": pytest.approx(0.6), "limit": None}
+
+
+def test_a_turn_is_that_of_all_generators_together(generators: list[dict], tmp_path: Path) -> None:
+    # Each sends three requests in turn, one of nine pairs; the window of two seconds holds one turn of both.
+    turn = [[1.0 + 0.3 * place, 0, 0.01, 9 if place == 1 else 1, *SOUND] for place in range(4)]
+    generators += [recorded(0.0, *turn), recorded(0.0, *turn)]
+    figures = run(generators, tmp_path)
+    assert figures["requests_per_s"] == pytest.approx(6 / 0.9)
+    assert figures["pairs_per_s"] == pytest.approx(22 / 0.9)
+    apart = run(generators, tmp_path, users=None, rate=4.0)  # in an open loop they do not take turns
+    assert apart["requests_per_s"] == pytest.approx(8 / 2)
 
 
 def test_nothing_of_a_former_run_is_read(generators: list[dict], tmp_path: Path, monkeypatch) -> None:
@@ -121,13 +132,14 @@ def test_users_rate_and_seeds_are_shared_out() -> None:
         shares = [generator.share(users, processes, number) for number in range(processes)]
         assert sum(shares) == users
         assert max(shares) - min(shares) <= 1
-    sent = Load(Path("log"), candidates=20, texts="titles", rate=9.0, processes=2, seed=3)
+    sent = Load(Path("log"), candidates=20, texts="titles", rate=9.0, processes=2, seed=3, distinct=40)
     words = [generator.command(Target("a:1", Path("ca.pem")), "m", sent, number, Path("f")) for number in (0, 1)]
     options = [dict(pairwise(each)) for each in words]
     assert [each["--rate"] for each in options] == ["4.5", "4.5"]
     assert [each["--users"] for each in options] == ["1", "1"]
     assert len({each["--seed"] for each in options} | {"0", "1"}) == 4  # other seeds have other moments
-    for name, value in (("--candidates", "20"), ("--texts", "titles"), ("--ca-file", "ca.pem"), ("--host", "a:1")):
+    given = {"--candidates": "20", "--distinct": "40", "--texts": "titles", "--ca-file": "ca.pem", "--host": "a:1"}
+    for name, value in given.items():
         assert {each[name] for each in options} == {value}
 
 

@@ -1,4 +1,4 @@
-"""What a climb makes of its steps: saturation, how many users are tried, the highest rate that holds an aim."""
+"""What a climb makes of its steps: whose turn it is, saturation, shares of the ceiling, the highest rate for an aim."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks import climb
+from benchmarks import climb, rounds
+from benchmarks.ceiling import Ceiling, Layout
 from benchmarks.generator import Load
 from benchmarks.target import LoadError, Target
 
@@ -18,8 +19,9 @@ MODEL = "clickbert_onnx"
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(climb, "USERS", (1, 3))
-    monkeypatch.setattr(climb, "SHARES", {0.5: 1})
+    monkeypatch.setattr(rounds, "USERS", (1, 3))
+    monkeypatch.setattr(rounds, "SHARES", {0.5: 1, 0.9: 1})
+    monkeypatch.setattr(rounds, "ROUNDS", 2)
 
 
 def fake_measure(latency: Callable[[float], float], **others: Any) -> Callable[..., dict[str, Any]]:
@@ -36,8 +38,8 @@ def fake_measure(latency: Callable[[float], float], **others: Any) -> Callable[.
 
 @pytest.mark.parametrize("highest", [1.7, 33.3, 64.0, 99.0])
 def test_the_highest_rate_that_holds_is_found(highest: float, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(climb, "measure", fake_measure(lambda rate: 50.0 * rate / highest))
-    found = climb.search(Target("a:1"), MODEL, Load(tmp_path), 100.0, ("p99", 50.0), tmp_path)
+    monkeypatch.setattr(rounds, "measure", fake_measure(lambda rate: 50.0 * rate / highest))
+    found = rounds.search(Target("a:1"), MODEL, Load(tmp_path), 100.0, ("p99", 50.0), tmp_path)
     assert found["aim"] == "p99=50ms"
     assert highest - 100 / 64 <= found["requests_per_s"] <= highest
     assert [step["holds"] for step in found["steps"]] == [step["rate"] <= highest for step in found["steps"]]
@@ -50,8 +52,8 @@ def test_the_highest_rate_that_holds_is_found(highest: float, monkeypatch: pytes
 def test_what_fails_or_was_not_measured_does_not_hold(
     others: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(climb, "measure", fake_measure(lambda _: 1.0, **others))
-    found = climb.search(Target("a:1"), MODEL, Load(tmp_path), 100.0, ("p99", 50.0), tmp_path)
+    monkeypatch.setattr(rounds, "measure", fake_measure(lambda _: 1.0, **others))
+    found = rounds.search(Target("a:1"), MODEL, Load(tmp_path), 100.0, ("p99", 50.0), tmp_path)
     assert found["requests_per_s"] is None
     assert not any(step["holds"] for step in found["steps"])
 
@@ -60,64 +62,170 @@ def test_a_generator_that_is_the_limit_ends_the_search_without_a_rate(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     sound, limited = fake_measure(lambda _: 1.0), fake_measure(lambda _: 1.0, generator={"limit": "busy", "cores": 1.0})
-    monkeypatch.setattr(climb, "measure", lambda *given: (limited if given[2].rate > 60 else sound)(*given))
-    found = climb.search(Target("a:1"), MODEL, Load(tmp_path), 100.0, ("p99", 50.0), tmp_path)
+    monkeypatch.setattr(rounds, "measure", lambda *given: (limited if given[2].rate > 60 else sound)(*given))
+    found = rounds.search(Target("a:1"), MODEL, Load(tmp_path), 100.0, ("p99", 50.0), tmp_path)
     assert found["requests_per_s"] is None
     assert [step["holds"] for step in found["steps"]] == [True, False]
 
 
-def test_saturation_is_the_best_step_whose_figures_are_the_servers(
+class Server:
+    """Measures in place of a server: each model's pairs a second by its users, and what the machine's speed is then.
+
+    Attributes:
+        speeds: pairs a second of a model by its users.
+        ceilings: the same of its ceiling; none for a server elsewhere.
+        machine: its speed at each measurement at saturation, one after the other; 1 when they are used up.
+        limits: why a model has no figures with so many users, or in an open loop (None).
+        log: what was measured, in order.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, speeds: dict[str, dict[int, float]], folder: Path) -> None:
+        self.speeds, self.ceilings, self.folder = speeds, dict[str, float](), folder
+        self.machine: list[float] = []
+        self.limits: dict[tuple[str, int | None], str] = {}
+        self.log: list[tuple[str, str | int | float]] = []
+        monkeypatch.setattr(rounds, "measure", self.measure)
+        monkeypatch.setattr(rounds, "find_ceiling", self.find_ceiling)
+        for model in speeds:
+            (folder / model / "1").mkdir(parents=True)
+            (folder / model / "config.pbtxt").write_text(f"of {model}")
+
+    def speed(self, at_saturation: bool) -> float:
+        return self.machine.pop(0) if at_saturation and self.machine else 1.0
+
+    def measure(self, _server: Target, model: str, load: Load, _folder: Path) -> dict[str, Any]:
+        assert load.processes == min(load.users or 4, 4)
+        self.log.append((model, load.users or float(load.rate or 0)))
+        pairs = self.speeds[model][load.users or 1] * self.speed(load.distinct is not None)
+        figures = {"users": load.users, "rate": load.rate, "requests_per_s": pairs / 10, "pairs_per_s": pairs}
+        limit = self.limits.get((model, load.users))
+        return figures | {"errors": 0, "generator": {"limit": limit, "cores": 0.0}}
+
+    def find_ceiling(self, version: Path, packed: list) -> Ceiling:
+        model = version.parent.name
+
+        def turn() -> float:
+            self.log.append((model, "ceiling"))
+            return self.ceilings[model] * self.speed(at_saturation=True)
+
+        assert packed == [0] * rounds.DISTINCT
+        return Ceiling(Layout(2, 1, 512), {}, turn)
+
+    def climb(self) -> dict[str, dict[str, Any]]:
+        target = Target("a:1", repository=self.folder if self.ceilings else None)
+        *_, found = rounds.climb(target, self.speeds, Load(self.folder, processes=4), [0] * 99, self.folder)
+        return found
+
+
+def test_the_models_take_turns_and_so_do_their_ceilings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    server = Server(monkeypatch, {"a": {1: 50.0, 3: 80.0, 6: 81.0}, "b": {1: 50.0, 3: 120.0, 6: 160.0}}, tmp_path)
+    server.speeds["b"][12] = 100.0
+    server.ceilings = {"a": 100.0, "b": 200.0}
+    # ceilings; steps; ceilings, slower by a tenth; steps; ceilings, b's slower again and by more than a drift
+    server.machine = [1.0, 1.0, 1.0, 1.0, 0.9, 0.9, 0.9, 0.9, 0.9, 0.7]
+    found = server.climb()
+    ceilings = [("a", "ceiling"), ("b", "ceiling")]
+    saturated = [("a", 3), ("b", 6)]
+    assert server.log == [
+        *[("a", 1), ("b", 1), ("a", 3), ("b", 3), ("a", 6), ("b", 6), ("b", 12)],
+        *[*ceilings, *saturated, *ceilings, *saturated, *ceilings],
+        *[
+            ("a", pytest.approx(3.8)),
+            ("b", pytest.approx(7.6)),
+            ("a", pytest.approx(6.84)),
+            ("b", pytest.approx(13.68)),
+        ],
+    ]
+    a, b = found["a"], found["b"]
+    assert [step["pairs_per_s"] for step in a["rounds"]] == pytest.approx([80, 72])
+    assert [step["ceiling"] for step in a["rounds"]] == pytest.approx([95, 90])
+    assert [step["of_ceiling"] for step in a["rounds"]] == pytest.approx([80 / 95, 72 / 90])
+    share = (80 / 95 + 72 / 90) / 2
+    assert a["saturated"] == pytest.approx({"users": 3, "requests_per_s": 7.6, "pairs_per_s": 76, "of_ceiling": share})
+    assert a["ceiling"]["rounds"] == pytest.approx([100, 90, 90])
+    assert a["ceiling"]["pairs_per_second"] == pytest.approx(280 / 3)
+    assert [step["of_ceiling"] for step in b["rounds"]] == [pytest.approx(160 / 190), None]
+    assert b["saturated"]["of_ceiling"] == pytest.approx(160 / 190)
+    assert b["saturated"]["pairs_per_s"] == pytest.approx(152)
+    assert (a["beside"], b["beside"]) == (
+        None,
+        {"model": "a", "rounds": [pytest.approx(2)] * 2, "mean": pytest.approx(2)},
+    )
+    assert [step["share"] for step in a["open"]] == [0.5, 0.9]
+    assert a["config"] == "of a"
+
+
+def test_what_is_known_is_told_each_time_that_more_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    server = Server(monkeypatch, {"a": {1: 10.0, 3: 10.0}}, tmp_path)
+    load = Load(tmp_path, processes=4)
+    told = [len(found["a"]["open"]) for found in rounds.climb(Target("a:1"), ["a"], load, [], tmp_path)]
+    assert told == [0, 1, 2]
+    assert (server.climb()["a"]["ceiling"], server.climb()["a"]["saturated"]["of_ceiling"]) == (None, None)
+
+
+def test_steps_and_rounds_without_figures_of_the_server_are_no_saturation(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    speeds = {1: (10.0, None), 3: (30.0, None), 5: (20.0, None), 8: (90.0, "its thread was busy 99% of the time")}
-    monkeypatch.setattr(climb, "USERS", tuple(speeds))
+    server = Server(monkeypatch, {"a": {1: 10.0, 3: 90.0}, "b": {1: 10.0, 3: 30.0, 6: 30.0}}, tmp_path)
+    server.limits["a", 3] = "its thread was busy 99% of the time"
+    found = server.climb()
+    assert (found["a"]["saturated"]["users"], found["b"]["saturated"]["users"]) == (1, 3)
+    assert found["b"]["beside"]["mean"] == pytest.approx(3)
+    server.limits["a", 1] = "busy"
+    with pytest.raises(LoadError, match="a: its thread was busy 99% of the time; give more --processes"):
+        server.climb()
 
-    def measure(_server: Target, _model: str, load: Load, _folder: Path) -> dict[str, Any]:
-        speed, limit = speeds[load.users or 1]
-        limit = limit or told.get(load.users)
-        assert load.users is None or load.processes == min(load.users, 4)
-        figures = {"users": load.users, "rate": load.rate, "requests_per_s": speed / 10, "pairs_per_s": speed}
-        return figures | {"errors": 0, "generator": {"limit": limit, "cores": 0.1}}
 
-    told: dict[int | None, str] = {}
-    monkeypatch.setattr(climb, "measure", measure)
-    load = Load(tmp_path, processes=4)
-    found = climb.climb(Target("a:1"), MODEL, load, [], tmp_path)
-    assert found["saturated"] == {"users": 3, "requests_per_s": 3.0, "pairs_per_s": 30.0, "of_ceiling": None}
-    assert [step["rate"] for step in found["open"]] == [pytest.approx(1.5)]
-    told |= dict.fromkeys(speeds, "busy")
-    with pytest.raises(LoadError, match="give more --processes"):
-        climb.climb(Target("a:1"), MODEL, load, [], tmp_path)
+def test_rounds_without_figures_of_the_server_are_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    server = Server(monkeypatch, {"a": {1: 10.0, 3: 10.0}, "b": {1: 10.0, 3: 30.0, 6: 30.0}}, tmp_path)
+    measure, seen = server.measure, list[str]()
+
+    def spoilt(target: Target, model: str, load: Load, folder: Path) -> dict[str, Any]:
+        step = measure(target, model, load, folder)
+        if load.distinct:
+            seen.append(model)
+            if seen.count(model) in spoil.get(model, ()):
+                step["generator"]["limit"] = "busy"
+                step["pairs_per_s"] *= 7
+        return step
+
+    spoil: dict[str, tuple[int, ...]] = {"b": (1,)}
+    monkeypatch.setattr(rounds, "measure", spoilt)
+    found = server.climb()
+    assert found["b"]["saturated"]["pairs_per_s"] == pytest.approx(30)
+    assert found["b"]["beside"]["rounds"] == [pytest.approx(3)]
+    seen.clear()
+    spoil["a"] = (2,)
+    assert server.climb()["b"]["beside"] is None
+    seen.clear()
+    spoil["a"] = (1, 2)
+    with pytest.raises(LoadError, match="a: busy; give more --processes"):
+        server.climb()
 
 
 @pytest.mark.parametrize(
-    ("speeds", "users"),
+    ("speeds", "users", "saturating"),
     [
-        ({1: 10, 3: 20, 6: 20.9}, [1, 3, 6]),  # 3 brought more than 1, 6 no more than noise
-        ({1: 10, 3: 20, 6: 40, 12: 80, 24: 79}, [1, 3, 6, 12, 24]),
-        ({1: 10, 3: 9}, [1, 3]),
-        ({1: 10, 3: 20, 6: 40, 12: 80, 24: 160, 48: 320, 96: 640}, [1, 3, 6, 12, 24, 48, 96]),  # 192 are too many
+        ({1: 10, 3: 20, 6: 20.9}, [1, 3, 6], 3),  # 3 brought more than 1, 6 no more than noise
+        ({1: 10, 3: 20, 6: 40, 12: 80, 24: 79}, [1, 3, 6, 12, 24], 12),
+        ({1: 10, 3: 9}, [1, 3], 1),
+        ({1: 10, 3: 9.8}, [1, 3], 3),  # as fast but for noise
+        ({1: 10, 3: 20, 6: 40, 12: 80, 24: 160, 48: 320, 96: 640}, [1, 3, 6, 12, 24, 48, 96], 96),  # 192 are too many
     ],
 )
 def test_users_are_doubled_while_that_brings_more(
-    speeds: dict[int, float], users: list[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    speeds: dict[int, float], users: list[int], saturating: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def measure(_server: Target, _model: str, load: Load, _folder: Path) -> dict[str, Any]:
-        speed = speeds[load.users or 1]
-        figures = {"users": load.users, "rate": load.rate, "requests_per_s": speed / 10, "pairs_per_s": speed}
-        return figures | {"errors": 0, "generator": {"limit": None, "cores": 0.1}}
-
-    monkeypatch.setattr(climb, "measure", measure)
-    monkeypatch.setattr(climb, "MOST_USERS", 128)
-    found = climb.climb(Target("a:1"), MODEL, Load(tmp_path), [], tmp_path)
+    found = Server(monkeypatch, {"a": speeds}, tmp_path).climb()["a"]
     assert [step["users"] for step in found["closed"]] == users
+    assert found["saturated"]["users"] == saturating
 
 
 @pytest.mark.parametrize("spoil", [{"errors": 1}, {"generator": {"limit": "busy"}}, {"pairs_per_s": 10.4}])
 def test_a_step_with_errors_or_without_figures_does_not_rise(spoil: dict[str, Any]) -> None:
     before = {"pairs_per_s": 10.0, "requests_per_s": 1.0, "errors": 0, "generator": {"limit": None}}
-    assert climb.rises([before, before | {"pairs_per_s": 10.6}])
-    assert not climb.rises([before, before | {"pairs_per_s": 10.6} | spoil])
+    assert rounds.rises([before, before | {"pairs_per_s": 10.6}])
+    assert not rounds.rises([before, before | {"pairs_per_s": 10.6} | spoil])
 
 
 @pytest.mark.parametrize("text", ["p99=50ms", "p50=0.5ms", "p95=1200ms"])

@@ -24,7 +24,7 @@ from tests.benchmarks.conftest import Said, command, short_loads
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(ROOT.glob("model_repository/*/config.pbtxt"))
 MODEL = "clickbert_onnx"
-OWN = Settings(instances=2, threads=0, chunk_elements=512, max_batch_size=4, queue_delay_us=0)
+OWN = Settings(instances=2, threads=0, chunk_elements=256, max_batch_size=4, queue_delay_us=0)
 wholes = st.integers(1, 10**6)
 
 
@@ -82,8 +82,8 @@ def test_a_comment_that_reads_like_a_setting_stays() -> None:
             "instance_group [ { count: 1 kind: KIND_CPU }, { count: 1 kind: KIND_CPU } ]",
         ),
         (
-            '{ key: "chunk_elements" value { string_value: "512" }',
-            '{ value { string_value: "512" } key: "chunk_elements"',
+            '{ key: "chunk_elements" value { string_value: "256" }',
+            '{ value { string_value: "256" } key: "chunk_elements"',
         ),
         ("max_batch_size: 4", "max_batch_size:4"),
     ],
@@ -94,7 +94,7 @@ def test_a_config_that_is_laid_out_differently_is_refused_by_name(old: str, new:
     other = text.replace(old, new)
     file = Path("elsewhere/config.pbtxt")
     assert read_settings(other, file) == OWN
-    wanted = Settings(3, 1, 256, 8, 500)
+    wanted = Settings(3, 1, 512, 8, 500)
     with pytest.raises(LoadError, match=r"elsewhere/config\.pbtxt is laid out .* by hand: instances 3, threads 1"):
         change(other, wanted, file)
 

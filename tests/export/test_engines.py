@@ -90,7 +90,7 @@ def test_spared_layers_stay_float32(checkpoint: Path, log: Path, tmp_path: Path)
     kinds = {tensor.name: tensor.data_type for tensor in (*cpu.initializer, *gpu.initializer)}
     assert kinds["layers.1.joint.weight"] == kinds["classifier.weight"] == onnx.TensorProto.FLOAT
     assert kinds["embeddings.word_embeddings.weight"] == onnx.TensorProto.FLOAT
-    assert kinds["layers.0.joint.int8"] == onnx.TensorProto.UINT8
+    assert kinds["layers.0.joint.int8"] == onnx.TensorProto.INT8
     assert read_manifest(tmp_path / "repository" / "clickbert_onnx_int8" / "1")["kept_fp32"] == spared.split(",")
 
 

@@ -285,10 +285,7 @@ def test_the_graph_computes_what_the_scheme_says(signed: bool, some) -> None:
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_the_largest_products_are_not_cut_off(sign: int) -> None:
-    """255 * 127 + 255 * 127 does not fit 16 bits, in which x86 without VNNI adds two products of a signed weight.
-
-    With VNNI signed weights pass, too; there it is lint's rule that keeps them out.
-    """
+    """255 * 127 + 255 * 127 does not fit 16 bits, in which x86 without VNNI adds two products if it is let."""
     inputs = 64
     weight = np.full((16, inputs), sign, np.float32)
     seen = see(np.vstack([np.zeros(inputs), np.ones(inputs)]).astype(np.float32))

@@ -1,0 +1,243 @@
+"""The models of a climb, measured in turns: each part for all models before the next part.
+
+The speed of a shared machine changes within minutes, and what is to be held against something is therefore measured
+beside it: one model beside another, and what was served between two rounds of its ceiling.
+
+Not known here: how the figures are shown, kept, or compared with a former result's.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from tqdm import tqdm
+
+from benchmarks import workload
+from benchmarks.ceiling import Ceiling, find_ceiling
+from benchmarks.figures import left_of_ceiling, machine
+from benchmarks.generator import Load
+from benchmarks.load import measure
+from benchmarks.target import LoadError, Target
+from clickbert.tokenization import PackedPairs
+from export.names import CONFIG_FILE
+
+USERS = (1, 4, 8)  # and twice as many each time while that brings more
+GAIN, MOST_USERS = 0.05, 128  # more is noise; the config's queue takes as many
+CLIMB_SECONDS = 5
+# At saturation: rounds in which every model takes its turn, and how many of the requests are sent there and computed
+# for the ceiling, over and over: few enough that a round holds each of them, on a slow machine, too.
+ROUNDS, ROUND_SECONDS, DISTINCT = 3, 8, 40
+DRIFT = 0.2  # of the ceiling from one round to the next, beyond which a share of it means nothing
+# Shares of the saturated load, and the seconds that each is measured: where the tail is looked at, it needs requests.
+SHARES = {0.3: 8, 0.5: 10, 0.7: 14, 0.9: 8}
+SEARCHES, SEARCH_SECONDS = 6, 12  # for the highest rate that holds an SLO: 1/64 of the saturated load
+
+
+@dataclass
+class Measured:
+    """What is known of a model so far.
+
+    Attributes:
+        model: its name.
+        config: its text; None on a server elsewhere.
+        ceiling: the same.
+        closed: the steps of more and more users.
+        users: of them, those at saturation.
+        rounds: the steps at saturation, with `ceiling` (pairs per second, the mean of before and after) and
+            `of_ceiling`, None where there is none.
+        open: the steps of the open loop, with their `share` of saturation.
+    """
+
+    model: str
+    config: str | None
+    ceiling: Ceiling | None
+    closed: list[dict[str, Any]] = field(default_factory=list)
+    users: int = 0
+    rounds: list[dict[str, Any]] = field(default_factory=list)
+    open: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def saturated(self) -> dict[str, Any]:
+        """The means of the rounds whose figures are the server's. Raises LoadError without one."""
+        rounds = sound_steps(self.model, self.rounds)
+        shares = [each["of_ceiling"] for each in rounds if each["of_ceiling"] is not None]
+        means = {name: fmean(each[name] for each in rounds) for name in ("requests_per_s", "pairs_per_s")}
+        return {"users": self.users, **means, "of_ceiling": fmean(shares) if shares else None}
+
+
+def facts(found: Sequence[Measured]) -> dict[str, dict[str, Any]]:
+    """What is known of each model, for a result file; `beside`: its throughput / the first model's, round by round."""
+    return {
+        each.model: {
+            "config": each.config,
+            "ceiling": each.ceiling.facts() if each.ceiling else None,
+            "closed": each.closed,
+            "rounds": each.rounds,
+            "open": each.open,
+            "saturated": each.saturated,
+            "beside": None if each is found[0] else beside_first(each, found[0]),
+        }
+        for each in found
+    }
+
+
+def beside_first(each: Measured, first: Measured) -> dict[str, Any] | None:
+    """A model's throughput / another one's in the rounds that have figures of both; None without any."""
+    rounds = [steps for steps in zip(each.rounds, first.rounds, strict=True) if all(map(is_sound, steps))]
+    ratios = [one["pairs_per_s"] / other["pairs_per_s"] for one, other in rounds]
+    return {"model": first.model, "rounds": ratios, "mean": fmean(ratios)} if ratios else None
+
+
+def climb(
+    server: Target, models: Iterable[str], load: Load, packed: Sequence[PackedPairs], folder: Path
+) -> Iterator[dict[str, dict[str, Any]]]:
+    """Ceilings, closed loops up to saturation, saturation in rounds, open loops.
+
+    Args:
+        server: what serves them.
+        models: their names.
+        load: what is sent; users, rate and duration are chosen here.
+        packed: the same requests, for the ceilings of a server that was started here.
+        folder: for logs and samples.
+
+    Yields:
+        `facts`, from saturation on each time that more is known.
+
+    Raises:
+        LoadError: there are no figures, or the generator was the limit of every closed step, or of every round.
+    """
+    found = [prepare(server, model, packed[:DISTINCT]) for model in models]
+    with tqdm(total=len(found) * (len(USERS) + ROUNDS + len(SHARES)), unit="step", leave=False, disable=None) as bar:
+
+        def step(model: str, **changes: Any) -> dict[str, Any]:
+            bar.set_description(model)
+            given = replace(load, **changes)
+            given = replace(given, processes=min(given.users or given.processes, given.processes))
+            try:
+                return measure(server, model, given, folder)
+            finally:
+                bar.update()
+
+        climbing = found
+        for users in numbers_of_users():
+            bar.total += len(climbing) * (users > USERS[-1])
+            for each in climbing:
+                each.closed.append(step(each.model, users=users, duration=CLIMB_SECONDS))
+            climbing = [each for each in climbing if users < USERS[-1] or rises(each.closed)]
+            if not climbing:
+                break
+        for each in found:
+            each.users = saturating_users(each.model, each.closed)
+        saturate(found, step)
+        yield facts(found)
+        for share, seconds in SHARES.items():
+            for each in found:
+                rate = share * each.saturated["requests_per_s"]
+                each.open.append(step(each.model, rate=rate, duration=seconds) | {"share": share})
+            yield facts(found)
+
+
+def prepare(server: Target, model: str, packed: Sequence[PackedPairs]) -> Measured:
+    """A model of which nothing is known yet but the way to its ceiling."""
+    if server.repository is None:
+        return Measured(model, None, None)
+    config = (server.repository / model / CONFIG_FILE).read_text(encoding="utf-8")
+    return Measured(model, config, find_ceiling(workload.newest_version(server.repository, model), packed))
+
+
+def numbers_of_users() -> Iterator[int]:
+    """USERS, and twice as many each time up to MOST_USERS."""
+    yield from USERS
+    yield from itertools.takewhile(lambda users: users <= MOST_USERS, (USERS[-1] << n for n in itertools.count(1)))
+
+
+def is_sound(step: dict[str, Any]) -> bool:
+    """Whether a step has figures of the server."""
+    return step["generator"]["limit"] is None and step["requests_per_s"] > 0
+
+
+def sound_steps(model: str, steps: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The steps that have figures of the server. Raises LoadError without one."""
+    sound = [step for step in steps if is_sound(step)]
+    if not sound:
+        why = steps[-1]["generator"]["limit"] or "nothing was answered"
+        raise LoadError(f"{model}: {why}; give more --processes")
+    return sound
+
+
+def rises(closed: Sequence[dict[str, Any]]) -> bool:
+    """Whether the last step, without an error, brought more than all before it, beyond noise."""
+    *before, last = (step["pairs_per_s"] for step in closed)
+    return is_sound(closed[-1]) and not closed[-1]["errors"] and last > (1 + GAIN) * max(before, default=0.0)
+
+
+def saturating_users(model: str, closed: Sequence[dict[str, Any]]) -> int:
+    """The number of users to saturate a server with: of those that are as fast as the fastest one but for noise, the
+    nearest to the last of USERS, so that two runs choose the same. Raises LoadError without a figure."""
+    sound = sound_steps(model, closed)
+    fastest = max(step["pairs_per_s"] for step in sound)
+    users = [int(step["users"]) for step in sound if (1 + GAIN) * step["pairs_per_s"] >= fastest]
+    return min(users, key=lambda number: abs(number - USERS[-1]))
+
+
+def saturate(found: Sequence[Measured], step: Callable[..., dict[str, Any]]) -> None:
+    """The rounds at saturation, with a round of every ceiling before, between and after them."""
+    with_ceiling = [(each, each.ceiling) for each in found if each.ceiling]
+    for _, ceiling in with_ceiling:
+        ceiling.measure()
+    for _ in range(ROUNDS):
+        for each in found:
+            each.rounds.append(step(each.model, users=each.users, duration=ROUND_SECONDS, distinct=DISTINCT))
+            each.rounds[-1] |= {"ceiling": None, "of_ceiling": None}
+        for each, ceiling in with_ceiling:
+            ceiling.measure()
+            each.rounds[-1] |= beside_ceiling(each.rounds[-1], ceiling)
+
+
+def beside_ceiling(step: dict[str, Any], ceiling: Ceiling) -> dict[str, Any]:
+    """What share of the ceiling a step served, the generators' own use of the cores taken off the ceiling.
+
+    Returns:
+        ceiling: pairs per second, the mean of the rounds before and after the step.
+        of_ceiling: the share. None where those differ by more than DRIFT: ceiling and load were then not measured on
+            the same machine, so to speak.
+    """
+    around = ceiling.rounds[-2:]
+    facts = ceiling.facts() | {"pairs_per_second": fmean(around)}
+    share = step["pairs_per_s"] / left_of_ceiling(facts, step, machine()["cores"])
+    steady = max(around) <= (1 + DRIFT) * min(around)
+    return {"ceiling": facts["pairs_per_second"], "of_ceiling": share if steady else None}
+
+
+def search(
+    server: Target, model: str, load: Load, saturated: float, aim: tuple[str, float], folder: Path
+) -> dict[str, Any]:
+    """The highest rate of requests, in an open loop, whose latency holds an aim; by halving what is left of the range.
+
+    Args:
+        server, load, folder: as in `climb`.
+        model: its name.
+        saturated: requests a second that the closed loop reached.
+        aim: a percentile and its milliseconds.
+
+    Returns:
+        aim, requests_per_s (None if even the least rate breaks it, or the generator was the limit), steps.
+    """
+    percentile, limit = aim
+    low, high, steps = 0.0, saturated, []
+    for _ in tqdm(range(SEARCHES), desc=f"{percentile}={limit:g}ms", unit="step", leave=False, disable=None):
+        rate = (low + high) / 2
+        step = measure(server, model, replace(load, rate=rate, duration=SEARCH_SECONDS), folder)
+        latency = step["latency_ms"]
+        sound = step["generator"]["limit"] is None and not step["errors"]
+        holds = bool(sound and latency and latency[percentile] <= limit)
+        steps.append(step | {"holds": holds})
+        if step["generator"]["limit"]:  # what the server can do was not measured; higher or lower rates cannot tell
+            return {"aim": f"{percentile}={limit:g}ms", "requests_per_s": None, "steps": steps}
+        low, high = (rate, high) if holds else (low, rate)
+    return {"aim": f"{percentile}={limit:g}ms", "requests_per_s": low or None, "steps": steps}
