@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, harmonic_mean
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,8 @@ from serving.backends.onnxruntime.workers import start_workers, usable_cores
 
 BUDGETS = (256, 512, 1024, None)  # `segments x longest` of a chunk; None: a request as it comes
 QUICK = 10  # requests on which the layouts are tried first
-FINALISTS = 3
+FINALISTS = 2
+ROUND_SECONDS = 2.0  # at least; one turn may take longer
 LENGTHS = REQUEST_INPUTS[-1]
 Turn = Callable[[Sequence[PackedPairs]], float]  # computes requests; returns pairs per second
 
@@ -74,13 +75,16 @@ class Ceiling:
     rounds: list[float] = field(default_factory=list)
 
     def measure(self) -> None:
-        """One more round."""
-        self.rounds.append(self.turn())
+        """One more round: turns until ROUND_SECONDS have passed."""
+        began, speeds = time.perf_counter(), [self.turn()]
+        while time.perf_counter() - began < ROUND_SECONDS:
+            speeds.append(self.turn())
+        self.rounds.append(harmonic_mean(speeds))  # all pairs / all seconds, since each turn has the same pairs
 
     def facts(self) -> dict[str, Any]:
         """For a result file: the rounds and their mean, the layout in words, whether it is on the CPU."""
         return {
-            "pairs_per_second": fmean(self.rounds),
+            "pairs_per_second": fmean(self.rounds) if self.rounds else None,
             "layout": str(self.layout),
             "rounds": self.rounds,
             "tried": self.tried,
@@ -98,7 +102,7 @@ def find_ceiling(version: Path, packed: Sequence[PackedPairs]) -> Ceiling:
 
     Args:
         version: its folder, with an ONNX graph or a TensorRT plan.
-        packed: the requests, the first QUICK of which have nearly the mix of all (`workload.spread`).
+        packed: the requests.
 
     Raises:
         PlanError: a plan cannot be run here.

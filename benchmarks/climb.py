@@ -27,12 +27,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import target, workload
+from benchmarks.ceiling import pairs
 from benchmarks.compare import SCHEMA, check_workload, compare, read_result, verdicts
 from benchmarks.figures import aligned, beside, by_size, load_name, machine, slo_outcome, table, versions
 from benchmarks.generator import ROOT, Load
 from benchmarks.load import add_requests
 from benchmarks.report import write_page
-from benchmarks.rounds import MOST_USERS, climb, search
+from benchmarks.rounds import DISTINCT, MOST_USERS, climb, search
 from benchmarks.target import LoadError
 from clickbert.tokenization import PackedPairs
 from export.files import write_whole
@@ -81,13 +82,15 @@ def run(options: argparse.Namespace) -> int:
             "workload": {"data": str(load.data), "candidates": load.candidates, "texts": load.texts},
             "models": {},
         }
-        packed: list[PackedPairs] = []
+        some: list[PackedPairs] = []
         if server.repository:
             tokenizer = workload.published_tokenizer(server.repository)
             packed = workload.pack(tokenizer, requests)
+            some = workload.pack(tokenizer, workload.few(requests, DISTINCT))
             result["workload"] |= {
                 "requests": len(packed),
-                "pairs": sum(len(each.lengths) for each in packed),
+                "pairs": pairs(packed),
+                "in_closed_loops": {"requests": len(some), "pairs": pairs(some)},
                 "tokens": workload.tokens(packed, tokenizer.max_length),
             }
         if former:
@@ -101,7 +104,7 @@ def run(options: argparse.Namespace) -> int:
 
         for model in models:
             server.try_out(model, requests[0])
-        for found in climb(server, models, load, packed, folder):
+        for found in climb(server, models, load, some, folder):
             result["models"] = {model: {"version": version, **found[model]} for model, version in models.items()}
             keep()
         if options.slo:

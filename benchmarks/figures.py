@@ -43,7 +43,7 @@ def summarize(samples: list[Sample], begin: float, duration: float, cycle: int |
     """The figures of the window [begin, begin + duration).
 
     Latencies and errors are those of the requests that were to begin in it, however long they took, so a slow answer
-    near the end is not lost. Throughput is what was answered in it, whenever it began: past saturation that is less
+    near the end is not lost. Throughput is of what was answered in it, whenever it began: past saturation that is less
     than what was offered.
 
     Args:
@@ -86,18 +86,20 @@ def summarize(samples: list[Sample], begin: float, duration: float, cycle: int |
 def throughput(answered: Sequence[tuple[float, int]], duration: float, cycle: int | None) -> tuple[float, float]:
     """Requests and pairs a second.
 
-    Where requests take turns, over as many whole turns of all as the window holds: one request may be ten times as
-    large as another, and where a window ends would decide how many of the large ones are in it.
+    Where requests take turns: of as many whole turns of all as the window holds, the mean of all places in which these
+    fit. One request may be ten times as large as another, and where a window ends would decide how many of the large
+    ones are in it. A window that holds no whole turn is counted as it is.
 
     Args:
         answered: seconds after the window's begin, ascending, and pairs of each request that was answered in it.
         duration: the window's seconds.
-        cycle: how many requests take turns; None if they do not.
+        cycle: how many requests take turns (of all generators together); None if they do not.
     """
+    at, pairs = np.array([moment for moment, _ in answered]), np.cumsum([count for _, count in answered])
     whole = (len(answered) - 1) // cycle * cycle if cycle else 0
-    if whole > 0 and (lasted := answered[whole][0] - answered[0][0]) > 0:
-        return whole / lasted, sum(pairs for _, pairs in answered[1 : whole + 1]) / lasted
-    return len(answered) / duration, sum(pairs for _, pairs in answered) / duration
+    if whole > 0 and (lasted := float((at[whole:] - at[:-whole]).mean())) > 0:
+        return whole / lasted, float((pairs[whole:] - pairs[:-whole]).mean()) / lasted
+    return len(answered) / duration, float(pairs[-1]) / duration if answered else 0.0
 
 
 def latencies(seconds: list[float]) -> dict[str, float] | None:

@@ -34,7 +34,7 @@ from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
 from locust.exception import StopUser
 
-from benchmarks.workload import ALL, Request, read_requests, size_classes, spread
+from benchmarks.workload import ALL, Request, few, read_requests, size_classes, spread
 from clickbert import ClickBertError, Ranker
 from clickbert.protocol import DEFAULT_MODEL
 
@@ -54,13 +54,15 @@ PAUSE_AFTER_ERROR = 0.1
 class Recorder:
     """What the users share: the requests, one ranker as an application has it, and every request's sample."""
 
-    def __init__(self, ranker: Ranker, requests: list[Request], seed: int) -> None:
+    def __init__(self, ranker: Ranker, requests: list[Request], seed: int, distinct: int | None = None) -> None:
         self.ranker, self.seed = ranker, seed
         chance = random.Random(seed)
+        self.sizes = size_classes(requests)
+        requests = few(requests, distinct)
         # All users take the next one of a closed loop, so that what is sent in any short time is a fair sample.
         self.turns = itertools.cycle(spread(requests, chance))
         self.random_turns = itertools.cycle(chance.sample(requests, len(requests)))
-        self.distinct, self.sizes = len(requests), size_classes(requests)
+        self.distinct = len(requests)
         # [was to begin, s after the start; began so much later, s; took from then, s; pairs; the error's class or None;
         # the request's size class]
         self.samples: list[tuple[float, float, float, int, str | None, str]] = []
@@ -187,10 +189,10 @@ def prepare(environment: Environment, **_: Any) -> None:
     options = environment.parsed_options
     if options is None or not environment.host:
         raise ValueError("there is no server to aim at; give --host, its gRPC address: localhost:8001")
-    requests = read_requests(Path(options.click_log), options.candidates, options.texts)[: options.distinct]
+    requests = read_requests(Path(options.click_log), options.candidates, options.texts)
     token = os.environ.get("CLICKBERT_TOKEN") or None
     ranker = Ranker(environment.host, options.model, timeout=TIMEOUT, ca_file=options.ca_file, token=token)
-    RankingUser.recorder = Recorder(ranker, requests, options.seed)
+    RankingUser.recorder = Recorder(ranker, requests, options.seed, options.distinct)
     RankingUser.rate, RankingUser.parts = options.rate, options.parts or [options.run_time or 0.0]
 
     def stop_on_a_bug(**_: Any) -> None:

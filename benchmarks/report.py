@@ -82,7 +82,9 @@ def facts(result: dict[str, Any]) -> list[list[str]]:
     sent = f"{workload['data']}, {workload['candidates'] or 'as many as logged'} candidates a request, "
     sent += f"texts: {workload['texts']}"
     if "requests" in workload:
-        sent += f"; {workload['requests']} requests, {workload['pairs']} pairs, in turn"
+        some = workload["in_closed_loops"]
+        sent += f"; {workload['requests']} requests, {workload['pairs']} pairs; "
+        sent += f"in closed loops and for the ceilings {some['requests']} of them, {some['pairs']} pairs, in turns"
     return [
         ["time", result["time"]],
         ["commit", result["commit"] or "not in a git checkout"],
@@ -147,7 +149,9 @@ def steps(found: Found) -> tuple[list[str], list[list[str]]]:
         notes = [f"{count} x {kind}" for kind, count in step["error_kinds"].items()]
         if "of_ceiling" in step:
             share = step["of_ceiling"] if shown else None
-            notes.insert(0, "at saturation" if share is None else f"at saturation: {share:.0%} of the ceiling")
+            told = "" if share is None else f": {share:.0%} of the ceiling"
+            told += "; no share: the ceiling changed" * (shown and share is None and step["ceiling"] is not None)
+            notes.insert(0, f"at saturation{told}")
         notes += [f"{LIMITED}: {limit}"] * (not shown)
         if "holds" in step:
             notes.append(f"{found['slo']['aim']} {'holds' if step['holds'] else 'does not hold'}")

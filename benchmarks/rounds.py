@@ -1,4 +1,4 @@
-"""The models of a climb, measured in turns: each part for all models before the next part.
+"""The models of a climb, measured in turns: each part for all models before the next part. And the search for an SLO.
 
 The speed of a shared machine changes within minutes, and what is to be held against something is therefore measured
 beside it: one model beside another, and what was served between two rounds of its ceiling.
@@ -29,9 +29,11 @@ from export.names import CONFIG_FILE
 USERS = (1, 4, 8)  # and twice as many each time while that brings more
 GAIN, MOST_USERS = 0.05, 128  # more is noise; the config's queue takes as many
 CLIMB_SECONDS = 5
-# At saturation: rounds in which every model takes its turn, and how many of the requests are sent there and computed
-# for the ceiling, over and over: few enough that a round holds each of them, on a slow machine, too.
-ROUNDS, ROUND_SECONDS, DISTINCT = 3, 8, 40
+# At saturation: rounds in which every model takes its turn.
+ROUNDS, ROUND_SECONDS = 3, 8
+# So many of the requests are sent in the closed loops and computed for the ceilings, over and over: few enough that a
+# round holds each of them where five are answered a second.
+DISTINCT = 40
 DRIFT = 0.2  # of the ceiling from one round to the next, beyond which a share of it means nothing
 # Shares of the saturated load, and the seconds that each is measured: where the tail is looked at, it needs requests.
 SHARES = {0.3: 8, 0.5: 10, 0.7: 14, 0.9: 8}
@@ -48,8 +50,7 @@ class Measured:
         ceiling: the same.
         closed: the steps of more and more users.
         users: of them, those at saturation.
-        rounds: the steps at saturation, with `ceiling` (pairs per second, the mean of before and after) and
-            `of_ceiling`, None where there is none.
+        rounds: the steps at saturation, with `beside_ceiling`'s two figures, None where there is no ceiling.
         open: the steps of the open loop, with their `share` of saturation.
     """
 
@@ -62,9 +63,11 @@ class Measured:
     open: list[dict[str, Any]] = field(default_factory=list)
 
     @property
-    def saturated(self) -> dict[str, Any]:
-        """The means of the rounds whose figures are the server's. Raises LoadError without one."""
-        rounds = sound_steps(self.model, self.rounds)
+    def saturated(self) -> dict[str, Any] | None:
+        """The means of the rounds whose figures are the server's; None without one."""
+        rounds = [step for step in self.rounds if is_sound(step)]
+        if not rounds:
+            return None
         shares = [each["of_ceiling"] for each in rounds if each["of_ceiling"] is not None]
         means = {name: fmean(each[name] for each in rounds) for name in ("requests_per_s", "pairs_per_s")}
         return {"users": self.users, **means, "of_ceiling": fmean(shares) if shares else None}
@@ -88,8 +91,8 @@ def facts(found: Sequence[Measured]) -> dict[str, dict[str, Any]]:
 
 def beside_first(each: Measured, first: Measured) -> dict[str, Any] | None:
     """A model's throughput / another one's in the rounds that have figures of both; None without any."""
-    rounds = [steps for steps in zip(each.rounds, first.rounds, strict=True) if all(map(is_sound, steps))]
-    ratios = [one["pairs_per_s"] / other["pairs_per_s"] for one, other in rounds]
+    rounds = [steps for steps in zip(each.rounds, first.rounds, strict=False) if all(map(is_sound, steps))]
+    ratios = [one["pairs_per_s"] / other["pairs_per_s"] for one, other in rounds if other["pairs_per_s"]]
     return {"model": first.model, "rounds": ratios, "mean": fmean(ratios)} if ratios else None
 
 
@@ -102,16 +105,16 @@ def climb(
         server: what serves them.
         models: their names.
         load: what is sent; users, rate and duration are chosen here.
-        packed: the same requests, for the ceilings of a server that was started here.
+        packed: the DISTINCT ones of them, for the ceilings of a server that was started here.
         folder: for logs and samples.
 
     Yields:
-        `facts`, from saturation on each time that more is known.
+        `facts`, each time that more is known, so that nothing of it need be lost.
 
     Raises:
         LoadError: there are no figures, or the generator was the limit of every closed step, or of every round.
     """
-    found = [prepare(server, model, packed[:DISTINCT]) for model in models]
+    found = [prepare(server, model, packed) for model in models]
     with tqdm(total=len(found) * (len(USERS) + ROUNDS + len(SHARES)), unit="step", leave=False, disable=None) as bar:
 
         def step(model: str, **changes: Any) -> dict[str, Any]:
@@ -127,17 +130,19 @@ def climb(
         for users in numbers_of_users():
             bar.total += len(climbing) * (users > USERS[-1])
             for each in climbing:
-                each.closed.append(step(each.model, users=users, duration=CLIMB_SECONDS))
+                each.closed.append(step(each.model, users=users, duration=CLIMB_SECONDS, distinct=DISTINCT))
+            yield facts(found)
             climbing = [each for each in climbing if users < USERS[-1] or rises(each.closed)]
             if not climbing:
                 break
         for each in found:
             each.users = saturating_users(each.model, each.closed)
-        saturate(found, step)
-        yield facts(found)
+        for _ in saturate(found, step):
+            yield facts(found)
+        saturated = [fmean(one["requests_per_s"] for one in sound_steps(each.model, each.rounds)) for each in found]
         for share, seconds in SHARES.items():
-            for each in found:
-                rate = share * each.saturated["requests_per_s"]
+            for each, most in zip(found, saturated, strict=True):
+                rate = share * most
                 each.open.append(step(each.model, rate=rate, duration=seconds) | {"share": share})
             yield facts(found)
 
@@ -157,16 +162,18 @@ def numbers_of_users() -> Iterator[int]:
 
 
 def is_sound(step: dict[str, Any]) -> bool:
-    """Whether a step has figures of the server."""
-    return step["generator"]["limit"] is None and step["requests_per_s"] > 0
+    """Whether a step's figures are the server's. (It may have answered nothing.)"""
+    return step["generator"]["limit"] is None
 
 
 def sound_steps(model: str, steps: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The steps that have figures of the server. Raises LoadError without one."""
+    """The steps whose figures are the server's. Raises LoadError if there is none, or nothing was answered in any."""
     sound = [step for step in steps if is_sound(step)]
     if not sound:
-        why = steps[-1]["generator"]["limit"] or "nothing was answered"
-        raise LoadError(f"{model}: {why}; give more --processes")
+        raise LoadError(f"{model}: {steps[-1]['generator']['limit']}; give more --processes")
+    if not any(step["requests_per_s"] for step in sound):
+        said = "; ".join(f"{kind}: {text}" for kind, text in sound[-1]["generator"]["first_messages"].items())
+        raise LoadError(f"{model} answered nothing in time ({said or 'no error either'}); see the server's log")
     return sound
 
 
@@ -177,16 +184,23 @@ def rises(closed: Sequence[dict[str, Any]]) -> bool:
 
 
 def saturating_users(model: str, closed: Sequence[dict[str, Any]]) -> int:
-    """The number of users to saturate a server with: of those that are as fast as the fastest one but for noise, the
-    nearest to the last of USERS, so that two runs choose the same. Raises LoadError without a figure."""
+    """The least number of users that saturates the server but for noise, from the last of USERS on.
+
+    Fewer are taken only if they are faster by more than DRIFT: less, in steps so short, is noise, and two runs are to
+    choose the same. Steps with errors count only if all have some. Raises LoadError without a figure.
+    """
     sound = sound_steps(model, closed)
-    fastest = max(step["pairs_per_s"] for step in sound)
-    users = [int(step["users"]) for step in sound if (1 + GAIN) * step["pairs_per_s"] >= fastest]
-    return min(users, key=lambda number: abs(number - USERS[-1]))
+    sound = [step for step in sound if not step["errors"]] or sound
+    fastest = max(sound, key=lambda step: step["pairs_per_s"])
+    enough = [step for step in sound if step["users"] >= USERS[-1]]
+    best = max((step["pairs_per_s"] for step in enough), default=0.0)
+    if (1 + DRIFT) * best < fastest["pairs_per_s"]:
+        return int(fastest["users"])
+    return next(int(step["users"]) for step in enough if (1 + GAIN) * step["pairs_per_s"] >= best)
 
 
-def saturate(found: Sequence[Measured], step: Callable[..., dict[str, Any]]) -> None:
-    """The rounds at saturation, with a round of every ceiling before, between and after them."""
+def saturate(found: Sequence[Measured], step: Callable[..., dict[str, Any]]) -> Iterator[None]:
+    """The rounds at saturation, with a round of every ceiling before, between and after them; yields after each."""
     with_ceiling = [(each, each.ceiling) for each in found if each.ceiling]
     for _, ceiling in with_ceiling:
         ceiling.measure()
@@ -197,6 +211,7 @@ def saturate(found: Sequence[Measured], step: Callable[..., dict[str, Any]]) -> 
         for each, ceiling in with_ceiling:
             ceiling.measure()
             each.rounds[-1] |= beside_ceiling(each.rounds[-1], ceiling)
+        yield
 
 
 def beside_ceiling(step: dict[str, Any], ceiling: Ceiling) -> dict[str, Any]:
@@ -208,10 +223,10 @@ def beside_ceiling(step: dict[str, Any], ceiling: Ceiling) -> dict[str, Any]:
             the same machine, so to speak.
     """
     around = ceiling.rounds[-2:]
-    facts = ceiling.facts() | {"pairs_per_second": fmean(around)}
-    share = step["pairs_per_s"] / left_of_ceiling(facts, step, machine()["cores"])
+    mean = fmean(around)
+    left = left_of_ceiling(ceiling.facts() | {"pairs_per_second": mean}, step, machine()["cores"])
     steady = max(around) <= (1 + DRIFT) * min(around)
-    return {"ceiling": facts["pairs_per_second"], "of_ceiling": share if steady else None}
+    return {"ceiling": mean, "of_ceiling": step["pairs_per_s"] / left if steady else None}
 
 
 def search(

@@ -101,6 +101,15 @@ def spread(requests: Sequence[Request], chance: random.Random) -> list[Request]:
     return order
 
 
+def few(requests: Sequence[Request], count: int | None) -> list[Request]:
+    """So many of the requests, evenly from the smallest to the largest, spread; all of them if there are no more."""
+    if count is None or count >= len(requests):
+        return list(requests)
+    by_size = sorted(requests, key=characters)
+    chosen = [by_size[int((place + 0.5) * len(by_size) / count)] for place in range(count)]
+    return spread(chosen, random.Random(SEED))
+
+
 def characters(request: Request) -> int:
     """A request's size: the characters that are to be read for it."""
     return sum(len(request.query) + len(document) for document in request.documents)

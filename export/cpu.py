@@ -6,6 +6,8 @@ from pathlib import Path
 
 import onnxruntime
 
+CPUINFO = Path("/proc/cpuinfo")
+
 
 def open_on_cpu(graph: Path | bytes, *, for_gpu: bool) -> onnxruntime.InferenceSession:
     """A session of a graph, of a file or of what a file would hold.
@@ -13,13 +15,13 @@ def open_on_cpu(graph: Path | bytes, *, for_gpu: bool) -> onnxruntime.InferenceS
     Args:
         graph: what to open.
         for_gpu: it is TensorRT's, and the CPU stands in for the gate: its Q/DQ is then computed as it is written.
-            False: as Triton would run it.
+            False: as the stand-in backend runs it, and Triton's own where a processor has VNNI.
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # it warns that FP16 is slow on a CPU
     if for_gpu:
         options.add_session_config_entry("session.disable_quant_qdq", "1")
-    elif "_vnni" not in Path("/proc/cpuinfo").read_text(encoding="utf-8"):
+    elif not CPUINFO.exists() or "_vnni" not in CPUINFO.read_text(encoding="utf-8"):
         # x86 adds two products of an unsigned and a signed byte in 16 bits then, and cuts off what does not fit; with
         # this, ONNX Runtime makes the signed weights unsigned. (The stand-in does the same: its products.py.)
         options.add_session_config_entry("session.x64quantprecision", "1")

@@ -95,7 +95,7 @@ def quantization(graph: Reader) -> list[str]:
     for node in graph.nodes:
         if node.op_type == "MatMulIntegerToFloat":
             weight, scales = graph.constants.get(node.input[1]), graph.constants.get(node.input[3])
-            # With a zero point, above all a shared one, ONNX Runtime cannot make it unsigned where it must be (cpu.py).
+            # With one that layers share, ONNX Runtime cannot make the weights unsigned where it must (cpu.py).
             if any(node.input[5:6]):
                 found.append(f"the weight {node.input[1]} has a zero point; it must be around 0 and have none")
             if (

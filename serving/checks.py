@@ -49,21 +49,21 @@ def published_models(repository: Path, triton: Triton) -> list[str]:
     Raises:
         ServingError: there is none, or one would be answered wrongly by this Triton, or its plan is not for this GPU.
     """
-    models, left_out = [], []
-    no_plans = why_no_plans(triton)
+    models, left_out = [], {}
     for config in sorted(repository.glob("*/config.pbtxt")):
         versions = [path for path in config.parent.iterdir() if path.name.isdecimal() and path.is_dir()]
         versions = [path for path in versions if any(path.iterdir())]
         if not versions:
             continue
-        model = config.parent.name
+        model, newest = config.parent.name, max(versions, key=lambda path: int(path.name))
         text = re.sub("#.*", "", config.read_text(encoding="utf-8"))
-        if re.search(r'\bbackend\s*:\s*"tensorrt"', text):
-            if no_plans:
-                left_out.append(model)
-                print(f"serving: {model} is left out: {no_plans}", file=sys.stderr)
-                continue
-            check_plan(max(versions, key=lambda path: int(path.name)), gpus())
+        plan = bool(re.search(r'\bbackend\s*:\s*"tensorrt"', text))
+        if reason := why_no_plans(triton) if plan else why_no_products(newest, triton):
+            left_out[model] = reason
+            print(f"serving: {model} is left out: {reason}", file=sys.stderr)
+            continue
+        if plan:
+            check_plan(newest, gpus())
         python_model = re.search(r'\bbackend\s*:\s*"python"', text)
         # Seen: with numpy 2 the wheel's Python backend answers tensors of 0 bytes with status OK. The stand-in
         # avoids its conversion; a Python model of somebody else's cannot be trusted to.
@@ -73,12 +73,12 @@ def published_models(repository: Path, triton: Triton) -> list[str]:
                 f"with numpy {version('numpy')}; install an older one, which Python 3.12 and older have: "
                 "`.venv/bin/pip install 'numpy<2'`"
             )
-        check_products(max(versions, key=lambda path: int(path.name)), triton)
         models.append(model)
     if not models and left_out:
+        reasons = "; ".join(f"{model}: {reason}" for model, reason in left_out.items())
         raise ServingError(
-            f"{repository} holds models for TensorRT only ({', '.join(left_out)}), and {no_plans}; serve it in "
-            "NVIDIA's Triton container on a GPU (Dockerfile, gpu), or publish clickbert_onnx with `python -m export`"
+            f"{repository} holds nothing that can run here ({reasons}); serve plans in NVIDIA's Triton container on "
+            "a GPU (Dockerfile, gpu), or publish clickbert_onnx with `python -m export`"
         )
     if not models:
         raise ServingError(
@@ -87,25 +87,21 @@ def published_models(repository: Path, triton: Triton) -> list[str]:
     return models
 
 
-def check_products(folder: Path, triton: Triton) -> None:
-    """Checks that a version's integer products are kept whole: on x86 without VNNI Triton's C++ backend would not.
+def why_no_products(version: Path, triton: Triton) -> str | None:
+    """Why a version would rank otherwise here than it did when it was exported; None if it would not.
 
-    Args:
-        folder: the version's.
-        triton: which backend it has.
-
-    Raises:
-        ServingError: it would rank otherwise than it did when it was exported.
+    On x86 without VNNI Triton's C++ onnxruntime backend cuts integer products off (`products.keep_products`), and
+    cannot be asked not to.
     """
-    graph = folder / "model.onnx"
+    graph = version / "model.onnx"
     if not triton.has_onnxruntime or has_vnni() or machine() != "x86_64" or not graph.exists():
-        return
-    if b"MatMulIntegerToFloat" in graph.read_bytes():
-        raise ServingError(
-            f"{folder.parent.name} is INT8, and on a processor without VNNI Triton's C++ onnxruntime backend cuts "
-            "integer products off, which changes the ranking; serve it on a processor with VNNI, or by the stand-in "
-            f"backend (Dockerfile, cpu), or take {folder} out of the repository and serve clickbert_onnx"
-        )
+        return None
+    if b"MatMulIntegerToFloat" not in graph.read_bytes():
+        return None
+    return (
+        "it is INT8, this processor has no VNNI, and Triton's C++ onnxruntime backend would cut integer products off, "
+        "which changes the ranking; the stand-in does not (Dockerfile, cpu)"
+    )
 
 
 def why_no_plans(triton: Triton) -> str | None:

@@ -69,7 +69,12 @@ def make_result(
         "models": {},
     }
     if ceiling is not None:
-        result["workload"] |= {"requests": 87, "pairs": 870, "tokens": {"packed": 100, "padded to 512": 730}}
+        result["workload"] |= {
+            "requests": 87,
+            "pairs": 870,
+            "in_closed_loops": {"requests": 40, "pairs": 400},
+            "tokens": {"packed": 100, "padded to 512": 730},
+        }
     for model in models:
         closed = [
             make_step(chance, RATE * speed * share, TOOK / speed, 6, users=users)
@@ -143,7 +148,7 @@ def test_the_page_is_one_file_that_says_what_was_measured(tmp_path: Path) -> Non
     assert facts["machine"] == "AMD EPYC, 2 cores, 23.5 GiB"
     assert facts["server"] == "triton 2.51.0, started on the same machine"
     assert "locust 2.47.0" in facts["versions"]
-    assert "87 requests, 870 pairs" in facts["workload"]
+    assert "87 requests, 870 pairs; in closed loops and for the ceilings 40 of them, 400 pairs" in facts["workload"]
     for model in MODELS:
         found = result["models"][model]
         summary = next(row for row in rows(page) if row[0] == model)

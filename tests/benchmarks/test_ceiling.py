@@ -82,6 +82,7 @@ def test_the_best_of_all_layouts_by_the_pairs_that_were_computed(
     monkeypatch.setattr(ceiling, "drain", drain)
     monkeypatch.setattr(ceiling, "QUICK", 4)
     monkeypatch.setattr(ceiling, "FINALISTS", 4)
+    monkeypatch.setattr(ceiling, "ROUND_SECONDS", 0.0)
     monkeypatch.setattr(ceiling, "usable_cores", lambda: 2)
     found = find_ceiling(version, packed)
     assert found.layout == Layout(workers=1, threads=2, budget=512)
@@ -110,6 +111,14 @@ def test_it_runs(version: Path, packed: list[PackedPairs]) -> None:
     facts = found.facts()
     assert min(facts["rounds"]) > 0
     assert facts["pairs_per_second"] == pytest.approx(sum(facts["rounds"]) / 2)
+
+
+def test_a_round_is_of_turns_until_its_time_has_passed(monkeypatch: pytest.MonkeyPatch) -> None:
+    moments, speeds = iter([0.0, 0.9, 1.8, 2.1]), iter([100.0, 200.0, 400.0, 1.0])
+    monkeypatch.setattr(ceiling.time, "perf_counter", lambda: next(moments))
+    found = Ceiling(Layout(2, 1, 512), {}, lambda: next(speeds))
+    found.measure()
+    assert found.rounds == [pytest.approx(3 / (1 / 100 + 1 / 200 + 1 / 400))]  # as many pairs each time
 
 
 def test_every_feed_is_computed_once_by_all_workers() -> None:

@@ -71,6 +71,10 @@ def test_the_result_is_whole_and_fits_itself(
         "texts": "all",
         "requests": len(requests),
         "pairs": sum(len(request.documents) for request in requests),
+        "in_closed_loops": {
+            "requests": len(requests),
+            "pairs": sum(len(request.documents) for request in requests),
+        },
         "tokens": {
             "packed": sum(map(sum, lengths)),
             "padded to the request's longest": sum(len(each) * max(each) for each in lengths),
@@ -163,6 +167,26 @@ def test_what_is_as_fast_as_formerly_ends_with_0_and_what_is_half_as_fast_with_1
     assert slower.code == 1
     assert f"regressed (worse by more than 10%, failing or missing): {MODEL}" in slower.out
     assert Path(json.loads(slower.out.splitlines()[-1])["result"]).exists()
+
+
+def test_what_was_measured_is_kept_when_the_rest_fails(
+    result: dict[str, Any], server: Server, click_log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = {MODEL: result["models"][MODEL] | {"rounds": [], "open": [], "saturated": None}}
+
+    def half(*_: object) -> Iterator[dict[str, dict[str, Any]]]:
+        yield first
+        raise LoadError("the server is gone")
+
+    monkeypatch.setattr(climb, "climb", half)
+    said = again(server, click_log, tmp_path)
+    assert said.code == 1
+    assert "the server is gone" in said.err
+    (kept,) = tmp_path.glob("*.json")
+    assert json.loads(kept.read_text(encoding="utf-8"))["models"][MODEL]["closed"] == first[MODEL]["closed"]
+    refused = again(server, click_log, tmp_path, "--compare", kept)  # half a result is nothing to compare with
+    assert (refused.code, refused.out) == (1, "")
+    assert "is no whole result of a climb" in refused.err
 
 
 def test_another_workload_is_refused_before_anything_is_measured(

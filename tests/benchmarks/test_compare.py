@@ -65,6 +65,40 @@ def test_a_machine_that_is_a_fifth_slower_with_its_ceiling_is_no_regression() ->
         assert not regressed(compare(make_result(seed), make_result(seed + 100, 0.8, 0.8))), seed
 
 
+def slow_down(step: dict[str, Any], factor: float) -> None:
+    """A round in which the machine, or the server, was so many times as fast."""
+    step["pairs_per_s"] *= factor
+    step["pairs_by_second"] = [pairs * factor for pairs in step["pairs_by_second"]]
+
+
+def test_a_round_counts_beside_its_own_ceiling() -> None:
+    former, result = make_result(), make_result(1)
+    step = result["models"]["clickbert_onnx"]["rounds"][1]
+    slow_down(step, 0.4)
+    assert compare(former, result)[0].ratios[0].ratio == pytest.approx(0.8, rel=0.06)
+    step["ceiling"] *= 0.4  # it was the machine
+    assert compare(former, result)[0].ratios[0].ratio == pytest.approx(1, rel=0.06)
+
+
+def test_rounds_beside_which_the_ceiling_changed_do_not_count_while_there_are_others() -> None:
+    former, result = make_result(), make_result(1)
+    steps = result["models"]["clickbert_onnx"]["rounds"]
+    for step in steps[:2]:
+        slow_down(step, 0.5)
+        step["of_ceiling"] = None
+    assert not compare(former, result)[0].ratios[0].worse
+    slow_down(steps[2], 0.5)
+    steps[2]["of_ceiling"] = None
+    throughput = compare(former, result)[0].ratios[0]
+    assert (throughput.worse, throughput.decides) == (True, False)
+
+
+def test_a_round_without_an_answer_counts() -> None:
+    former, result = make_result(), make_result(1)
+    slow_down(result["models"]["clickbert_onnx"]["rounds"][0], 0.0)
+    assert compare(former, result)[0].ratios[0].ratio == pytest.approx(2 / 3, rel=0.06)
+
+
 def test_a_ceiling_in_one_result_alone_is_not_used() -> None:
     comparisons = compare(make_result(0, 1, None), make_result(1, 1, 0.5))
     assert not regressed(comparisons)
@@ -113,7 +147,8 @@ def test_steps_whose_generator_was_the_limit_are_left_out_and_named() -> None:
     former, result = make_result(), make_result(1)
     limit(former["models"]["clickbert_onnx"]["open"][0])
     limit(result["models"]["clickbert_onnx"]["open"][1])
-    limit(result["models"]["clickbert_onnx"]["closed"][2])
+    limit(result["models"]["clickbert_onnx"]["rounds"][2])
+    limit(result["models"]["clickbert_onnx"]["closed"][0])  # which is compared with nothing
     comparison = compare(former, result)[0]
     assert not comparison.regressed
     assert [ratio.name for ratio in comparison.ratios if "70%" not in ratio.name and "90%" not in ratio.name] == [
@@ -121,7 +156,7 @@ def test_steps_whose_generator_was_the_limit_are_left_out_and_named() -> None:
     ]
     assert comparison.notes == [
         "left out, since the generator was the limit formerly: 18.0/s",
-        "left out, since the generator was the limit: 8 users",
+        "left out, since the generator was the limit: 4 users at saturation",
         "left out, since the generator was the limit: 30.0/s",
     ]
 

@@ -21,6 +21,7 @@ from benchmarks.workload import (
     Request,
     WorkloadError,
     characters,
+    few,
     read_requests,
     resize,
     size_classes,
@@ -121,6 +122,21 @@ def test_titles_are_the_candidates_up_to_the_limit(tmp_path: Path) -> None:
     log.write_text(lines[2], encoding="utf-8")
     with pytest.raises(WorkloadError, match=r"log\.jsonl has no candidate of 150 characters or fewer.*--texts all"):
         read_requests(log, texts=TITLES)
+
+
+def test_a_few_requests_have_the_sizes_of_all() -> None:
+    chance = random.Random(0)
+    requests = [Request(f"q{number}", ("x" * int(chance.lognormvariate(5, 1)),)) for number in range(400)]
+    chosen = few(requests, 40)
+    assert len(set(chosen)) == 40
+    assert set(chosen) <= set(requests)
+    assert chosen == few(requests, 40)
+    assert np.mean([characters(each) for each in chosen]) == pytest.approx(
+        np.mean([characters(each) for each in requests]), rel=0.05
+    )
+    halves = [sum(characters(each) for each in half) for half in (chosen[:20], chosen[20:])]
+    assert max(halves) < 1.5 * min(halves)  # spread, too
+    assert few(requests, None) == few(requests, 400) == requests
 
 
 def test_the_published_tokenizer_is_the_checkpoints(repository: Path, checkpoint: Path, click_log: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
@@ -187,6 +187,8 @@ def test_the_best_of_all_schemes_is_taken_and_its_error_is_true(some, signed: bo
     linear, seen = some
     best = fit(linear, seen, signed=signed)
     wanted = seen.rows @ linear.weight.T
+    steps = seen.rows / (best.smooth.astype(float) * best.scale)
+    assume(np.abs(steps % 1 - 0.5).min() > 1e-4)  # halfway between two steps float32 and float64 may round otherwise
     inputs, weight = dequantized(best, seen.rows, signed=signed)
     right = float(np.sqrt((wanted.astype(float) ** 2).mean()))
     change = float(np.sqrt(((inputs @ weight.T - wanted) ** 2).mean()))

@@ -65,7 +65,7 @@ def test_without_a_gpu_it_is_left_out_too(repository: Path, with_tensorrt: Trito
 def test_if_nothing_remains_it_is_an_error(repository: Path, with_tensorrt: Triton, monkeypatch) -> None:
     shutil.rmtree(repository / "clickbert_onnx")
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(ServingError, match=rf"models for TensorRT only \({MODEL}\), and .* no NVIDIA GPU.*publish"):
+    with pytest.raises(ServingError, match=rf"can run here \({MODEL}: .* no NVIDIA GPU.*\); .*publish"):
         published_models(repository, with_tensorrt)
 
 
