@@ -141,21 +141,17 @@ def show(found: dict[str, Any]) -> str:
     """One model's table."""
     lines = [table([*found["closed"], *found["open"]])]
     saturated, ceiling, rounds = found["saturated"], found["ceiling"], found["rounds"]
-    lines.append(
-        f"saturated: {saturated['pairs_per_s']:.0f} pairs/s at {saturated['users']} users "
-        f"({in_rounds(rounds, 'pairs_per_s')} in {len(rounds)} rounds)"
-    )
+    each = ", ".join("-" if step["generator"]["limit"] else f"{step['pairs_per_s']:.0f}" for step in rounds)
+    lines.append(f"saturated: {saturated['pairs_per_s']:.0f} pairs/s at {saturated['users']} users (in rounds: {each})")
     if saturated["users"] == MOST_USERS or found["closed"][-1]["generator"]["limit"]:
         lines[-1] += ", the most that can be told: more users, or more --processes, may show more"
     if ceiling:
-        share = saturated["of_ceiling"]
-        served = "no share is given: its rounds differ too much, the machine's speed changed"
-        if share is not None:
-            served = (
-                f"served: {share:.0%} ({in_rounds(rounds, 'of_ceiling', '.0%')}) of what the generators leave of it"
-            )
-            served += " (so that this is within what machine and method vary by)" * (share > 1)
-        lines.append(f"ceiling: {ceiling['pairs_per_second']:.0f} pairs/s in process ({ceiling['layout']}); {served}")
+        each = ", ".join(f"{speed:.0f}" for speed in ceiling["rounds"])
+        lines += [
+            f"ceiling: {ceiling['pairs_per_second']:.0f} pairs/s in process, {ceiling['layout']} (around them: {each})",
+            f"served: {saturated['of_ceiling']:.0%} of what the generators leave of it"
+            + " (so that this is within what machine and method vary by)" * (saturated["of_ceiling"] > 1),
+        ]
     if found["beside"]:
         lines.append(beside(found["beside"]))
     lines.append(f"latency by the size of a request, p50 / p95 / p99 ms:\n{aligned(*by_size(found))}")
@@ -165,14 +161,6 @@ def show(found: dict[str, Any]) -> str:
             f"    {load_name(step)}: {'holds' if step['holds'] else 'does not hold'}" for step in found["slo"]["steps"]
         ]
     return "\n".join(lines)
-
-
-def in_rounds(rounds: Sequence[dict[str, Any]], figure: str, shown: str = ".0f") -> str:
-    """A figure of each round; "-" where it is not the server's, or not known."""
-    known = [each["generator"]["limit"] is None and each[figure] is not None for each in rounds]
-    return ", ".join(
-        f"{each[figure]:{shown}}" if is_known else "-" for each, is_known in zip(rounds, known, strict=True)
-    )
 
 
 def commit() -> str | None:

@@ -171,10 +171,8 @@ def compare_model(model: str, runs: tuple[str, ...], old: dict[str, Any], new: d
     chance = np.random.default_rng(0)
     normalised = bool(old.get("ceiling") and new.get("ceiling"))
     ceilings = [means(each["ceiling"]["rounds"], chance) if normalised else np.ones(DRAWS + 1) for each in (old, new)]
-    steady = all(any(step["of_ceiling"] is not None for step in each["rounds"]) for each in (old, new))
     before, now = (saturated(each, normalised, chance) for each in (old, new))
-    decides = steady or not normalised
-    ratios = [divide("saturated pairs/s", before, now, more_is_better=True, decides=decides)]
+    ratios = [divide("saturated pairs/s", before, now, more_is_better=True)]
     limited = [
         f"left out, since the generator was the limit{when}: {load_name(step)}{which}"
         for each, when in ((old, " formerly"), (new, ""))
@@ -224,16 +222,13 @@ def more_errors(old: dict[str, Any], new: dict[str, Any], chance: np.random.Gene
 def saturated(found: dict[str, Any], normalised: bool, chance: np.random.Generator) -> FloatArray:
     """A model's throughput at saturation and its draws, float64 [1 + DRAWS]; pairs a second, or shares of the ceiling.
 
-    The throughput is the mean of the rounds; the draws are of the seconds of all rounds. Of the ceiling, rounds beside
-    which it changed are left out, if others remain: their share means nothing.
+    The throughput is that of all rounds together, as is what is left of the ceiling; the draws are of their seconds.
     """
     rounds = [step for step in found["rounds"] if step["generator"]["limit"] is None]
-    if normalised:
-        rounds = [step for step in rounds if step["of_ceiling"] is not None] or rounds
-    units = [step["ceiling"] if normalised else 1.0 for step in rounds]
+    units = [step["left_of_ceiling"] if normalised else 1.0 for step in rounds]
     seconds = [pairs / unit for step, unit in zip(rounds, units, strict=True) for pairs in step["pairs_by_second"]]
     drawn = means(seconds, chance)
-    served = np.mean([step["pairs_per_s"] / unit for step, unit in zip(rounds, units, strict=True)])
+    served = np.sum([step["pairs_per_s"] for step in rounds]) / np.sum(units)
     return np.append(served, drawn[1:] * (served / drawn[0]))
 
 

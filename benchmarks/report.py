@@ -147,11 +147,9 @@ def steps(found: Found) -> tuple[list[str], list[list[str]]]:
         merged = step["requests_per_execution"]
         cells["merged"] = f"{merged:.1f}" if shown and merged else "-"
         notes = [f"{count} x {kind}" for kind, count in step["error_kinds"].items()]
-        if "of_ceiling" in step:
-            share = step["of_ceiling"] if shown else None
-            told = "" if share is None else f": {share:.0%} of the ceiling"
-            told += "; no share: the ceiling changed" * (shown and share is None and step["ceiling"] is not None)
-            notes.insert(0, f"at saturation{told}")
+        if step in found["rounds"]:
+            left = step.get("left_of_ceiling") if shown else None
+            notes.insert(0, f"at saturation: of {left:.0f} of the ceiling" if left else "at saturation")
         notes += [f"{LIMITED}: {limit}"] * (not shown)
         if "holds" in step:
             notes.append(f"{found['slo']['aim']} {'holds' if step['holds'] else 'does not hold'}")

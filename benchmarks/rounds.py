@@ -30,13 +30,13 @@ USERS = (1, 4, 8)  # and twice as many each time while that brings more
 GAIN, MOST_USERS = 0.05, 128  # more is noise; the config's queue takes as many
 CLIMB_SECONDS = 5
 # At saturation: rounds in which every model takes its turn.
-ROUNDS, ROUND_SECONDS = 3, 8
+ROUNDS, ROUND_SECONDS = 3, 10
 # So many of the requests are sent in the closed loops and computed for the ceilings, over and over: few enough that a
 # round holds each of them where five are answered a second.
 DISTINCT = 40
-DRIFT = 0.2  # of the ceiling from one round to the next, beyond which a share of it means nothing
+DRIFT = 0.2  # by so much the machine's speed may change from one step to the next
 # Shares of the saturated load, and the seconds that each is measured: where the tail is looked at, it needs requests.
-SHARES = {0.3: 8, 0.5: 10, 0.7: 14, 0.9: 8}
+SHARES = {0.3: 6, 0.5: 10, 0.7: 14, 0.9: 6}
 SEARCHES, SEARCH_SECONDS = 6, 12  # for the highest rate that holds an SLO: 1/64 of the saturated load
 
 
@@ -50,7 +50,8 @@ class Measured:
         ceiling: the same.
         closed: the steps of more and more users.
         users: of them, those at saturation.
-        rounds: the steps at saturation, with `beside_ceiling`'s two figures, None where there is no ceiling.
+        rounds: the steps at saturation, with `left_of_ceiling` where there is a ceiling: pairs per second, what the
+            generators leave of it.
         open: the steps of the open loop, with their `share` of saturation.
     """
 
@@ -64,13 +65,17 @@ class Measured:
 
     @property
     def saturated(self) -> dict[str, Any] | None:
-        """The means of the rounds whose figures are the server's; None without one."""
+        """The means of the rounds whose figures are the server's; None without one.
+
+        Its `of_ceiling` is all that was served in them, held against all that the ceilings beside them would have: what
+        disturbs the machine for some seconds, in one or the other, is evened out.
+        """
         rounds = [step for step in self.rounds if is_sound(step)]
         if not rounds:
             return None
-        shares = [each["of_ceiling"] for each in rounds if each["of_ceiling"] is not None]
         means = {name: fmean(each[name] for each in rounds) for name in ("requests_per_s", "pairs_per_s")}
-        return {"users": self.users, **means, "of_ceiling": fmean(shares) if shares else None}
+        left = fmean(each["left_of_ceiling"] for each in rounds) if self.ceiling else None
+        return {"users": self.users, **means, "of_ceiling": means["pairs_per_s"] / left if left else None}
 
 
 def facts(found: Sequence[Measured]) -> dict[str, dict[str, Any]]:
@@ -207,26 +212,12 @@ def saturate(found: Sequence[Measured], step: Callable[..., dict[str, Any]]) -> 
     for _ in range(ROUNDS):
         for each in found:
             each.rounds.append(step(each.model, users=each.users, duration=ROUND_SECONDS, distinct=DISTINCT))
-            each.rounds[-1] |= {"ceiling": None, "of_ceiling": None}
         for each, ceiling in with_ceiling:
             ceiling.measure()
-            each.rounds[-1] |= beside_ceiling(each.rounds[-1], ceiling)
+            # Of the rounds before and after the step.
+            around = ceiling.facts() | {"pairs_per_second": fmean(ceiling.rounds[-2:])}
+            each.rounds[-1]["left_of_ceiling"] = left_of_ceiling(around, each.rounds[-1], machine()["cores"])
         yield
-
-
-def beside_ceiling(step: dict[str, Any], ceiling: Ceiling) -> dict[str, Any]:
-    """What share of the ceiling a step served, the generators' own use of the cores taken off the ceiling.
-
-    Returns:
-        ceiling: pairs per second, the mean of the rounds before and after the step.
-        of_ceiling: the share. None where those differ by more than DRIFT: ceiling and load were then not measured on
-            the same machine, so to speak.
-    """
-    around = ceiling.rounds[-2:]
-    mean = fmean(around)
-    left = left_of_ceiling(ceiling.facts() | {"pairs_per_second": mean}, step, machine()["cores"])
-    steady = max(around) <= (1 + DRIFT) * min(around)
-    return {"ceiling": mean, "of_ceiling": step["pairs_per_s"] / left if steady else None}
 
 
 def search(

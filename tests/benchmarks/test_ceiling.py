@@ -114,6 +114,7 @@ def test_it_runs(version: Path, packed: list[PackedPairs]) -> None:
 
 
 def test_a_round_is_of_turns_until_its_time_has_passed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ceiling, "ROUND_SECONDS", 2.0)
     moments, speeds = iter([0.0, 0.9, 1.8, 2.1]), iter([100.0, 200.0, 400.0, 1.0])
     monkeypatch.setattr(ceiling.time, "perf_counter", lambda: next(moments))
     found = Ceiling(Layout(2, 1, 512), {}, lambda: next(speeds))
