@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import t
 
 from benchmarks.figures import load_name
 from benchmarks.target import LoadError
@@ -24,9 +25,10 @@ from benchmarks.target import LoadError
 SCHEMA = 2
 # What a result that climb did not write, or not wholly, makes of a comparison with itself.
 BROKEN = (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, StopIteration)
-# A figure may be worse by so much: the throughput of two runs alike, relative to the ceiling, differs by up to this
-# (benchmarks/NOTES.md), and an interval, which is of what varied within the runs, does not know it.
+# A figure may be worse by so much beside its interval, which is of what varied within the runs: two runs alike were
+# seen to differ by more (benchmarks/NOTES.md).
 MARGIN = 0.1
+SATURATED = "saturated pairs/s"
 DRAWS = 2000
 INTERVAL = (2.5, 97.5)  # percentiles of the draws: 95 %
 PERCENTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
@@ -139,11 +141,11 @@ def check_workload(former: dict[str, Any], result: dict[str, Any]) -> None:
 def compare(former: dict[str, Any], result: dict[str, Any]) -> list[Comparison]:
     """Every model of a former result beside the same in a new one.
 
-    The intervals are of DRAWS bootstrap draws (seeded) of the seconds of pairs_by_second, of latencies_ms, and (for the
-    latencies) of the ceiling's rounds. Neighbouring requests are not independent (they wait in one queue), and a result
-    keeps their latencies without their order, so that no blocks of neighbours can be drawn: an interval of a latency is
-    narrower than it should be. So steps above STEADY, and percentiles with fewer than BEYOND requests beyond them, are
-    shown and do not decide.
+    The interval of the throughput is `compare_rounds`'s; those of latencies are of DRAWS bootstrap draws (seeded) of
+    latencies_ms and of the ceiling's rounds. Neighbouring requests are not independent (they wait in one queue), and a
+    result keeps their latencies without their order, so that no blocks of neighbours can be drawn: an interval of a
+    latency is narrower than it should be. So steps above STEADY, and percentiles with fewer than BEYOND requests beyond
+    them, are shown and do not decide.
 
     Args:
         former, result: as `read_result` returns them.
@@ -171,8 +173,7 @@ def compare_model(model: str, runs: tuple[str, ...], old: dict[str, Any], new: d
     chance = np.random.default_rng(0)
     normalised = bool(old.get("ceiling") and new.get("ceiling"))
     ceilings = [means(each["ceiling"]["rounds"], chance) if normalised else np.ones(DRAWS + 1) for each in (old, new)]
-    before, now = (saturated(each, normalised, chance) for each in (old, new))
-    ratios = [divide("saturated pairs/s", before, now, more_is_better=True)]
+    ratios = [compare_rounds(old, new, normalised)]
     limited = [
         f"left out, since the generator was the limit{when}: {load_name(step)}{which}"
         for each, when in ((old, " formerly"), (new, ""))
@@ -219,17 +220,28 @@ def more_errors(old: dict[str, Any], new: dict[str, Any], chance: np.random.Gene
     return bool(np.percentile(shares[1] - shares[0], INTERVAL[0]) > 0)
 
 
-def saturated(found: dict[str, Any], normalised: bool, chance: np.random.Generator) -> FloatArray:
-    """A model's throughput at saturation and its draws, float64 [1 + DRAWS]; pairs a second, or shares of the ceiling.
+def compare_rounds(old: dict[str, Any], new: dict[str, Any], normalised: bool) -> Ratio:
+    """The throughput at saturation: of all rounds together, relative to what was left of the ceiling beside them.
 
-    The throughput is that of all rounds together, as is what is left of the ceiling; the draws are of their seconds.
+    The interval is Student's, of how much the rounds of a run differ among themselves, in both runs; so it knows what a
+    machine does within minutes. Of one round each there is none, and nothing is decided. Raises ValueError without any.
     """
-    rounds = [step for step in found["rounds"] if step["generator"]["limit"] is None]
-    units = [step["left_of_ceiling"] if normalised else 1.0 for step in rounds]
-    seconds = [pairs / unit for step, unit in zip(rounds, units, strict=True) for pairs in step["pairs_by_second"]]
-    drawn = means(seconds, chance)
-    served = np.sum([step["pairs_per_s"] for step in rounds]) / np.sum(units)
-    return np.append(served, drawn[1:] * (served / drawn[0]))
+    total, counts, errors = [], [], 0.0
+    for found in (old, new):
+        rounds = [step for step in found["rounds"] if step["generator"]["limit"] is None]
+        if not rounds:
+            raise ValueError("no round has figures of the server")
+        left = np.array([step["left_of_ceiling"] if normalised else 1.0 for step in rounds])
+        served = np.array([step["pairs_per_s"] for step in rounds])
+        total.append(served.sum() / left.sum())
+        errors += float((((served / left) / (served / left).mean() - 1) ** 2).sum())
+        counts.append(len(rounds))
+    ratio, freedom = float(total[1] / total[0]), sum(counts) - 2
+    if not freedom:
+        return Ratio(SATURATED, ratio, 0.0, math.inf, more_is_better=True, decides=False)
+    spread = math.sqrt(errors / freedom * sum(1 / count for count in counts))
+    factor = math.exp(t.ppf(INTERVAL[1] / 100, freedom) * spread)
+    return Ratio(SATURATED, ratio, ratio / factor, ratio * factor, more_is_better=True)
 
 
 def means(values: Sequence[float], chance: np.random.Generator) -> FloatArray:
@@ -253,11 +265,11 @@ def percentiles(latencies: Sequence[float], share: float, chance: np.random.Gene
     return np.asarray(np.maximum(found, 0.05))  # what is shorter was rounded to 0.0 ms
 
 
-def divide(name: str, old: FloatArray, new: FloatArray, more_is_better: bool = False, decides: bool = True) -> Ratio:
+def divide(name: str, old: FloatArray, new: FloatArray, decides: bool) -> Ratio:
     """New / former of a figure and of its draws, [1 + DRAWS] each."""
     drawn = new[1:][old[1:] > 0] / old[1:][old[1:] > 0]  # of a slow server a draw may be of seconds without an answer
     low, high = np.percentile(drawn, INTERVAL)
-    return Ratio(name, float(new[0] / old[0]), float(low), float(high), more_is_better, decides)
+    return Ratio(name, float(new[0] / old[0]), float(low), float(high), decides=decides)
 
 
 def verdicts(comparisons: Sequence[Comparison]) -> tuple[list[str], bool]:

@@ -80,6 +80,20 @@ def test_a_round_counts_beside_its_own_ceiling() -> None:
     assert compare(former, result)[0].ratios[0].ratio == pytest.approx(1, rel=0.06)
 
 
+def test_rounds_that_differ_make_the_throughput_uncertain() -> None:
+    quiet, noisy, slower = make_result(), make_result(1), make_result(2, 0.8)
+    for step, factor in zip(noisy["models"]["clickbert_onnx"]["rounds"], (1.15, 1.0, 0.85), strict=True):
+        slow_down(step, factor)
+    from_quiet, from_noisy = (compare(former, slower)[0].ratios[0] for former in (quiet, noisy))
+    assert from_quiet.worse
+    assert not from_noisy.worse
+    assert from_noisy.low < from_quiet.low < from_quiet.high < 0.9 < from_noisy.high
+    for result in (noisy, slower):
+        del result["models"]["clickbert_onnx"]["rounds"][1:]
+    one = compare(noisy, slower)[0].ratios[0]
+    assert (one.low, one.high, one.decides) == (0, float("inf"), False)
+
+
 def test_a_round_without_an_answer_counts() -> None:
     former, result = make_result(), make_result(1)
     slow_down(result["models"]["clickbert_onnx"]["rounds"][0], 0.0)
@@ -249,7 +263,7 @@ def test_a_written_result_is_read(tmp_path: Path) -> None:
         lambda result: result["models"]["clickbert_onnx"]["rounds"].clear(),
         lambda result: result["models"]["clickbert_onnx"]["open"][0].pop("share"),
         lambda result: result["models"]["clickbert_onnx"]["open"][0].pop("generator"),
-        lambda result: result["models"]["clickbert_onnx"]["rounds"][1].pop("pairs_by_second"),
+        lambda result: result["models"]["clickbert_onnx"]["rounds"][1].pop("left_of_ceiling"),
         lambda result: result["models"]["clickbert_onnx"]["ceiling"].update(rounds=None),
         lambda result: result.pop("time"),
     ],
