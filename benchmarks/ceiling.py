@@ -1,7 +1,7 @@
 """The engine's own ceiling: the published graph called in process, without server, client or network.
 
-The same pairs as the load's, packed and cut before the clock starts, and the best of every way to use the cores and
-every chunk size. A server on the same cores has more to do; what it can save is that it cuts requests together.
+The same pairs as the load's, packed and cut before the clock starts, and the best of the ways to use the cores and
+of some chunk sizes. A server on the same cores has more to do; what it can save is that it cuts requests together.
 
 Not known here: how the server cuts and schedules.
 """

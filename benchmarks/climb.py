@@ -80,6 +80,7 @@ def run(options: argparse.Namespace) -> int:
             "versions": versions(),
             "server": server.name() | {"url": server.url, "started_here": server.repository is not None},
             "workload": {"data": str(load.data), "candidates": load.candidates, "texts": load.texts},
+            "complete": False,
             "models": {},
         }
         some: list[PackedPairs] = []
@@ -97,6 +98,8 @@ def run(options: argparse.Namespace) -> int:
             check_workload(former, result)  # before minutes are spent
             if options.model:
                 former["models"] = {name: found for name, found in former["models"].items() if name in models}
+                if not former["models"]:
+                    raise LoadError(f"{options.compare} has none of {', '.join(models)}; give another --model")
         path = options.results / f"{result['time'][:19].replace(':', '-')}.json"
 
         def keep() -> None:  # Ctrl-C does not cost what was measured
@@ -111,6 +114,8 @@ def run(options: argparse.Namespace) -> int:
             for model, each in result["models"].items():
                 each["slo"] = search(server, model, load, each["saturated"]["requests_per_s"], options.slo, folder)
                 keep()
+        result["complete"] = True
+        keep()
     for model, each in result["models"].items():
         print(f"{model} version {each['version']}\n{show(each)}\n")
     page = options.results / "report.html"

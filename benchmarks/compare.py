@@ -22,7 +22,7 @@ from scipy.stats import t
 from benchmarks.figures import load_name
 from benchmarks.target import LoadError
 
-SCHEMA = 2
+SCHEMA = 3
 # What a result that climb did not write, or not wholly, makes of a comparison with itself.
 BROKEN = (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, StopIteration)
 # A figure may be worse by so much beside its interval, which is of what varied within the runs: two runs alike were
@@ -44,7 +44,9 @@ FloatArray = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Ratio:
-    """A figure, new / former, and its 95 % bootstrap interval; infinite where nothing was answered any more.
+    """A figure, new / former, and its 95 % interval: of throughput Student's, of latencies the bootstrap's.
+
+    Infinite where nothing was answered any more.
 
     Attributes:
         name: of the figure.
@@ -120,6 +122,8 @@ def read_result(path: Path) -> dict[str, Any]:
             f"{path} has schema {result['schema']!r}, and only {SCHEMA} can be compared; measure that commit again"
         )
     try:
+        if not result["complete"]:
+            raise LoadError(f"{path} is no whole result of a climb: it was ended early; measure again")
         if not compare(result, result):
             raise LoadError(f"{path} is no whole result of a climb: no model is in it; {hint}")
     except BROKEN as exc:  # now, and not when minutes of measuring are behind

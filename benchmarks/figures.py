@@ -23,6 +23,7 @@ from serving.backends.onnxruntime.workers import usable_cores
 BUSY = 0.8
 # A generator that begins this share of a median latency late (p95) measures itself; below LEAST_LAG, ms, never mind.
 LAG, LEAST_LAG = 0.25, 5.0
+SPANNED = 0.8  # of a window, by its answers, for its throughput to be that of whole turns
 PACKAGES = ("locust", "gevent", "grpcio", "tritonclient", "tokenizers")
 
 
@@ -88,7 +89,8 @@ def throughput(answered: Sequence[tuple[float, int]], duration: float, cycle: in
 
     Where requests take turns: of as many whole turns of all as the window holds, the mean of all places in which these
     fit. One request may be ten times as large as another, and where a window ends would decide how many of the large
-    ones are in it. A window that holds no whole turn is counted as it is.
+    ones are in it. A window that holds no whole turn is counted as it is, and so is one at whose begin or end nothing
+    is answered for long: turns would not know of an outage.
 
     Args:
         answered: seconds after the window's begin, ascending, and pairs of each request that was answered in it.
@@ -97,7 +99,8 @@ def throughput(answered: Sequence[tuple[float, int]], duration: float, cycle: in
     """
     at, pairs = np.array([moment for moment, _ in answered]), np.cumsum([count for _, count in answered])
     whole = (len(answered) - 1) // cycle * cycle if cycle else 0
-    if whole > 0 and (lasted := float((at[whole:] - at[:-whole]).mean())) > 0:
+    if whole > 0 and at[-1] - at[0] > SPANNED * duration:
+        lasted = float((at[whole:] - at[:-whole]).mean())
         return whole / lasted, float((pairs[whole:] - pairs[:-whole]).mean()) / lasted
     return len(answered) / duration, float(pairs[-1]) / duration if answered else 0.0
 

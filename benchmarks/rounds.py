@@ -34,7 +34,7 @@ CLIMB_SECONDS = 5
 # At saturation: rounds in which every model takes its turn.
 ROUNDS, ROUND_SECONDS = 3, 10
 # So many of the requests are sent in the closed loops and computed for the ceilings, over and over: few enough that a
-# round holds each of them where five are answered a second.
+# round holds each of them where five are answered a second (with several --processes: by each).
 DISTINCT = 40
 # Shares of the saturated load, and the seconds that each is measured: where the tail is looked at, it needs requests.
 SHARES = {0.3: 6, 0.5: 10, 0.7: 14, 0.9: 6}
@@ -200,7 +200,7 @@ def saturating_users(model: str, closed: Sequence[dict[str, Any]]) -> int:
     fastest = max(sound, key=lambda step: step["pairs_per_s"])
     enough = [step for step in sound if step["users"] >= USERS[-1]]
     best = max((step["pairs_per_s"] for step in enough), default=0.0)
-    if (1 + GAIN) * best < fastest["pairs_per_s"]:
+    if not enough or (1 + GAIN) * best < fastest["pairs_per_s"]:
         return int(fastest["users"])
     return next(int(step["users"]) for step in enough if (1 + GAIN) * step["pairs_per_s"] >= best)
 
@@ -239,6 +239,8 @@ def search(
     low, high, steps = 0.0, saturated, []
     for _ in tqdm(range(SEARCHES), desc=f"{percentile}={limit:g}ms", unit="step", leave=False, disable=None):
         rate = (low + high) / 2
+        if rate * SEARCH_SECONDS < load.processes:  # less than a request for each generator: there is no figure of that
+            break
         step = measure(server, model, replace(load, rate=rate, duration=SEARCH_SECONDS), folder)
         latency = step["latency_ms"]
         sound = step["generator"]["limit"] is None and not step["errors"]

@@ -66,6 +66,7 @@ def make_result(
             "started_here": ceiling is not None,
         },
         "workload": {"data": "data/sample/test.jsonl", "candidates": PAIRS, "texts": "all"},
+        "complete": True,
         "models": {},
     }
     if ceiling is not None:

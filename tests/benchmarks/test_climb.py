@@ -149,7 +149,7 @@ def test_what_is_as_fast_as_formerly_ends_with_0_and_what_is_half_as_fast_with_1
     # A tiny model's rounds differ more than twofold on a busy machine, and the interval holds that.
     told["ceiling"]["rounds"] = [told["ceiling"]["pairs_per_second"]] * 3
     for step in told["rounds"]:
-        step["pairs_by_second"] = [round(step["pairs_per_s"])]
+        step |= {"pairs_per_s": 100.0, "left_of_ceiling": 120.0}
 
     def as_told(changed: dict[str, Any]) -> None:
         changed["models"][MODEL] |= copy.deepcopy(told)
@@ -184,9 +184,9 @@ def test_what_was_measured_is_kept_when_the_rest_fails(
     assert "the server is gone" in said.err
     (kept,) = tmp_path.glob("*.json")
     assert json.loads(kept.read_text(encoding="utf-8"))["models"][MODEL]["closed"] == first[MODEL]["closed"]
-    refused = again(server, click_log, tmp_path, "--compare", kept)  # half a result is nothing to compare with
+    refused = again(server, click_log, tmp_path, "--compare", kept)
     assert (refused.code, refused.out) == (1, "")
-    assert "is no whole result of a climb" in refused.err
+    assert "is no whole result of a climb: it was ended early" in refused.err
 
 
 def test_another_workload_is_refused_before_anything_is_measured(
@@ -207,6 +207,11 @@ def test_only_models_that_were_asked_for_can_be_missing(
 
     path = former(result, tmp_path, more)
     assert again(server, click_log, tmp_path, "--compare", path, "--model", MODEL).code == 0
+    only_other = former(result, tmp_path, lambda changed: changed["models"].update(a=changed["models"].pop(MODEL)))
+    none = again(server, click_log, tmp_path, "--compare", only_other, "--model", MODEL)
+    assert (none.code, none.out) == (1, "")
+    assert f"former.json has none of {MODEL}" in none.err
+    path = former(result, tmp_path, more)
     missing = again(server, click_log, tmp_path, "--compare", path)
     assert missing.code == 1
     assert "clickbert_other: MISSING" in missing.out

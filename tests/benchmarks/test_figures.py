@@ -71,6 +71,9 @@ def test_where_requests_take_turns_throughput_is_of_whole_turns() -> None:
     )
     counted = [summarize(samples, begin, 8)["pairs_per_s"] for begin in begins]
     assert max(counted) - min(counted) > 4
+    begin = float(max(sample.planned for sample in samples)) - 5  # then the server is gone
+    gone = summarize(samples, begin, 10, 40)
+    assert gone["pairs_per_s"] == sum(gone["pairs_by_second"]) / 10 < 60
     few = summarize(samples, 5.0, 8, 1000)  # the window holds no turn
     assert few["pairs_per_s"] == sum(few["pairs_by_second"]) / 8
 

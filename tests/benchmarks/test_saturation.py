@@ -47,6 +47,15 @@ def test_the_highest_rate_that_holds_is_found(highest: float, monkeypatch: pytes
     assert len(found["steps"]) == 6
 
 
+def test_an_aim_that_even_a_request_in_all_that_time_breaks_never_holds(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(rounds, "measure", fake_measure(lambda _: 99.0))
+    found = rounds.search(Target("a:1"), MODEL, Load(tmp_path, processes=4), 3.0, ("p99", 50.0), tmp_path)
+    assert found["requests_per_s"] is None
+    assert [step["rate"] for step in found["steps"]] == [1.5, 0.75, 0.375]
+
+
 @pytest.mark.parametrize(
     "others", [{"errors": 1}, {"generator": {"limit": "busy"}}, {"latency_ms": None}], ids=lambda each: next(iter(each))
 )

@@ -107,7 +107,7 @@ def test_where_there_is_no_vnni_onnx_runtime_is_asked_to_keep_them(
         cpuinfo.unlink()
     for session in (by_the_stand_in(stand_in, repository), open_on_cpu(graph(), for_gpu=False)):
         assert asked(session) == (flags not in WITH)
-        if flags not in WITH:  # whatever this processor is, the signed weights were made unsigned
+        if flags not in WITH:  # a graph that ONNX Runtime could not convert would not have been opened
             compute(session)
 
 
