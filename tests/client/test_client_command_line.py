@@ -115,14 +115,11 @@ def test_a_reader_that_has_seen_enough_is_no_error(url, documents):
 def test_ctrl_c_is_status_130_at_once(server, url, tmp_path):
     (tmp_path / "many.txt").write_text("a bar\n" * 500)
     server.before_infer = lambda request: time.sleep(2)
-    command = [sys.executable, "-m", "clickbert", "rank", "--url", url, "--query", "tea", "--documents"]
-    process = subprocess.Popen(
-        [*command, str(tmp_path / "many.txt")],
-        stderr=subprocess.PIPE,
-        env=os.environ,
-        # A shell without job control starts what it runs in the background with Ctrl-C ignored, and that is inherited.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    # A shell without job control starts what it runs in the background with Ctrl-C ignored, and that is inherited. (Not
+    # by preexec_fn: with it Python forks, and gRPC, whose server runs in this process, may abort the child.)
+    command = ["env", "--default-signal=INT", sys.executable, "-m", "clickbert", "rank", "--url", url, "--query", "tea"]
+    command += ["--documents", str(tmp_path / "many.txt")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, env=os.environ)
     deadline = time.monotonic() + 20
     while not server.requests and time.monotonic() < deadline:
         time.sleep(0.02)

@@ -1,7 +1,6 @@
 """Publishing is whole or not at all: errors, Ctrl-C, kills, a full disk, two exports at once."""
 
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -127,17 +126,15 @@ def test_a_file_size_limit_stands_for_a_full_disk(tmp_path: Path) -> None:
     publish(tmp_path)
     before = tree(tmp_path)
     code = (
-        "import sys; from pathlib import Path; from export.publish import PublishError, staged\n"
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))\n"
+        "from pathlib import Path; from export.publish import PublishError, staged\n"
         "try:\n"
         f"    with staged(Path({str(tmp_path)!r}), {MODELS!r}, 1) as (number, folders):\n"
         "        (folders['clickbert_onnx'] / 'model.onnx').write_bytes(bytes(1 << 20))\n"
         "except PublishError as error: sys.exit(str(error))"
     )
 
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
-
-    done = subprocess.run([sys.executable, "-c", code], preexec_fn=limit, capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "File too large" in done.stderr
     assert "nothing was published" in done.stderr
     assert tree(tmp_path) == before

@@ -65,10 +65,9 @@ def shared_memory_of(command: Command) -> list[Path]:
     return list(Path("/dev/shm").glob(f"clickbert-{command.process.pid}-*"))
 
 
-def listen_to_signals() -> None:
-    """Undoes what nohup or a shell's background job, should the tests run in one, would hand on: ignored signals."""
-    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_DFL)
+# Undoes what nohup or a shell's background job, should the tests run in one, would hand on: ignored signals. (Not by
+# preexec_fn: with it Python forks, and gRPC, which other tests of this process use, may abort the child.)
+LISTENING = ("env", "--default-signal=HUP,INT,TERM")
 
 
 class Command:
@@ -76,10 +75,8 @@ class Command:
 
     def __init__(self, repository: Path, addresses: Addresses, *more: str) -> None:
         self.log = (repository.parent / "log").open("w+")
-        command = [sys.executable, "-m", "serving", *options(repository, addresses), *more]
-        self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=self.log, text=True, preexec_fn=listen_to_signals
-        )
+        command = [*LISTENING, sys.executable, "-m", "serving", *options(repository, addresses), *more]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self.log, text=True)
         assert self.process.stdout
         self.said = [self.process.stdout.readline() for _ in range(2)]
 
