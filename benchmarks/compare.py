@@ -31,6 +31,7 @@ MARGIN = 0.1
 SATURATED = "saturated pairs/s"
 DRAWS = 2000
 INTERVAL = (2.5, 97.5)  # percentiles of the draws: 95 %
+FAILED = ("errors", "requests")
 PERCENTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 # Open loops up to this share of saturation decide. Above it ten seconds hold a few long queues, not hundreds of
 # independent requests: of a simulated server (two workers, 15 to 100 requests a second, its speed 10 or 20 % off from
@@ -185,7 +186,8 @@ def compare_model(model: str, runs: tuple[str, ...], old: dict[str, Any], new: d
         for step in steps
         if step["generator"]["limit"] is not None
     ]
-    notes, failing = [], False
+    totals = [{name: sum(step[name] for step in each["rounds"]) for name in FAILED} for each in (old, new)]
+    notes, failing = compare_errors("at saturation", totals[0], totals[1], True, chance)
     shares = {step["share"]: step for step in new["open"]}
     for step in old["open"]:
         name, other = f"at {step['share']:.0%} of saturation", shares.get(step["share"])
@@ -195,11 +197,9 @@ def compare_model(model: str, runs: tuple[str, ...], old: dict[str, Any], new: d
             notes.append(f"left out, since nothing was answered formerly: {name}")
         elif step["generator"]["limit"] is None and other["generator"]["limit"] is None:
             ratios += compare_latencies(name, (step, other), ceilings, chance)
-            failed = [f"{each['errors']} of {each['requests']} requests" for each in (other, step)]
-            more = step["share"] <= STEADY and more_errors(step, other, chance)
-            failing |= more
-            if other["errors"]:
-                notes.append(f"{name} {failed[0]} failed, formerly {failed[1]}{'  WORSE' if more else ''}")
+            more, worse = compare_errors(name, step, other, step["share"] <= STEADY, chance)
+            notes += more
+            failing |= worse
     return Comparison(model, runs, False, normalised, ratios, failing, limited + notes)
 
 
@@ -216,6 +216,16 @@ def compare_latencies(
         decides = steps[0]["share"] <= STEADY and beyond >= BEYOND
         ratios.append(divide(f"{percentile} ms {name}", old * ceilings[0], new * ceilings[1], decides=decides))
     return ratios
+
+
+def compare_errors(
+    name: str, old: dict[str, Any], new: dict[str, Any], decides: bool, chance: np.random.Generator
+) -> tuple[list[str], bool]:
+    """What to say of the requests that failed, if any, and whether that is worse."""
+    worse = decides and more_errors(old, new, chance)
+    failed = [f"{each['errors']} of {each['requests']} requests" for each in (new, old)]
+    told = f"{name} {failed[0]} failed, formerly {failed[1]}{'  WORSE' * worse}"
+    return [told] if new["errors"] else [], worse
 
 
 def more_errors(old: dict[str, Any], new: dict[str, Any], chance: np.random.Generator) -> bool:
