@@ -67,11 +67,11 @@ def test_the_samples_of_all_are_on_the_clock_of_the_last(generators: list[dict],
 
 def test_a_turn_is_that_of_all_generators_together(generators: list[dict], tmp_path: Path) -> None:
     # Each sends three requests in turn, one of nine pairs; the window of two seconds holds one turn of both.
-    turn = [[1.0 + 0.3 * place, 0, 0.01, 9 if place == 1 else 1, *SOUND] for place in range(4)]
+    turn = [[1.0 + 0.6 * place, 0, 0.01, 9 if place == 1 else 1, *SOUND] for place in range(4)]
     generators += [recorded(0.0, *turn), recorded(0.0, *turn)]
     figures = run(generators, tmp_path)
-    assert figures["requests_per_s"] == pytest.approx(6 / 0.9)
-    assert figures["pairs_per_s"] == pytest.approx(22 / 0.9)
+    assert figures["requests_per_s"] == pytest.approx(6 / 1.8)
+    assert figures["pairs_per_s"] == pytest.approx(22 / 1.8)
     apart = run(generators, tmp_path, users=None, rate=4.0)  # in an open loop they do not take turns
     assert apart["requests_per_s"] == pytest.approx(8 / 2)
 
