@@ -243,10 +243,9 @@ def search(
             break
         step = measure(server, model, replace(load, rate=rate, duration=SEARCH_SECONDS), folder)
         latency = step["latency_ms"]
-        sound = step["generator"]["limit"] is None and not step["errors"]
-        holds = bool(sound and latency and latency[percentile] <= limit)
+        holds = bool(is_sound(step) and not step["errors"] and latency and latency[percentile] <= limit)
         steps.append(step | {"holds": holds})
-        if step["generator"]["limit"]:  # what the server can do was not measured; higher or lower rates cannot tell
+        if not is_sound(step):  # what the server can do was not measured; higher or lower rates cannot tell
             return {"aim": f"{percentile}={limit:g}ms", "requests_per_s": None, "steps": steps}
         low, high = (rate, high) if holds else (low, rate)
     return {"aim": f"{percentile}={limit:g}ms", "requests_per_s": low or None, "steps": steps}

@@ -50,6 +50,7 @@ def published_models(repository: Path, triton: Triton) -> list[str]:
         ServingError: there is none, or one would be answered wrongly by this Triton, or its plan is not for this GPU.
     """
     models, left_out = [], {}
+    no_plans = why_no_plans(triton)  # asks nvidia-smi: once for all
     for config in sorted(repository.glob("*/config.pbtxt")):
         versions = [path for path in config.parent.iterdir() if path.name.isdecimal() and path.is_dir()]
         versions = [path for path in versions if any(path.iterdir())]
@@ -58,7 +59,7 @@ def published_models(repository: Path, triton: Triton) -> list[str]:
         model, newest = config.parent.name, max(versions, key=lambda path: int(path.name))
         text = re.sub("#.*", "", config.read_text(encoding="utf-8"))
         plan = bool(re.search(r'\bbackend\s*:\s*"tensorrt"', text))
-        if reason := why_no_plans(triton) if plan else why_no_products(newest, triton):
+        if reason := no_plans if plan else why_no_products(newest, triton):
             left_out[model] = reason
             print(f"serving: {model} is left out: {reason}", file=sys.stderr)
             continue
