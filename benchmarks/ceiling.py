@@ -131,7 +131,7 @@ def run_graph(run: Callable[[Arrays], Array], layout: Layout, requests: Sequence
 
 
 def run_plan(plan: Path, layout: Merged, requests: Sequence[PackedPairs]) -> float:
-    """Pairs per second of a TensorRT plan on requests. (It has not run on a GPU yet.)"""
+    """Pairs per second of a TensorRT plan on requests."""
     starts = range(0, len(requests), layout.requests)
     feeds = [add_longest(to_feed(to_requests(requests[start : start + layout.requests]))) for start in starts]
     with LoadedPlan(load_tensorrt(), plan.read_bytes()) as engine:

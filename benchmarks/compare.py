@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t
 
-from benchmarks.figures import load_name
+from benchmarks.figures import load_name, processors
 from benchmarks.target import LoadError
 
 SCHEMA = 3
@@ -160,7 +160,7 @@ def compare(former: dict[str, Any], result: dict[str, Any]) -> list[Comparison]:
     """
     check_workload(former, result)
     runs = [f"compared with {former['time']} (commit {former.get('commit')}): new / former, 95 % intervals"]
-    machines = [f"{each['machine'].get('cpu')}, {each['machine'].get('cores')} cores" for each in (result, former)]
+    machines = [processors(each["machine"]) for each in (result, former)]
     if machines[0] != machines[1]:
         runs.append(f"another machine: {machines[0]}; formerly {machines[1]}")
     if new := sorted(set(result["models"]) - set(former["models"])):

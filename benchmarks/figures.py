@@ -18,6 +18,7 @@ import numpy as np
 
 from benchmarks.workload import CLASSES
 from serving.backends.onnxruntime.workers import usable_cores
+from serving.checks import gpus
 
 # Above this share of its time a generator's one thread has queues of its own.
 BUSY = 0.8
@@ -220,7 +221,14 @@ def machine() -> dict[str, Any]:
         "cpu": cpu_name(),
         "cores": usable_cores(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "gpus": gpus(),
     }
+
+
+def processors(machine: dict[str, Any]) -> str:
+    """What a result's machine computes with, in words."""
+    found = [f"{machine.get('cpu')}, {machine.get('cores')} cores", *machine.get("gpus", ())]
+    return "; ".join(found)
 
 
 def cpu_name() -> str:

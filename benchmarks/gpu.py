@@ -4,14 +4,16 @@
     python -m benchmarks gpu --checkpoint checkpoints/mine --evaluation my-clicks/test.jsonl
 
 PyTorch pads each batch to its longest pair, eager and compiled; the plans get it packed. Every figure includes the
-copies to the GPU and back, and is the median of 50 runs after 10 that do not count. The last line of the output is one
-JSON document, with what it was measured on. It has not run on a GPU yet (export/GPU.md).
+copies to the GPU and back, and is the median of 50 runs after 10 that do not count. Where this Python has no TensorRT,
+or its PyTorch no GPU, the other side is measured alone, and it says so: two Pythons of one machine can take turns. The
+last line of the output is one JSON document, with what it was measured on. Figures: export/GPU.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import random
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -48,25 +50,50 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     """Measures plans and PyTorch, and returns the figures.
 
     Raises:
-        PlanError: there is no TensorRT, no GPU, or no plan.
+        PlanError: there is no GPU, or nothing to measure on it.
     """
-    trt = load_tensorrt()
-    machine = find_machine(str(trt.__version__))
     model, tokenizer, max_length = load_checkpoint(options.checkpoint)
     pairs = tokenize_pairs(tokenizer, read_click_log(options.evaluation), max_length)
-    model = model.half().to("cuda")  # type: ignore[no-untyped-call]
-    contenders: dict[str, Contender] = {
-        "PyTorch FP16, eager": padded(model, tokenizer),
-        "PyTorch FP16, compiled": padded(torch.compile(model, dynamic=True), tokenizer),
-    }
+    left_out = {}
+    contenders: dict[str, Contender] = {}
+    if torch.cuda.is_available():
+        model = model.half().to("cuda")  # type: ignore[no-untyped-call]
+        contenders["PyTorch FP16, eager"] = padded(model, tokenizer)
+        contenders["PyTorch FP16, compiled"] = padded(torch.compile(model, dynamic=True), tokenizer)
+    else:
+        left_out["PyTorch"] = f"PyTorch {torch.__version__} finds no GPU"
     with ExitStack() as stack:
-        for name, version in newest_versions(options.repository, None).items():
-            if not (version / PLAN_FILE).exists():
-                raise PlanError(f"{version} has no plan; build it with `python -m export plan`")
-            contenders[name] = packed(stack.enter_context(LoadedPlan(trt, (version / PLAN_FILE).read_bytes())))
+        try:
+            trt = load_tensorrt()
+        except PlanError as exc:
+            left_out["plans"], tensorrt = str(exc), "not used"
+        else:
+            tensorrt = str(trt.__version__)
+            contenders |= open_plans(trt, options.repository, stack)
+        for side, reason in left_out.items():
+            print(f"gpu: {side} left out: {reason}", file=sys.stderr)
+        if not contenders:
+            raise PlanError("there is nothing to measure here; run this on a GPU, with published plans")
         figures = measure(contenders, pairs, SIZES)
     print(table(figures))
-    return {"machine": str(machine), "torch": torch.__version__, "figures": figures}
+    machine = find_machine(tensorrt)
+    return {"machine": str(machine), "torch": torch.__version__, "left_out": left_out, "figures": figures}
+
+
+def open_plans(trt: Any, repository: Path, stack: ExitStack) -> dict[str, Contender]:
+    """The newest published plans, by their models' names; `stack` gives their memory back.
+
+    Raises:
+        PlanError: there is none, or one cannot be run here.
+    """
+    plans: dict[str, Contender] = {}
+    for name, version in newest_versions(repository, None).items():
+        if not (version / PLAN_FILE).exists():
+            raise PlanError(f"{version} has no plan; build it with `python -m export plan`")
+        plans[name] = packed(stack.enter_context(LoadedPlan(trt, (version / PLAN_FILE).read_bytes())))
+    if not plans:
+        raise PlanError(f"{repository} holds no published model for TensorRT; publish one with `python -m export`")
+    return plans
 
 
 def padded(model: Any, tokenizer: PreTrainedTokenizerFast) -> Contender:

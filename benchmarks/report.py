@@ -14,7 +14,7 @@ from typing import Any
 
 import matplotlib as mpl
 
-from benchmarks.figures import beside, by_size, row, slo_outcome
+from benchmarks.figures import beside, by_size, processors, row, slo_outcome
 from benchmarks.plots import LIMITED, TIMES, Found, plot_latency, plot_sizes, plot_throughput, plot_time, plot_tokens
 from export.files import write_whole
 from export.report import STYLE, picture
@@ -88,7 +88,7 @@ def facts(result: dict[str, Any]) -> list[list[str]]:
     return [
         ["time", result["time"]],
         ["commit", result["commit"] or "not in a git checkout"],
-        ["machine", f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB"],
+        ["machine", f"{processors(machine)}, {machine['memory_gib']} GiB"],
         ["system", machine["system"]],
         ["server", f"{server['name']} {server['version']}, {where}"],
         ["versions", ", ".join(f"{name} {version}" for name, version in result["versions"].items())],

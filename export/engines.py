@@ -19,7 +19,7 @@ from export.lint import lint
 from export.names import EMBEDDINGS, LOGITS, ONNX_MODEL
 from export.packing import Feed, Logits, add_longest
 from export.quantized import make_int8, make_qdq
-from export.typed import take_longest_as_shape, to_float16
+from export.typed import double_queries, take_longest_as_shape, to_float16
 
 
 @dataclass(frozen=True)
@@ -116,6 +116,7 @@ class Workshop:
         model = onnx.load(self.source)
         if engine.tensorrt:
             take_longest_as_shape(model, self.max_length)
+            double_queries(model)
         if engine.quantized:
             schemes = self.fit(self.chosen(spared), signed=engine.tensorrt)
             make_qdq(model, schemes) if engine.tensorrt else make_int8(model, schemes, spared)

@@ -4,6 +4,8 @@ TensorRT 10 and 11 build strongly typed networks: what is computed in FP16 is wh
 
 - The longest pair of an execution is the size of an input (`longest_shape`, which Triton makes of the requests' own
   `longest` inputs), not the maximum of `lengths`: TensorRT must know shapes before it computes values.
+- The last layer's queries, one row a pair, go through attention twice. With one row TensorRT 8.6.0 computed both
+  products wrongly on an H100, in float32, too; NVIDIA's notes on its versions warn of two such products in a row.
 - FP16 runs from the embeddings to the classifier. Layer norms compute in float32 between casts: their squares are what
   overflows. The softmax subtracts the maximum first, and the mask (-1e4) fits; how far every other FP16 tensor is from
   65504 on real pairs is measured by `export.headroom`. The layout of the pairs stays in float32 and integers.
@@ -58,6 +60,32 @@ def take_longest_as_shape(model: onnx.ModelProto, max_length: int) -> None:
     exchange_nodes(model, [*graph.node[:place], *size, *graph.node[place + 1 :]])
     for name, dimension in ((LONGEST, "spans"), (LONGEST_SHAPE, "longest")):
         graph.input.append(helper.make_tensor_value_info(name, TensorProto.INT32, [dimension]))
+
+
+def double_queries(model: onnx.ModelProto) -> None:
+    """Gives the last layer's two products in attention two equal rows instead of one; the second result is cut off.
+
+    Raises:
+        TypingError: the last two products are not those of one row.
+    """
+    constants = Constants(model)
+    shapes = {t.name: numpy_helper.to_array(t).tolist() for t in model.graph.initializer if t.dims == [4]}
+    makers = {output: node for node in model.graph.node for output in node.output}
+    scores, context = [node for node in model.graph.node if node.op_type == "MatMul"][-2:]
+    rows = makers.get(scores.input[0])
+    if rows is None or rows.op_type != "Reshape" or shapes.get(rows.input[1], [0, 0, 0])[2] != 1:
+        raise TypingError(f"expected queries of one row a pair in the last layer; {scores.output[0]} has others")
+    (queries,), (result,) = rows.output, context.output
+    scores.input[0], context.output[0] = f"{queries}.twice", f"{result}.twice"
+    bounds = [constants.add_integers(f"queries.{name}", [at]) for name, at in (("from", 0), ("to", 1), ("axis", 2))]
+    nodes: list[onnx.NodeProto] = []
+    for node in model.graph.node:
+        if node is scores:
+            nodes.append(helper.make_node("Concat", [queries, queries], [scores.input[0]], axis=2))
+        nodes.append(node)
+        if node is context:
+            nodes.append(helper.make_node("Slice", [context.output[0], *bounds], [result]))
+    exchange_nodes(model, nodes)
 
 
 def to_float16(model: onnx.ModelProto, single: Collection[str] = ()) -> None:

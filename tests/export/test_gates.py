@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from export.comparison import METRICS, Comparison, Difference
-from export.gatefile import MERGED, PAIRS_A_REQUEST, gate, merge, save_gate
+from export.gatefile import LONE, MERGED, PAIRS_A_REQUEST, gate, merge, save_gate
 from export.gates import FP16, FP32, INT8, LARGEST_FP16, Check, GateError, Limits, check, describe_failures
 from export.names import GATE_FILE, TENSORRT_INPUTS
 from export.packing import Feed, Pair
@@ -115,6 +115,8 @@ def test_an_engine_meets_every_pair_once_in_order_and_with_all_inputs(version: P
         assert feed["token_counts"].sum() == feed["type_counts"].sum() == len(feed["input_ids"])
         assert feed["pair_counts"].sum() == len(feed["lengths"])
         assert feed["pair_counts"].max() <= PAIRS_A_REQUEST
+    feeds, alone = feeds[:-LONE], feeds[-LONE:]
+    assert [feed["lengths"].tolist() for feed in alone] == [[length] for length in LENGTHS[:LONE]]
     assert [len(feed["pair_counts"]) for feed in feeds] == [1, 2, 4, 1, 2]  # 16, 32, 64, 16 and the 22 that are left
     joined = {name: np.concatenate([feed[name] for feed in feeds]).tolist() for name in TENSORRT_INPUTS}
     assert joined["lengths"] == LENGTHS
@@ -141,6 +143,13 @@ def spoiled(spoil: Callable[[np.ndarray], np.ndarray]) -> Callable[[Feed], np.nd
 def one_nan(logits: np.ndarray) -> np.ndarray:
     logits[0] = np.nan
     return logits
+
+
+@pytest.mark.parametrize("wrong", [0.5, np.nan])
+def test_an_engine_that_is_wrong_on_lone_pairs_only_is_refused(version: Path, wrong: float) -> None:
+    save(version, INT8)
+    with pytest.raises(GateError, match=r"of 8 pairs differ by (0\.5|nan) .* between a batch of one pair and a merged"):
+        gate(version, spoiled(lambda logits: logits + wrong if len(logits) == 1 else logits))
 
 
 @pytest.mark.parametrize(

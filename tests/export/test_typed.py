@@ -20,7 +20,7 @@ from export.graph import write_click_model
 from export.headroom import largest_activations
 from export.names import LONGEST_SHAPE
 from export.packing import Feed, add_longest, pack
-from export.typed import TypingError, take_longest_as_shape, to_float16
+from export.typed import TypingError, double_queries, take_longest_as_shape, to_float16
 from finetune.clicklog import read_click_log
 from finetune.scoring import load_tokenizer, tokenize_pairs
 from tests.tiny import MAX_LENGTH, make_checkpoint
@@ -56,6 +56,25 @@ def compute(model: onnx.ModelProto | Path, feed: Feed) -> np.ndarray:
 
 def test_the_longest_pair_as_a_shape_changes_no_logit(source: Path, feed: Feed) -> None:
     assert np.array_equal(compute(shaped(source), add_longest(feed)), compute(source, feed))
+
+
+def test_no_product_of_attention_has_one_row_and_no_logit_changes(source: Path, feed: Feed) -> None:
+    """What TensorRT 8.6 computed wrongly on an H100."""
+    model = shaped(source)
+    double_queries(model)
+    onnx.checker.check_model(model, full_check=True)
+    assert np.allclose(compute(model, add_longest(feed)), compute(source, feed), atol=1e-5)
+    products = [node.output[0] for node in model.graph.node if node.op_type == "MatMul"]
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in products)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    assert all(min(product.shape[2:]) > 1 for product in session.run(products, add_longest(feed)))
+
+
+def test_a_last_layer_with_other_queries_is_refused(source: Path) -> None:
+    model = shaped(source)
+    double_queries(model)
+    with pytest.raises(TypingError, match="expected queries of one row"):
+        double_queries(model)
 
 
 @pytest.mark.parametrize("size", [1, 5, 10_000])

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import random
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+from transformers import BertForSequenceClassification
 
 from export.cpu import open_on_cpu
+from export.engines import ENGINES, Workshop
+from export.graph import write_click_model
+from export.packing import add_longest, pack
 from export.weaken import weaken
+from tests.tiny import MAX_LENGTH
 
 HALF, FULL = TensorProto.FLOAT16, TensorProto.FLOAT
 
@@ -102,3 +111,37 @@ def test_int8_weights_and_int32_inputs_stay() -> None:
         "scale": FULL,
         "zero": TensorProto.INT8,
     }
+
+
+def count_in_half(model: onnx.ModelProto) -> onnx.ModelProto:
+    """What TensorRT 8.6 made of the layout's sums on an H100."""
+    sums = {node.input[0] for node in model.graph.node if node.op_type == "ReduceSum"}
+    counting = onnx.ModelProto()
+    counting.CopyFrom(model)
+    for node in counting.graph.node:
+        if node.op_type == "Cast" and node.output[0] in sums:
+            node.attribute[0].i = HALF
+    del counting.graph.value_info[:]
+    return counting
+
+
+def test_counts_survive_half_precision(checkpoint: Path, tmp_path: Path) -> None:
+    """Requests of an odd number of tokens beyond 2,048, which half precision does not know."""
+    write_click_model(BertForSequenceClassification.from_pretrained(checkpoint).eval(), tmp_path / "source.onnx")
+    Workshop(tmp_path / "source.onnx", MAX_LENGTH, []).make(ENGINES["trt_fp16"], tmp_path / "model.onnx")
+    typed = onnx.load(tmp_path / "model.onnx")
+    chance = random.Random(0)
+    requests = [[] for _ in range(4)]
+    for request in requests:
+        for length in [MAX_LENGTH] * 20 + [chance.randint(3, MAX_LENGTH) for _ in range(12)]:
+            ids = [2, *chance.choices(range(5, 150), k=length - 2), 3]
+            request.append({"input_ids": ids, "token_type_ids": [0] * length})
+    feed = add_longest(pack(requests))
+    ends = np.cumsum(feed["token_counts"])
+    assert any(end > 2048 and np.float16(end) != end for end in ends)
+    weak = weaken(typed)
+    expected = open_on_cpu(weak.SerializeToString(), for_gpu=True).run(None, feed)[0]
+    assert np.isfinite(expected).all()
+    digits, plain = (ReferenceEvaluator(count_in_half(model)).run(None, feed)[0] for model in (weak, typed))
+    assert np.allclose(digits, expected, atol=1e-4)
+    assert np.nanmax(np.abs(plain - expected)) > 0.1, "counts that are not of digits do not"

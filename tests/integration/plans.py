@@ -1,0 +1,42 @@
+"""Plans on the real Triton of the wheel, which lacks the tensorrt backend: plan_backend/ takes its place.
+
+    python -m tests.integration.plans climb
+
+runs the benchmark that way on a GPU host (any command of `python -m benchmarks`).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+import serving.checks
+import serving.server
+from serving.triton import Triton, lay_out_backends
+
+BACKEND = Path(__file__).parent / "plan_backend"
+
+
+def serve_plans(patch: pytest.MonkeyPatch) -> None:
+    """Lets every Server of this process serve plans."""
+
+    def with_plans(triton: Triton, folder: Path) -> Path:
+        backends = lay_out_backends(triton, folder)
+        shutil.copytree(BACKEND, backends / "tensorrt")
+        return backends
+
+    patch.setattr(serving.server, "lay_out_backends", with_plans)
+    patch.setattr(serving.checks, "why_no_plans", lambda _: None)
+    patch.setitem(os.environ, "CLICKBERT_ROOT", str(Path.cwd()))
+
+
+if __name__ == "__main__":
+    from benchmarks.__main__ import main
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        serve_plans(monkeypatch)
+        sys.exit(main(sys.argv[1:]))
