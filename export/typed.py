@@ -4,8 +4,8 @@ TensorRT 10 and 11 build strongly typed networks: what is computed in FP16 is wh
 
 - The longest pair of an execution is the size of an input (`longest_shape`, which Triton makes of the requests' own
   `longest` inputs), not the maximum of `lengths`: TensorRT must know shapes before it computes values.
-- The last layer's queries, one row a pair, go through attention twice. With one row TensorRT 8.6.0 computed both
-  products wrongly on an H100, in float32, too; NVIDIA's notes on its versions warn of two such products in a row.
+- The last layer's queries, one row a pair, go through attention twice. With products of one row TensorRT 8.6.0 answered
+  wrongly on an H100, in float32, too; with two it did not.
 - FP16 runs from the embeddings to the classifier. Layer norms compute in float32 between casts: their squares are what
   overflows. The softmax subtracts the maximum first, and the mask (-1e4) fits; how far every other FP16 tensor is from
   65504 on real pairs is measured by `export.headroom`. The layout of the pairs stays in float32 and integers.
