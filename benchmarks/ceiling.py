@@ -30,7 +30,7 @@ from serving.backends.onnxruntime.workers import start_workers, usable_cores
 BUDGETS = (256, 512, 1024, None)  # `segments x longest` of a chunk; None: a request as it comes
 QUICK = 10  # requests on which the layouts are tried first
 FINALISTS = 2
-ROUND_SECONDS = 4.0  # at least; one turn may take longer
+ROUND_SECONDS = 2.5  # at least; one turn may take longer
 LENGTHS = REQUEST_INPUTS[-1]
 Turn = Callable[[Sequence[PackedPairs]], float]  # computes requests; returns pairs per second
 

@@ -197,7 +197,7 @@ def slo_outcome(slo: dict[str, Any]) -> str:
 def beside(found: dict[str, Any]) -> str:
     """How much faster a model is than another one, in words."""
     rounds = ", ".join(f"{ratio:.2f}" for ratio in found["rounds"])
-    return f"{found['mean']:.2f} times {found['model']} (in turns: {rounds})"
+    return f"{found['ratio']:.2f} times {found['model']} (in turns: {rounds})"
 
 
 def row(step: dict[str, Any]) -> dict[str, str]:

@@ -14,7 +14,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,12 @@ from benchmarks.figures import Sample, summarize, what_limits_the_generator
 from benchmarks.target import TOKEN_VARIABLE, LoadError, Target
 from benchmarks.workload import ALL
 
+Running = Mapping[Path, "subprocess.Popen[bytes]"]  # generators by the stem of their files
 ROOT = Path(__file__).resolve().parent.parent
 LOCUSTFILE = ROOT / "benchmarks" / "locustfile.py"
-# Seconds. Connections, caches and the tokenizer's fetch are behind the users before anything is counted.
-WARM_UP = 2
+# Seconds. Connections, caches and the tokenizer's fetch are behind the users before anything is counted; behind users
+# that only rested, less.
+WARM_UP, RESTED = 2, 0.5
 # The load goes on for a second behind the measured part, so that its last requests have company, too.
 RUN_OUT = 1
 # For calls in flight at the end: more than the ten seconds after which the users' client gives up.
@@ -94,6 +97,88 @@ def run_load(target: Target, model: str, load: Load, folder: Path) -> dict[str, 
         ]
         wait(running, load.run_time)
     recorded = [read(process, folder / name, load) for process, name in zip(running, names, strict=True)]
+    return combine(recorded, load, WARM_UP)
+
+
+@contextlib.contextmanager
+def resting(target: Target, model: str, load: Load, folder: Path) -> Iterator[Callable[[int, int], dict[str, Any]]]:
+    """Generators of a closed loop that rest, but for its rounds; behind the block they are gone.
+
+    A generator takes seconds to start, which is too long for a round of seconds; one that rests takes nothing.
+
+    Args:
+        target, model, folder: as for `run_load`.
+        load: what is sent, its users the most that a round can have.
+
+    Yields:
+        A function of users and seconds that sends a round and returns its figures, as `run_load` does.
+
+    Raises:
+        LoadError: likewise, in a round, too.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="rounds-", dir=folder))
+    names = [folder / f"generator-{number}" for number in range(load.processes)]
+    numbers = itertools.count()
+    with contextlib.ExitStack() as stack:
+        running = {
+            files: stack.enter_context(
+                started(command(target, model, load, number, files, at_rest=True), files, target)
+            )
+            for number, files in enumerate(names)
+        }
+        await_files(running, "ready")
+
+        def send(users: int, seconds: int) -> dict[str, Any]:
+            shares = {files: share(users, load.processes, number) for number, files in enumerate(names)}
+            going = {files: running[files] for files, some in shares.items() if some}
+            tell(going, shares)
+            time.sleep(RESTED + seconds)
+            tell(going, dict.fromkeys(going, 0))
+            end = f"{next(numbers)}.json"
+            written = await_files(going, end)
+            recorded = [json.loads(path.read_text(encoding="utf-8")) for path in written]
+            return combine(recorded, replace(load, users=users, duration=seconds, processes=len(going)), RESTED)
+
+        yield send
+
+
+def tell(running: Running, users: Mapping[Path, int]) -> None:
+    """Tells generators at rest how many of their users are to go. Raises LoadError if one has ended."""
+    for files, process in running.items():
+        assert process.stdin
+        try:
+            process.stdin.write(b"%d\n" % users[files])
+            process.stdin.flush()
+        except BrokenPipeError:
+            process.wait()
+            raise LoadError(how_it_ended(process, files)) from None
+
+
+def await_files(running: Running, end: str) -> list[Path]:
+    """The files with this end that generators write; waits for them. Raises LoadError if one ends instead, or hangs."""
+    wanted = [files.with_suffix(f".{end}") for files in running]
+    deadline = time.monotonic() + STOP_TIMEOUT + GRACE
+    while not all(path.exists() for path in wanted):
+        for files, process in running.items():
+            if process.poll() is not None:
+                raise LoadError(how_it_ended(process, files))
+        if time.monotonic() > deadline:
+            raise LoadError(f"Locust did not answer for {STOP_TIMEOUT + GRACE} s; its log: {wanted[0].with_suffix('')}")
+        time.sleep(0.02)
+    return wanted
+
+
+def combine(recorded: Sequence[dict[str, Any]], load: Load, warm_up: float) -> dict[str, Any]:
+    """The figures of what all generators recorded.
+
+    Args:
+        recorded: what each wrote.
+        load: what they sent.
+        warm_up: seconds before the measured part.
+
+    Raises:
+        LoadError: they began apart, or nothing was recorded.
+    """
     begin = max(each["started"] for each in recorded)
     if (apart := begin - min(each["started"] for each in recorded)) > RUN_OUT:
         raise LoadError(
@@ -104,7 +189,7 @@ def run_load(target: Target, model: str, load: Load, folder: Path) -> dict[str, 
         Sample(planned + each["started"] - begin, *rest) for each in recorded for planned, *rest in each["samples"]
     ]
     cycle = sum(each["distinct"] for each in recorded) if load.users else None
-    figures = summarize(samples, WARM_UP, load.duration, cycle)
+    figures = summarize(samples, warm_up, load.duration, cycle)
     if not figures["requests"]:
         raise LoadError(f"no request began in the {load.duration} s measured; give a longer --duration")
     busy = max(each["busy"] for each in recorded)
@@ -118,12 +203,13 @@ def run_load(target: Target, model: str, load: Load, folder: Path) -> dict[str, 
     return {"users": load.users, "rate": load.rate, **figures, "generator": generator}
 
 
-def command(target: Target, model: str, load: Load, number: int, files: Path) -> list[str]:
+def command(target: Target, model: str, load: Load, number: int, files: Path, *, at_rest: bool = False) -> list[str]:
     """The command line of one generator."""
     users = 1 if load.users is None else share(load.users, load.processes, number)
     words = [sys.executable, "-m", "locust", "--headless", "--only-summary", "--exit-code-on-error", "0"]
     words += ["--locustfile", str(LOCUSTFILE), "--host", target.url, "--model", model, "--texts", load.texts]
-    words += ["--users", str(users), "--spawn-rate", str(users), "--run-time", str(load.run_time)]
+    words += ["--users", str(users), "--spawn-rate", str(users)]
+    words += ["--at-rest"] if at_rest else ["--run-time", str(load.run_time)]
     words += ["--stop-timeout", str(STOP_TIMEOUT), "--click-log", str(load.data)]
     words += ["--samples", str(files.with_suffix(".json")), "--seed", str(load.seed * load.processes + number)]
     words += [] if load.candidates is None else ["--candidates", str(load.candidates)]
@@ -148,15 +234,16 @@ def started(words: list[str], files: Path, target: Target) -> Any:
     if target.token is not None:
         variables[TOKEN_VARIABLE] = target.token
     with files.with_suffix(".log").open("wb") as output:
-        # A session of its own: Ctrl-C reaches this process alone, which then ends Locust. No stdin: Locust reads keys.
+        # A session of its own: Ctrl-C reaches this process alone, which then ends Locust. (A pipe has no keys to read.)
         process = subprocess.Popen(
-            words, env=variables, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+            words, env=variables, stdin=subprocess.PIPE, stdout=output, stderr=output, start_new_session=True
         )
         try:
             yield process
         finally:
             process.kill()
-            process.wait()
+            with contextlib.suppress(BrokenPipeError):
+                process.communicate()
 
 
 def wait(running: list[subprocess.Popen[bytes]], run_time: int) -> None:
@@ -181,18 +268,21 @@ def read(process: subprocess.Popen[bytes], files: Path, load: Load) -> dict[str,
     Raises:
         LoadError: it ended with an error or too early.
     """
-    samples, log = files.with_suffix(".json"), files.with_suffix(".log")
+    samples = files.with_suffix(".json")
     if process.returncode or not samples.exists():
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-        told = list(itertools.takewhile(lambda line: not line.startswith("Type "), lines))[-15:]  # then comes its table
-        raise LoadError(
-            "\n".join(
-                [f"Locust ended with code {process.returncode} and without results; its log, {log}, ends:", *told]
-            )
-        )
+        raise LoadError(how_it_ended(process, files))
     recorded: dict[str, Any] = json.loads(samples.read_text(encoding="utf-8"))
     if recorded["lasted"] < WARM_UP + load.duration:
         raise LoadError(
-            f"Locust ended after {recorded['lasted']:.1f} s of {load.run_time}: who stopped it? Its log: {log}"
+            f"Locust ended after {recorded['lasted']:.1f} s of {load.run_time}: who stopped it? Its log: "
+            f"{files.with_suffix('.log')}"
         )
     return recorded
+
+
+def how_it_ended(process: subprocess.Popen[bytes], files: Path) -> str:
+    """Of a generator that has ended and should not have: its code, and the end of its log."""
+    log = files.with_suffix(".log")
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    told = list(itertools.takewhile(lambda line: not line.startswith("Type "), lines))[-15:]  # then comes its table
+    return "\n".join([f"Locust ended with code {process.returncode} and without results; its log, {log}, ends:", *told])

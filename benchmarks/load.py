@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -140,9 +141,14 @@ def split_time(before: dict[str, int], after: dict[str, int], mean_ms: float | N
 
 
 def measure(server: Target, model: str, load: Load, folder: Path) -> dict[str, Any]:
-    """One load with the split of its time and the executions that Triton made of its requests."""
+    """One load, `observed`."""
+    return observed(server, model, lambda: run_load(server, model, load, folder))
+
+
+def observed(server: Target, model: str, send: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What `send` returns of a load, with the split of its time and the executions that Triton made of its requests."""
     before = server.statistics(model)
-    figures = run_load(server, model, load, folder)
+    figures = send()
     server.check_alive()
     after = server.statistics(model)
     mean = figures["latency_ms"]["mean"] if figures["latency_ms"] else None

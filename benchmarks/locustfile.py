@@ -9,6 +9,9 @@ start, so that a stall of the server, or of this process, is in the figures of a
     locust -f benchmarks/locustfile.py --host localhost:8001 --users 8 --spawn-rate 8 --headless --run-time 30s
     locust -f benchmarks/locustfile.py --host localhost:8001 --users 1 --rate 20 --headless --run-time 30s
 
+With `--at-rest` the users of a closed loop rest until a line of stdin says how many of them are to go, and from a 0 on
+again; what they did between is written to a file of its own. The end of stdin ends the run.
+
 A token is read from the environment variable CLICKBERT_TOKEN. Not known here: which part of the run is measured.
 """
 
@@ -21,12 +24,15 @@ import itertools
 import json
 import os
 import random
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import gevent
+import gevent.socket
+from gevent.event import Event
 from gevent.pool import Group
 from grpc.experimental.gevent import init_gevent
 from locust import User, constant, events, task
@@ -65,23 +71,31 @@ class Recorder:
         self.distinct = len(requests)
         # [was to begin, s after the start; began so much later, s; took from then, s; pairs; the error's class or None;
         # the request's size class]
-        self.samples: list[tuple[float, float, float, int, str | None, str]] = []
-        self.first_messages: dict[str, str] = {}  # by the error's class
+        self.samples: list[tuple[float, float, float, int, str | None, str]]
+        self.first_messages: dict[str, str]  # by the error's class
+        self.numbers = itertools.count()  # of the users of a closed loop
+        self.going = sys.maxsize  # so many of them do not rest
+        self.told = Event()  # set for a moment when that changes
+        self.in_flight = 0
         self.start()
 
     def start(self) -> None:
-        """Starts the clocks."""
+        """Forgets what was recorded, and starts the clocks."""
+        self.samples, self.first_messages = [], {}
         self.started, self.thread, self.process = time.perf_counter(), time.thread_time(), time.process_time()
 
     def send(self, environment: Environment, request: Request, planned: float) -> ClickBertError | None:
         """Sends one request and records it; `planned` on the clock of `time.perf_counter`."""
         error: ClickBertError | None = None
         began = time.perf_counter()
+        self.in_flight += 1
         try:
             self.ranker.rank(request.query, request.documents)
         except ClickBertError as exc:
             error = exc
             self.first_messages.setdefault(type(exc).__name__, str(exc))
+        finally:
+            self.in_flight -= 1
         took = time.perf_counter() - planned
         kind = type(error).__name__ if error else None
         size = self.sizes[request]
@@ -90,6 +104,28 @@ class Recorder:
             request_type="gRPC", name="rank", response_time=took * 1000, response_length=0, exception=error, context={}
         )
         return error
+
+    def obey(self, files: Path, environment: Environment) -> None:
+        """Lets users go and rest as stdin says, and writes each round's file; returns at its end, or after a bug."""
+        rounds, lines = itertools.count(), b""
+        files.with_suffix(".ready").touch()
+        while True:
+            gevent.socket.wait_read(sys.stdin.fileno())
+            if not (read := os.read(sys.stdin.fileno(), 64)):
+                return
+            *whole, lines = (lines + read).split(b"\n")
+            for line in whole:
+                self.going = int(line)
+                if self.going:
+                    self.start()
+                    self.told.set()
+                    self.told.clear()
+                    continue
+                while self.in_flight:
+                    gevent.sleep(0.01)
+                if environment.process_exit_code is not None:
+                    return
+                self.write(files.with_suffix(f".{next(rounds)}.json"))
 
     def write(self, path: Path) -> None:
         """Writes what was recorded as JSON, whole or not at all."""
@@ -117,12 +153,18 @@ class RankingUser(User):
     rate: float | None = None  # requests a second that are to be started; None: closed loop
     parts: Sequence[float] = ()  # seconds of the run's parts, for `random_moments`
 
+    def on_start(self) -> None:
+        """Takes a number."""
+        self.number = next(self.recorder.numbers)
+
     @task
     def rank(self) -> None:
         """Sends one request (closed loop) or all requests of the run (open loop)."""
         if self.rate is not None:
             self.start_at_random_moments(self.rate)
             raise StopUser
+        while self.number >= self.recorder.going:
+            self.recorder.told.wait()
         if self.recorder.send(self.environment, next(self.recorder.turns), time.perf_counter()):
             time.sleep(PAUSE_AFTER_ERROR)
 
@@ -181,6 +223,7 @@ def add_options(parser: LocustArgumentParser) -> None:
         "--parts", type=seconds, help="open loop: seconds of the parts that have this --rate each: 2,10,2"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the order of requests, and of the open loop's moments")
+    parser.add_argument("--at-rest", action="store_true", help="closed loop: go and rest as stdin says (see the file)")
     parser.add_argument("--samples", metavar="FILE", help="where to write every request's response time, as JSON")
 
 
@@ -206,9 +249,13 @@ def prepare(environment: Environment, **_: Any) -> None:
     gevent.get_hub().loop.update_now()
 
 
-def start_the_clock(**_: Any) -> None:
+def start_the_clock(environment: Environment, **_: Any) -> None:
     """Makes the samples' times relative to the start of the users."""
-    RankingUser.recorder.start()
+    recorder, options = RankingUser.recorder, environment.parsed_options
+    recorder.start()
+    if options is not None and options.at_rest and environment.runner:
+        recorder.going = 0
+        gevent.spawn(recorder.obey, Path(options.samples), environment).link(lambda _: environment.runner.quit())
 
 
 def write_samples(environment: Environment, **_: Any) -> None:

@@ -8,6 +8,7 @@ Not known here: how the figures are shown, kept, or compared with a former resul
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,24 +21,26 @@ from tqdm import tqdm
 from benchmarks import workload
 from benchmarks.ceiling import Ceiling, find_ceiling
 from benchmarks.figures import left_of_ceiling, machine
-from benchmarks.generator import Load
-from benchmarks.load import measure
+from benchmarks.generator import Load, resting
+from benchmarks.load import measure, observed
 from benchmarks.target import LoadError, Target
 from clickbert.tokenization import PackedPairs
 from export.names import CONFIG_FILE
 
 USERS = (1, 4, 8)  # and twice as many each time while that brings more
-# Twice as many users must bring more than GAIN: steps of 5 s of one server, on a machine whose speed changes, differ by
-# up to that (benchmarks/NOTES.md). The config's queue takes MOST_USERS.
+# Twice as many users must bring more than GAIN: steps of one server, on a machine whose speed changes, differ by up to
+# that (benchmarks/NOTES.md). The config's queue takes MOST_USERS.
 GAIN, MOST_USERS = 0.2, 128
-CLIMB_SECONDS = 5
-# At saturation: rounds in which every model takes its turn.
-ROUNDS, ROUND_SECONDS = 3, 10
+CLIMB_SECONDS = 4
+# At saturation: rounds in which every model takes its turn. A machine that others use changes its speed within seconds:
+# a round's share of the ceiling varies by a tenth, which many rounds even out (benchmarks/NOTES.md).
+ROUNDS, ROUND_SECONDS = 8, 5
 # So many of the requests are sent in the closed loops and computed for the ceilings, over and over: few enough that a
-# round holds each of them where five are answered a second (with several --processes: by each).
-DISTINCT = 40
+# round holds each of them where six are answered a second (with several --processes: by each), and with as many tokens
+# on average as all of the sample log's have.
+DISTINCT = 30
 # Shares of the saturated load, and the seconds that each is measured: where the tail is looked at, it needs requests.
-SHARES = {0.3: 6, 0.5: 10, 0.7: 14, 0.9: 6}
+SHARES = {0.3: 5, 0.5: 8, 0.7: 14, 0.9: 6}
 SEARCHES, SEARCH_SECONDS = 6, 12  # for the highest rate that holds an SLO: 1/64 of the saturated load
 
 
@@ -96,10 +99,13 @@ def facts(found: Sequence[Measured]) -> dict[str, dict[str, Any]]:
 
 
 def beside_first(each: Measured, first: Measured) -> dict[str, Any] | None:
-    """A model's throughput / another one's in the rounds that have figures of both; None without any."""
+    """A model's throughput / another one's: in all rounds together that have figures of both; None without any."""
     rounds = [steps for steps in zip(each.rounds, first.rounds, strict=False) if all(map(is_sound, steps))]
-    ratios = [one["pairs_per_s"] / other["pairs_per_s"] for one, other in rounds if other["pairs_per_s"]]
-    return {"model": first.model, "rounds": ratios, "mean": fmean(ratios)} if ratios else None
+    pairs = [(one["pairs_per_s"], other["pairs_per_s"]) for one, other in rounds if other["pairs_per_s"]]
+    if not pairs:
+        return None
+    own, others = zip(*pairs, strict=True)
+    return {"model": first.model, "rounds": [one / other for one, other in pairs], "ratio": sum(own) / sum(others)}
 
 
 def climb(
@@ -121,35 +127,43 @@ def climb(
         LoadError: there are no figures, or the generator was the limit of every closed step, or of every round.
     """
     found = [prepare(server, model, packed) for model in models]
-    with tqdm(total=len(found) * (len(USERS) + ROUNDS + len(SHARES)), unit="step", leave=False, disable=None) as bar:
+    total = len(found) * (len(USERS) + ROUNDS + len(SHARES))
+    with contextlib.ExitStack() as stack, tqdm(total=total, unit="step", leave=False, disable=None) as bar:
+        send: dict[str, Callable[[int, int], dict[str, Any]]] = {}
 
-        def step(model: str, **changes: Any) -> dict[str, Any]:
-            bar.set_description(model)
-            given = replace(load, **changes)
-            given = replace(given, processes=min(given.users or given.processes, given.processes))
-            try:
-                return measure(server, model, given, folder)
-            finally:
-                bar.update()
+        def start(model: str, users: int) -> None:
+            given = replace(load, users=users, distinct=DISTINCT, processes=min(users, load.processes))
+            send[model] = stack.enter_context(resting(server, model, given, folder))
+
+        def loop(each: Measured, users: int, seconds: int) -> dict[str, Any]:
+            bar.set_description(each.model)
+            step = observed(server, each.model, lambda: send[each.model](users, seconds))
+            bar.update()
+            return step
 
         climbing = found
         for users in numbers_of_users():
             bar.total += len(climbing) * (users > USERS[-1])
             for each in climbing:
-                each.closed.append(step(each.model, users=users, duration=CLIMB_SECONDS, distinct=DISTINCT))
+                if each.model not in send or users > USERS[-1]:
+                    start(each.model, max(users, USERS[-1]))
+                each.closed.append(loop(each, users, CLIMB_SECONDS))
             yield facts(found)
             climbing = [each for each in climbing if users < USERS[-1] or rises(each.closed)]
             if not climbing:
                 break
         for each in found:
             each.users = saturating_users(each.model, each.closed)
-        for _ in saturate(found, step):
+        for _ in saturate(found, loop):
             yield facts(found)
+        stack.close()
         saturated = [fmean(one["requests_per_s"] for one in sound_steps(each.model, each.rounds)) for each in found]
         for share, seconds in SHARES.items():
             for each, most in zip(found, saturated, strict=True):
-                rate = share * most
-                each.open.append(step(each.model, rate=rate, duration=seconds) | {"share": share})
+                bar.set_description(each.model)
+                given = replace(load, rate=share * most, duration=seconds)
+                each.open.append(measure(server, each.model, given, folder) | {"share": share})
+                bar.update()
             yield facts(found)
 
 
@@ -205,14 +219,14 @@ def saturating_users(model: str, closed: Sequence[dict[str, Any]]) -> int:
     return next(int(step["users"]) for step in enough if (1 + GAIN) * step["pairs_per_s"] >= best)
 
 
-def saturate(found: Sequence[Measured], step: Callable[..., dict[str, Any]]) -> Iterator[None]:
+def saturate(found: Sequence[Measured], loop: Callable[[Measured, int, int], dict[str, Any]]) -> Iterator[None]:
     """The rounds at saturation, with a round of every ceiling before, between and after them; yields after each."""
     with_ceiling = [(each, each.ceiling) for each in found if each.ceiling]
     for _, ceiling in with_ceiling:
         ceiling.measure()
     for _ in range(ROUNDS):
         for each in found:
-            each.rounds.append(step(each.model, users=each.users, duration=ROUND_SECONDS, distinct=DISTINCT))
+            each.rounds.append(loop(each, each.users, ROUND_SECONDS))
         for each, ceiling in with_ceiling:
             ceiling.measure()
             # Of the rounds before and after the step.

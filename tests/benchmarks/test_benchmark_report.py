@@ -103,7 +103,7 @@ def make_result(
             "rounds": rounds,
             "open": opened,
             "saturated": {"users": 4, **means, "of_ceiling": None if ceiling is None else 0.83},
-            "beside": None if not result["models"] else {"model": MODELS[0], "rounds": [2.5, 1.5], "mean": 2.0},
+            "beside": None if not result["models"] else {"model": MODELS[0], "rounds": [2.5, 1.5], "ratio": 2.0},
         }
     return result
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +97,8 @@ class Server:
         self.limits: dict[tuple[str, int | None], str] = {}
         self.log: list[tuple[str, str | int | float]] = []
         monkeypatch.setattr(rounds, "measure", self.measure)
+        monkeypatch.setattr(rounds, "resting", self.resting)
+        monkeypatch.setattr(rounds, "observed", lambda _server, _model, send: send())
         monkeypatch.setattr(rounds, "find_ceiling", self.find_ceiling)
         monkeypatch.setattr(ceiling, "ROUND_SECONDS", 0.0)
         for model in speeds:
@@ -112,6 +116,19 @@ class Server:
         limit = self.limits.get((model, load.users))
         return figures | {"errors": 0, "generator": {"limit": limit, "cores": 0.0} | MESSAGES}
 
+    @contextlib.contextmanager
+    def resting(
+        self, target: Target, model: str, load: Load, folder: Path
+    ) -> Iterator[Callable[[int, int], dict[str, Any]]]:
+        assert (load.distinct, load.processes) == (rounds.DISTINCT, min(load.users or 0, 4))
+
+        def send(users: int, seconds: int) -> dict[str, Any]:
+            assert users <= (load.users or 0)
+            given = replace(load, users=users, duration=seconds, processes=min(users, 4))
+            return rounds.measure(target, model, given, folder)
+
+        yield send
+
     def find_ceiling(self, version: Path, packed: list) -> Ceiling:
         model = version.parent.name
 
@@ -119,12 +136,12 @@ class Server:
             self.log.append((model, "ceiling"))
             return self.ceilings[model] * self.speed(at_saturation=True)
 
-        assert packed == [0] * 40
+        assert packed == [0] * 30
         return Ceiling(Layout(2, 1, 512), {}, turn)
 
     def climb(self) -> dict[str, dict[str, Any]]:
         target = Target("a:1", repository=self.folder if self.ceilings else None)
-        *_, found = rounds.climb(target, self.speeds, Load(self.folder, processes=4), [0] * 40, self.folder)
+        *_, found = rounds.climb(target, self.speeds, Load(self.folder, processes=4), [0] * 30, self.folder)
         return found
 
 
@@ -159,7 +176,7 @@ def test_the_models_take_turns_and_so_do_their_ceilings(monkeypatch: pytest.Monk
     assert b["saturated"]["pairs_per_s"] == pytest.approx(152)
     assert (a["beside"], b["beside"]) == (
         None,
-        {"model": "a", "rounds": [pytest.approx(2)] * 2, "mean": pytest.approx(2)},
+        {"model": "a", "rounds": [pytest.approx(2)] * 2, "ratio": pytest.approx(2)},
     )
     assert [step["share"] for step in a["open"]] == [0.5, 0.9]
     assert a["config"] == "of a"
@@ -183,7 +200,7 @@ def test_steps_and_rounds_without_figures_of_the_server_are_no_saturation(
     server.limits["a", 3] = "its thread was busy 99% of the time"
     found = server.climb()
     assert (found["a"]["saturated"]["users"], found["b"]["saturated"]["users"]) == (1, 3)
-    assert found["b"]["beside"]["mean"] == pytest.approx(3)
+    assert found["b"]["beside"]["ratio"] == pytest.approx(3)
     server.limits["a", 1] = "busy"
     with pytest.raises(LoadError, match="a: its thread was busy 99% of the time; give more --processes"):
         server.climb()
