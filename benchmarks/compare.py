@@ -32,6 +32,7 @@ SATURATED = "saturated pairs/s"
 DRAWS = 2000
 INTERVAL = (2.5, 97.5)  # percentiles of the draws: 95 %
 FAILED = ("errors", "requests")
+SENT = ("requests", "pairs", "in_closed_loops")  # known of a server that was started here
 PERCENTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 # Open loops up to this share of saturation decide. Above it ten seconds hold a few long queues, not hundreds of
 # independent requests: of a simulated server (two workers, 15 to 100 requests a second, its speed 10 or 20 % off from
@@ -135,7 +136,7 @@ def read_result(path: Path) -> dict[str, Any]:
 def check_workload(former: dict[str, Any], result: dict[str, Any]) -> None:
     """Raises LoadError, with the difference, unless both results are of the same requests."""
     old, new = ({**each["workload"], "data": Path(each["workload"]["data"]).name} for each in (former, result))
-    names = ["data", "candidates", "texts", *(name for name in ("requests", "pairs") if name in old and name in new)]
+    names = ["data", "candidates", "texts", *(name for name in SENT if name in old and name in new)]
     if differ := [f"{name} {new[name]}, formerly {old[name]}" for name in names if new[name] != old[name]]:
         raise LoadError(
             f"the result of {former['time']} is of another workload ({'; '.join(differ)}); "

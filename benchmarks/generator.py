@@ -28,11 +28,13 @@ from benchmarks.workload import ALL
 Running = Mapping[Path, "subprocess.Popen[bytes]"]  # generators by the stem of their files
 ROOT = Path(__file__).resolve().parent.parent
 LOCUSTFILE = ROOT / "benchmarks" / "locustfile.py"
-# Seconds. Connections, caches and the tokenizer's fetch are behind the users before anything is counted; behind users
-# that only rested, less.
+# Seconds. Connections, caches and the tokenizer's fetch are behind the users before anything is counted; users that
+# have these, and only rested, need less.
 WARM_UP, RESTED = 2, 0.5
 # The load goes on for a second behind the measured part, so that its last requests have company, too.
 RUN_OUT = 1
+# A round of users that rest has no such second: of its seconds one generator may begin this share behind another.
+LATE = 0.1
 # For calls in flight at the end: more than the ten seconds after which the users' client gives up.
 STOP_TIMEOUT = 12
 # For Locust's own start and end; past this it hangs.
@@ -118,7 +120,7 @@ def resting(target: Target, model: str, load: Load, folder: Path) -> Iterator[Ca
     """
     folder = Path(tempfile.mkdtemp(prefix="rounds-", dir=folder))
     names = [folder / f"generator-{number}" for number in range(load.processes)]
-    numbers = itertools.count()
+    went = dict.fromkeys(names, 0)  # rounds of each
     with contextlib.ExitStack() as stack:
         running = {
             files: stack.enter_context(
@@ -126,18 +128,22 @@ def resting(target: Target, model: str, load: Load, folder: Path) -> Iterator[Ca
             )
             for number, files in enumerate(names)
         }
-        await_files(running, "ready")
+        await_files(running, {files: files.with_suffix(".ready") for files in running})
 
         def send(users: int, seconds: int) -> dict[str, Any]:
             shares = {files: share(users, load.processes, number) for number, files in enumerate(names)}
             going = {files: running[files] for files, some in shares.items() if some}
+            warm_up = RESTED if all(went[files] for files in going) else WARM_UP
             tell(going, shares)
-            time.sleep(RESTED + seconds)
+            time.sleep(warm_up + seconds)
             tell(going, dict.fromkeys(going, 0))
-            end = f"{next(numbers)}.json"
-            written = await_files(going, end)
-            recorded = [json.loads(path.read_text(encoding="utf-8")) for path in written]
-            return combine(recorded, replace(load, users=users, duration=seconds, processes=len(going)), RESTED)
+            written = {files: files.with_suffix(f".{went[files]}.json") for files in going}
+            await_files(going, written)
+            for files in going:
+                went[files] += 1
+            recorded = [json.loads(path.read_text(encoding="utf-8")) for path in written.values()]
+            given = replace(load, users=users, duration=seconds, processes=len(going))
+            return combine(recorded, given, warm_up, LATE * seconds)
 
         yield send
 
@@ -154,33 +160,36 @@ def tell(running: Running, users: Mapping[Path, int]) -> None:
             raise LoadError(how_it_ended(process, files)) from None
 
 
-def await_files(running: Running, end: str) -> list[Path]:
-    """The files with this end that generators write; waits for them. Raises LoadError if one ends instead, or hangs."""
-    wanted = [files.with_suffix(f".{end}") for files in running]
+def await_files(running: Running, wanted: Mapping[Path, Path]) -> None:
+    """Waits until each generator has written its file. Raises LoadError if one ends instead, or hangs."""
     deadline = time.monotonic() + STOP_TIMEOUT + GRACE
-    while not all(path.exists() for path in wanted):
-        for files, process in running.items():
-            if process.poll() is not None:
-                raise LoadError(how_it_ended(process, files))
-        if time.monotonic() > deadline:
-            raise LoadError(f"Locust did not answer for {STOP_TIMEOUT + GRACE} s; its log: {wanted[0].with_suffix('')}")
-        time.sleep(0.02)
-    return wanted
+    for files, path in wanted.items():
+        while not path.exists():
+            if running[files].poll() is not None:
+                raise LoadError(how_it_ended(running[files], files))
+            if time.monotonic() > deadline:
+                raise LoadError(
+                    f"Locust did not answer for {STOP_TIMEOUT + GRACE} s; its log: {files.with_suffix('.log')}"
+                )
+            time.sleep(0.02)
 
 
-def combine(recorded: Sequence[dict[str, Any]], load: Load, warm_up: float) -> dict[str, Any]:
+def combine(
+    recorded: Sequence[dict[str, Any]], load: Load, warm_up: float, most_apart: float = RUN_OUT
+) -> dict[str, Any]:
     """The figures of what all generators recorded.
 
     Args:
         recorded: what each wrote.
         load: what they sent.
         warm_up: seconds before the measured part.
+        most_apart: seconds that one may begin behind another.
 
     Raises:
         LoadError: they began apart, or nothing was recorded.
     """
     begin = max(each["started"] for each in recorded)
-    if (apart := begin - min(each["started"] for each in recorded)) > RUN_OUT:
+    if (apart := begin - min(each["started"] for each in recorded)) > most_apart:
         raise LoadError(
             f"the generators began {apart:.1f} s apart, so one had ended before the others were measured; "
             "give fewer --processes, or let nothing else run on this machine"
@@ -242,8 +251,7 @@ def started(words: list[str], files: Path, target: Target) -> Any:
             yield process
         finally:
             process.kill()
-            with contextlib.suppress(BrokenPipeError):
-                process.communicate()
+            process.communicate()
 
 
 def wait(running: list[subprocess.Popen[bytes]], run_time: int) -> None:

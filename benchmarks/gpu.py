@@ -74,9 +74,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             print(f"gpu: {side} left out: {reason}", file=sys.stderr)
         if not contenders:
             raise PlanError("there is nothing to measure here; run this on a GPU, with published plans")
+        machine = find_machine(tensorrt)
         figures = measure(contenders, pairs, SIZES)
     print(table(figures))
-    machine = find_machine(tensorrt)
     return {"machine": str(machine), "torch": torch.__version__, "left_out": left_out, "figures": figures}
 
 

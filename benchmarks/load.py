@@ -146,7 +146,7 @@ def measure(server: Target, model: str, load: Load, folder: Path) -> dict[str, A
 
 
 def observed(server: Target, model: str, send: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What `send` returns of a load, with the split of its time and the executions that Triton made of its requests."""
+    """What `send` returns of a load, with `time_ms` (`split_time`) and `requests_per_execution`, by Triton's counts."""
     before = server.statistics(model)
     figures = send()
     server.check_alive()

@@ -10,7 +10,8 @@ start, so that a stall of the server, or of this process, is in the figures of a
     locust -f benchmarks/locustfile.py --host localhost:8001 --users 1 --rate 20 --headless --run-time 30s
 
 With `--at-rest` the users of a closed loop rest until a line of stdin says how many of them are to go, and from a 0 on
-again; what they did between is written to a file of its own. The end of stdin ends the run.
+again; what they did between is written to a file of its own (SAMPLES.0.json, .1.json, ...; SAMPLES.ready says that it
+listens). The end of stdin ends the run.
 
 A token is read from the environment variable CLICKBERT_TOKEN. Not known here: which part of the run is measured.
 """
@@ -55,6 +56,7 @@ init_gevent()
 TIMEOUT = 10.0
 # A server that is gone refuses in no time; without a pause its users would only compete for the processor.
 PAUSE_AFTER_ERROR = 0.1
+ENDED = -1  # in place of how many users are to go
 
 
 class Recorder:
@@ -109,27 +111,40 @@ class Recorder:
         """Lets users go and rest as stdin says, and writes each round's file; returns at its end, or after a bug."""
         rounds, lines = itertools.count(), b""
         files.with_suffix(".ready").touch()
-        while True:
+        while environment.process_exit_code is None:
             gevent.socket.wait_read(sys.stdin.fileno())
             if not (read := os.read(sys.stdin.fileno(), 64)):
-                return
+                break
             *whole, lines = (lines + read).split(b"\n")
             for line in whole:
-                self.going = int(line)
+                self.let_go(int(line))
                 if self.going:
                     self.start()
-                    self.told.set()
-                    self.told.clear()
                     continue
+                clocks = self.clocks()  # what comes until all are answered is no part of the round
                 while self.in_flight:
                     gevent.sleep(0.01)
-                if environment.process_exit_code is not None:
-                    return
-                self.write(files.with_suffix(f".{next(rounds)}.json"))
+                if environment.process_exit_code is None:
+                    self.write(files.with_suffix(f".{next(rounds)}.json"), clocks)
+        self.let_go(ENDED)
 
-    def write(self, path: Path) -> None:
-        """Writes what was recorded as JSON, whole or not at all."""
-        lasted = time.perf_counter() - self.started
+    def let_go(self, users: int) -> None:
+        """Lets so many users go, and the others rest; ENDED: all stop."""
+        self.going = users
+        self.told.set()
+        self.told.clear()
+
+    def clocks(self) -> tuple[float, float, float]:
+        """Seconds since the start: on the clock, of the users' thread, of the process."""
+        return (
+            time.perf_counter() - self.started,
+            time.thread_time() - self.thread,
+            time.process_time() - self.process,
+        )
+
+    def write(self, path: Path, clocks: tuple[float, float, float]) -> None:
+        """Writes what was recorded until then as JSON, whole or not at all."""
+        lasted, thread, process = clocks
         content = {
             "samples": self.samples,
             "first_messages": self.first_messages,
@@ -137,8 +152,8 @@ class Recorder:
             "started": self.started,  # on a clock that all processes of this machine share
             "lasted": lasted,
             # All users run in this thread: where it never rests, the response times are its own and not the server's.
-            "busy": (time.thread_time() - self.thread) / lasted,
-            "cores": (time.process_time() - self.process) / lasted,  # gRPC's threads count, too
+            "busy": thread / lasted,
+            "cores": process / lasted,  # gRPC's threads count, too
         }
         unfinished = path.with_suffix(".part")
         unfinished.write_text(json.dumps(content), encoding="utf-8")
@@ -164,6 +179,8 @@ class RankingUser(User):
             self.start_at_random_moments(self.rate)
             raise StopUser
         while self.number >= self.recorder.going:
+            if self.recorder.going == ENDED:
+                raise StopUser
             self.recorder.told.wait()
         if self.recorder.send(self.environment, next(self.recorder.turns), time.perf_counter()):
             time.sleep(PAUSE_AFTER_ERROR)
@@ -232,6 +249,8 @@ def prepare(environment: Environment, **_: Any) -> None:
     options = environment.parsed_options
     if options is None or not environment.host:
         raise ValueError("there is no server to aim at; give --host, its gRPC address: localhost:8001")
+    if options.at_rest and (options.rate is not None or not options.samples):
+        raise ValueError("--at-rest is for a closed loop (no --rate), and needs --samples: where each round is written")
     requests = read_requests(Path(options.click_log), options.candidates, options.texts)
     token = os.environ.get("CLICKBERT_TOKEN") or None
     ranker = Ranker(environment.host, options.model, timeout=TIMEOUT, ca_file=options.ca_file, token=token)
@@ -240,6 +259,7 @@ def prepare(environment: Environment, **_: Any) -> None:
 
     def stop_on_a_bug(**_: Any) -> None:
         # An error that is not the client's: Locust would log it and go on, and the request would be in no figure.
+        RankingUser.recorder.let_go(ENDED)
         if environment.process_exit_code is None and environment.runner:  # the first one
             gevent.spawn(environment.runner.quit)  # not here: it waits for the users, and this is one of them
         environment.process_exit_code = 1
@@ -250,7 +270,7 @@ def prepare(environment: Environment, **_: Any) -> None:
 
 
 def start_the_clock(environment: Environment, **_: Any) -> None:
-    """Makes the samples' times relative to the start of the users."""
+    """Makes the samples' times relative to the start of the users; those of `--at-rest` begin to rest."""
     recorder, options = RankingUser.recorder, environment.parsed_options
     recorder.start()
     if options is not None and options.at_rest and environment.runner:
@@ -262,7 +282,7 @@ def write_samples(environment: Environment, **_: Any) -> None:
     """Hands the samples over and closes the connection; all users have stopped."""
     options = environment.parsed_options
     if options is not None and options.samples:
-        RankingUser.recorder.write(Path(options.samples))
+        RankingUser.recorder.write(Path(options.samples), RankingUser.recorder.clocks())
     RankingUser.recorder.ranker.close()
 
 

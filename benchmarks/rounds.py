@@ -20,12 +20,13 @@ from tqdm import tqdm
 
 from benchmarks import workload
 from benchmarks.ceiling import Ceiling, find_ceiling
-from benchmarks.figures import left_of_ceiling, machine
+from benchmarks.figures import left_of_ceiling
 from benchmarks.generator import Load, resting
 from benchmarks.load import measure, observed
 from benchmarks.target import LoadError, Target
 from clickbert.tokenization import PackedPairs
 from export.names import CONFIG_FILE
+from serving.backends.onnxruntime.workers import usable_cores
 
 USERS = (1, 4, 8)  # and twice as many each time while that brings more
 # Twice as many users must bring more than GAIN: steps of one server, on a machine whose speed changes, differ by up to
@@ -83,7 +84,7 @@ class Measured:
 
 
 def facts(found: Sequence[Measured]) -> dict[str, dict[str, Any]]:
-    """What is known of each model, for a result file; `beside`: its throughput / the first model's, round by round."""
+    """What is known of each model, for a result file; `beside`: see `beside_first`."""
     return {
         each.model: {
             "config": each.config,
@@ -130,10 +131,12 @@ def climb(
     total = len(found) * (len(USERS) + ROUNDS + len(SHARES))
     with contextlib.ExitStack() as stack, tqdm(total=total, unit="step", leave=False, disable=None) as bar:
         send: dict[str, Callable[[int, int], dict[str, Any]]] = {}
+        generators = {each.model: stack.enter_context(contextlib.ExitStack()) for each in found}
 
         def start(model: str, users: int) -> None:
             given = replace(load, users=users, distinct=DISTINCT, processes=min(users, load.processes))
-            send[model] = stack.enter_context(resting(server, model, given, folder))
+            generators[model].close()  # those of fewer users
+            send[model] = generators[model].enter_context(resting(server, model, given, folder))
 
         def loop(each: Measured, users: int, seconds: int) -> dict[str, Any]:
             bar.set_description(each.model)
@@ -231,7 +234,7 @@ def saturate(found: Sequence[Measured], loop: Callable[[Measured, int, int], dic
             ceiling.measure()
             # Of the rounds before and after the step.
             around = ceiling.facts() | {"pairs_per_second": fmean(ceiling.rounds[-2:])}
-            each.rounds[-1]["left_of_ceiling"] = left_of_ceiling(around, each.rounds[-1], machine()["cores"])
+            each.rounds[-1]["left_of_ceiling"] = left_of_ceiling(around, each.rounds[-1], usable_cores())
         yield
 
 

@@ -27,7 +27,7 @@ from finetune.clicklog import ClickRow
 MERGED = (1, 2, 4)  # requests in a batch
 PAIRS_A_REQUEST = 16
 # A product of one row may have a kernel of its own: this many pairs are also computed alone. On average they may differ
-# by so much from what they get merged; half precision rounds otherwise there (0.002), a wrong kernel was seen at 0.8.
+# by so much from what they get merged. (Half precision was 0.002 from PyTorch on average, a wrong kernel 0.8.)
 LONE, LONE_DIFFERENCE = 8, 0.1
 
 

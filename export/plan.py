@@ -39,7 +39,7 @@ from export.names import (
 )
 from export.packing import Feed, Logits
 from export.stamp import STAMP_FILE, Machine, PlanError, Profile, make_stamp
-from export.weaken import weaken
+from export.weaken import counts_are_exact, weaken
 
 TIMING_CACHE = "timing.cache"
 # What kernels are chosen for: full batches of title ranking. Everything up to the limits runs, if not as fast.
@@ -156,6 +156,11 @@ def build(trt: Any, graph: Path, limits: Limits, cache: bytes) -> tuple[bytes, b
     if typed is not None or int(trt.__version__.split(".")[0]) > 10:
         network = builder.create_network(0 if typed is None else 1 << int(typed))
         content = graph.read_bytes()
+    elif not counts_are_exact(limits.requests, limits.pairs, limits.tokens):
+        raise PlanError(
+            f"{graph}: TensorRT {trt.__version__} counts in half precision, which is too coarse for {limits}; restore "
+            "max_batch_size and max_elements in config.pbtxt, or use TensorRT 10 or later"
+        )
     else:  # 8.6
         network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH))
         config.set_flag(trt.BuilderFlag.FP16)

@@ -71,7 +71,10 @@ def double_queries(model: onnx.ModelProto) -> None:
     constants = Constants(model)
     shapes = {t.name: numpy_helper.to_array(t).tolist() for t in model.graph.initializer if t.dims == [4]}
     makers = {output: node for node in model.graph.node for output in node.output}
-    scores, context = [node for node in model.graph.node if node.op_type == "MatMul"][-2:]
+    products = [node for node in model.graph.node if node.op_type == "MatMul"]
+    if len(products) < 2:
+        raise TypingError(f"expected the products of attention; the graph has {len(products)}")
+    scores, context = products[-2:]
     rows = makers.get(scores.input[0])
     if rows is None or rows.op_type != "Reshape" or shapes.get(rows.input[1], [0, 0, 0])[2] != 1:
         raise TypingError(f"expected queries of one row a pair in the last layer; {scores.output[0]} has others")

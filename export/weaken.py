@@ -17,8 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from export.linears import Constants, exchange_nodes
 
 HALF, FULL = TensorProto.FLOAT16, TensorProto.FLOAT
-# For config.pbtxt's limits every sum of a digit stays within 2,048: lengths to 512 of 32 pairs, tokens to 16,384 of 8.
-BASE = 64
+BASE, EXACT = 64, 2048  # half precision knows all whole numbers up to the latter
 TYPE_ATTRIBUTES = ("to", "dtype", "output_dtype")  # Cast; RandomX, EyeLike; DequantizeLinear and QuantizeLinear
 
 
@@ -38,8 +37,8 @@ def weaken(model: onnx.ModelProto) -> onnx.ModelProto:
 def count_by_digits(model: onnx.ModelProto) -> None:
     """Makes every sum of integers (Cast to float32, ReduceSum, Cast to int64) the sum of its digits to the base 64.
 
-    In place. What is summed must not be negative. Sums of truth values are left: no execution has 2,048 pairs, and of
-    wrong tokens it only matters whether there are any.
+    In place. Exact within `counts_are_exact`; a request with lengths beyond that is malformed anyway, and its own. Sums
+    of truth values are left: no execution has 2,048 pairs, and of wrong tokens it only matters whether there are any.
     """
     inferred = onnx.shape_inference.infer_shapes(model).graph
     whole = {value.name for value in inferred.value_info if value.type.tensor_type.elem_type == TensorProto.INT64}
@@ -76,6 +75,11 @@ def count_by_digits(model: onnx.ModelProto) -> None:
         ]
     if len(nodes) > len(model.graph.node):
         exchange_nodes(model, nodes)
+
+
+def counts_are_exact(requests: int, pairs: int, tokens: int) -> bool:
+    """Whether half precision knows every sum of a digit, for so many requests of so many pairs and tokens each."""
+    return max(pairs, requests) * (BASE - 1) <= EXACT and requests * -(-tokens // BASE) <= EXACT
 
 
 def weaken_graph(graph: onnx.GraphProto) -> None:

@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from benchmarks import generator
@@ -39,6 +38,7 @@ def test_they_send_in_their_rounds_and_rest_between_them(target: Target, click_l
     with resting(target, MODEL, load, tmp_path) as send:
         running = locusts()
         assert len(running) == 2
+        alone = send(1, 1)  # of one of the two generators
         before = asked()
         first = send(4, 2)
         once = asked()
@@ -48,7 +48,7 @@ def test_they_send_in_their_rounds_and_rest_between_them(target: Target, click_l
         assert all(sum(process.cpu_times()[:2]) - now < 0.3 for process, now in zip(running, spent, strict=True))
         second = send(4, 2)
         assert asked() > once
-        alone = send(1, 1)
+        twice = asked()
     assert not locusts()
     assert (alone["users"], alone["duration_s"], alone["generator"]["processes"]) == (1, 1, 1)
     assert alone["requests"] > 1
@@ -56,16 +56,16 @@ def test_they_send_in_their_rounds_and_rest_between_them(target: Target, click_l
         assert (figures["users"], figures["errors"], figures["duration_s"]) == (4, 0, 2)
         assert figures["requests"] > 4
         assert 0 < figures["generator"]["cores"] < 2
-    # Of a round's three seconds two are measured; nothing of the first round is in the second's figures.
-    assert first["requests"] < once - before
-    assert sum(second["pairs_by_second"]) > 0
+    # Not all of a round's seconds are measured, and nothing of the first round is in the second's figures.
+    assert first["requests"] <= once - before
+    assert second["requests"] <= twice - once
 
 
 def test_one_that_dies_while_it_rests_is_an_error(target: Target, click_log: Path, tmp_path: Path) -> None:
     load = Load(click_log, users=1)
     with resting(target, MODEL, load, tmp_path) as send:
         locusts()[0].kill()
-        psutil.wait_procs(locusts(), timeout=10)
+        time.sleep(1)
         with pytest.raises(LoadError, match=r"Locust ended with code -9 and without .*generator-0\.log"):
             send(1, 1)
 

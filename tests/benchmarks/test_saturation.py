@@ -94,6 +94,7 @@ class Server:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, speeds: dict[str, dict[int, float]], folder: Path) -> None:
         self.speeds, self.ceilings, self.folder = speeds, dict[str, float](), folder
         self.machine: list[float] = []
+        self.resting_now: set[str] = set()
         self.limits: dict[tuple[str, int | None], str] = {}
         self.log: list[tuple[str, str | int | float]] = []
         monkeypatch.setattr(rounds, "measure", self.measure)
@@ -110,6 +111,7 @@ class Server:
 
     def measure(self, _server: Target, model: str, load: Load, _folder: Path) -> dict[str, Any]:
         assert load.processes == min(load.users or 4, 4)
+        assert load.users or not self.resting_now, "none beside the open loops"
         self.log.append((model, load.users or float(load.rate or 0)))
         pairs = self.speeds[model][load.users or 1] * self.speed(load.duration == rounds.ROUND_SECONDS)
         figures = {"users": load.users, "rate": load.rate, "requests_per_s": pairs / 10, "pairs_per_s": pairs}
@@ -127,7 +129,12 @@ class Server:
             given = replace(load, users=users, duration=seconds, processes=min(users, 4))
             return rounds.measure(target, model, given, folder)
 
-        yield send
+        assert model not in self.resting_now, "one set of generators a model"
+        self.resting_now.add(model)
+        try:
+            yield send
+        finally:
+            self.resting_now.remove(model)
 
     def find_ceiling(self, version: Path, packed: list) -> Ceiling:
         model = version.parent.name

@@ -128,6 +128,14 @@ def test_tensorrt_8_is_given_a_licence_for_half_precision_and_a_graph_without(ve
     assert [node.attribute[0].i for node in graph.node if node.op_type == "Cast"] == [TensorProto.FLOAT] * 2
 
 
+def test_tensorrt_8_counts_no_further_than_it_can(version: Path) -> None:
+    build(Gpu("8.6.1").tensorrt, version / "model.onnx", Limits(8, 32, 16384, 512), b"")  # config.pbtxt's
+    for limits in (Limits(9, 32, 16384, 512), Limits(8, 33, 16384, 512), Limits(8, 32, 16385, 512)):
+        with pytest.raises(PlanError, match=r"counts in half precision, which is too coarse for Limits\(requests="):
+            build(Gpu("8.6.1").tensorrt, version / "model.onnx", limits, b"")
+        build(Gpu("11.2.1.2").tensorrt, version / "model.onnx", limits, b"")
+
+
 @pytest.mark.parametrize(
     ("former", "used"), [(b"timings", b"timings"), (b"of another GPU", b""), (b"corrupt", b""), (None, b"")]
 )

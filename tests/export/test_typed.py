@@ -70,6 +70,21 @@ def test_no_product_of_attention_has_one_row_and_no_logit_changes(source: Path, 
     assert all(min(product.shape[2:]) > 1 for product in session.run(products, add_longest(feed)))
 
 
+@pytest.mark.parametrize(
+    "config",
+    [{"num_attention_heads": 1}, {"num_hidden_layers": 1}, {"labels": 3}],
+    ids=lambda config: next(iter(config)),
+)
+def test_queries_are_doubled_in_any_bert(config: dict, log: Path, tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(tmp_path / "checkpoint", **config)
+    write_click_model(BertForSequenceClassification.from_pretrained(checkpoint).eval(), tmp_path / "model.onnx")
+    pairs = tokenize_pairs(load_tokenizer(checkpoint), read_click_log(log), MAX_LENGTH)
+    feed = pack([pairs[:3], pairs[3:4]])
+    model = shaped(tmp_path / "model.onnx")
+    double_queries(model)
+    assert np.allclose(compute(model, add_longest(feed)), compute(tmp_path / "model.onnx", feed), atol=1e-5)
+
+
 def test_a_last_layer_with_other_queries_is_refused(source: Path) -> None:
     model = shaped(source)
     double_queries(model)

@@ -16,13 +16,15 @@ import pytest
 
 import serving.checks
 import serving.server
-from serving.triton import Triton, lay_out_backends
+from serving.triton import Triton, find_triton, lay_out_backends
 
 BACKEND = Path(__file__).parent / "plan_backend"
 
 
 def serve_plans(patch: pytest.MonkeyPatch) -> None:
-    """Lets every Server of this process serve plans."""
+    """Lets every Server of this process serve plans; nothing is to be done where Triton has its own backends."""
+    if find_triton().has_onnxruntime:
+        return
 
     def with_plans(triton: Triton, folder: Path) -> Path:
         backends = lay_out_backends(triton, folder)
@@ -31,7 +33,7 @@ def serve_plans(patch: pytest.MonkeyPatch) -> None:
 
     patch.setattr(serving.server, "lay_out_backends", with_plans)
     patch.setattr(serving.checks, "why_no_plans", lambda _: None)
-    patch.setitem(os.environ, "CLICKBERT_ROOT", str(Path.cwd()))
+    patch.setitem(os.environ, "CLICKBERT_ROOT", str(Path(__file__).parents[2]))
 
 
 if __name__ == "__main__":

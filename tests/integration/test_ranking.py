@@ -95,10 +95,10 @@ def test_fifty_concurrent_requests_of_different_sizes_get_what_each_gets_alone(s
     assert executions < answered, "the dynamic batcher merged requests"
 
 
-def settled(server: Server) -> tuple[int, int]:
+def settled(server: Server, model: str = "clickbert_onnx") -> tuple[int, int]:
     """The counts when they stand still: Triton counts an execution behind the answers to its requests."""
     last = None
-    while (now := counts(server)) != last:
+    while (now := counts(server, model)) != last:
         last = now
         time.sleep(0.2)
     return now
