@@ -43,6 +43,7 @@ from export.packing import Pair
 from finetune.clicklog import ClickRow
 from finetune.metrics import click_probability
 from finetune.scoring import label_names, load_checkpoint, pad, tokenize_pairs
+from serving.backends.onnxruntime.workers import usable_cores
 
 CANDIDATES, CALLERS = 20, 8
 WORKLOADS = {"mixed lengths": ALL, "titles": TITLES}
@@ -165,7 +166,7 @@ def forward(model: Any, batches: Batches) -> Score:
 def choose_threads(contender: Contender, requests: Sequence[Request]) -> None:
     """Sets PyTorch's threads to one or all cores: on a busy machine its threads wait for each other."""
     took = {}
-    for threads in (1, int(machine()["cores"])):
+    for threads in (1, usable_cores()):
         torch.set_num_threads(threads)
         take_turn(contender, requests[:2])
         took[threads] = take_turn(contender, requests)

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t
 
-from benchmarks.figures import load_name, processors
+from benchmarks.figures import is_sound, load_name, processors
 from benchmarks.target import LoadError
 
 SCHEMA = 3
@@ -185,7 +185,7 @@ def compare_model(model: str, runs: tuple[str, ...], old: dict[str, Any], new: d
         for each, when in ((old, " formerly"), (new, ""))
         for steps, which in ((each["rounds"], " at saturation"), (each["open"], ""))
         for step in steps
-        if step["generator"]["limit"] is not None
+        if not is_sound(step)
     ]
     totals = [{name: sum(step[name] for step in each["rounds"]) for name in FAILED} for each in (old, new)]
     notes, failing = compare_errors("at saturation", totals[0], totals[1], True, chance)
@@ -196,7 +196,7 @@ def compare_model(model: str, runs: tuple[str, ...], old: dict[str, Any], new: d
             notes.append(f"left out, since the new result lacks it: {name}")
         elif not step["latencies_ms"]:
             notes.append(f"left out, since nothing was answered formerly: {name}")
-        elif step["generator"]["limit"] is None and other["generator"]["limit"] is None:
+        elif is_sound(step) and is_sound(other):
             ratios += compare_latencies(name, (step, other), ceilings, chance)
             more, worse = compare_errors(name, step, other, step["share"] <= STEADY, chance)
             notes += more
@@ -243,7 +243,7 @@ def compare_rounds(old: dict[str, Any], new: dict[str, Any], normalised: bool) -
     """
     total, counts, errors = [], [], 0.0
     for found in (old, new):
-        rounds = [step for step in found["rounds"] if step["generator"]["limit"] is None]
+        rounds = [step for step in found["rounds"] if is_sound(step)]
         if not rounds:
             raise ValueError("no round has figures of the server")
         left = np.array([step["left_of_ceiling"] if normalised else 1.0 for step in rounds])

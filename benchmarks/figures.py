@@ -139,6 +139,11 @@ def left_of_ceiling(ceiling: dict[str, Any], step: dict[str, Any], cores: int) -
     return float(ceiling["pairs_per_second"] * (1 - taken))
 
 
+def is_sound(step: dict[str, Any]) -> bool:
+    """Whether a step's figures are the server's. (It may have answered nothing.)"""
+    return step["generator"]["limit"] is None
+
+
 def table(steps: list[dict[str, Any]]) -> str:
     """Steps for the screen: a head, a row a step, and a line for each kind of error.
 
@@ -176,7 +181,7 @@ def by_size(found: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 def percentiles(step: dict[str, Any], latency: dict[str, float] | None) -> str:
     """A latency's p50 / p95 / p99, ms; none where the generator was the step's limit, or nothing was answered."""
-    if step["generator"]["limit"] is not None or latency is None:
+    if not is_sound(step) or latency is None:
         return "-"
     return " / ".join(f"{latency[name]:.0f}" for name in ("p50", "p95", "p99"))
 
@@ -202,7 +207,7 @@ def beside(found: dict[str, Any]) -> str:
 
 def row(step: dict[str, Any]) -> dict[str, str]:
     """A step's cells by their heads."""
-    limited = step["generator"]["limit"] is not None
+    limited = not is_sound(step)
     latency = None if limited else step["latency_ms"]
     return {
         "load": load_name(step),

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -90,16 +90,10 @@ def run_load(target: Target, model: str, load: Load, folder: Path) -> dict[str, 
     Raises:
         LoadError: a generator ended with an error, too early, or not at all; they began apart; or nothing was recorded.
     """
-    folder = Path(tempfile.mkdtemp(prefix="run-", dir=folder))  # of its own: nothing of a former run is read
-    names = [f"generator-{number}" for number in range(load.processes)]
     with contextlib.ExitStack() as stack:
-        running = [
-            (stack.enter_context(started(command(target, model, load, number, folder / name), folder / name, target)))
-            for number, name in enumerate(names)
-        ]
-        wait(running, load.run_time)
-    recorded = [read(process, folder / name, load) for process, name in zip(running, names, strict=True)]
-    return combine(recorded, load, WARM_UP)
+        running = start_all(stack, target, model, load, folder)
+        wait(running.values(), load.run_time)
+    return combine([read(process, files, load) for files, process in running.items()], load, WARM_UP)
 
 
 @contextlib.contextmanager
@@ -118,20 +112,13 @@ def resting(target: Target, model: str, load: Load, folder: Path) -> Iterator[Ca
     Raises:
         LoadError: likewise, in a round, too.
     """
-    folder = Path(tempfile.mkdtemp(prefix="rounds-", dir=folder))
-    names = [folder / f"generator-{number}" for number in range(load.processes)]
-    went = dict.fromkeys(names, 0)  # rounds of each
     with contextlib.ExitStack() as stack:
-        running = {
-            files: stack.enter_context(
-                started(command(target, model, load, number, files, at_rest=True), files, target)
-            )
-            for number, files in enumerate(names)
-        }
+        running = start_all(stack, target, model, load, folder, at_rest=True)
+        went = dict.fromkeys(running, 0)  # rounds of each
         await_files(running, {files: files.with_suffix(".ready") for files in running})
 
         def send(users: int, seconds: int) -> dict[str, Any]:
-            shares = {files: share(users, load.processes, number) for number, files in enumerate(names)}
+            shares = {files: share(users, load.processes, number) for number, files in enumerate(running)}
             going = {files: running[files] for files, some in shares.items() if some}
             warm_up = RESTED if all(went[files] for files in going) else WARM_UP
             tell(going, shares)
@@ -146,6 +133,19 @@ def resting(target: Target, model: str, load: Load, folder: Path) -> Iterator[Ca
             return combine(recorded, given, warm_up, LATE * seconds)
 
         yield send
+
+
+def start_all(
+    stack: contextlib.ExitStack, target: Target, model: str, load: Load, folder: Path, *, at_rest: bool = False
+) -> Running:
+    """All generators of a load, running; they are gone when `stack` is closed."""
+    folder = Path(tempfile.mkdtemp(prefix="run-", dir=folder))  # of its own: nothing of a former run is read
+    running = {}
+    for number in range(load.processes):
+        files = folder / f"generator-{number}"
+        words = command(target, model, load, number, files, at_rest=at_rest)
+        running[files] = stack.enter_context(started(words, files, target))
+    return running
 
 
 def tell(running: Running, users: Mapping[Path, int]) -> None:
@@ -254,7 +254,7 @@ def started(words: list[str], files: Path, target: Target) -> Any:
             process.communicate()
 
 
-def wait(running: list[subprocess.Popen[bytes]], run_time: int) -> None:
+def wait(running: Collection[subprocess.Popen[bytes]], run_time: int) -> None:
     """Waits for the generators, with a progress bar of the run's seconds.
 
     Raises:

@@ -6,7 +6,7 @@
 PyTorch pads each batch to its longest pair, eager and compiled; the plans get it packed. Every figure includes the
 copies to the GPU and back, and is the median of 50 runs after 10 that do not count. Where this Python has no TensorRT,
 or its PyTorch no GPU, the other side is measured alone, and it says so: two Pythons of one machine can take turns. The
-last line of the output is one JSON document, with what it was measured on. Figures: export/GPU.md.
+last line of the output is one JSON document, with what it was measured on. What was seen on a GPU: export/GPU.md.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter, StrMethodFormatter
 
-from benchmarks.figures import alone_and_open, left_of_ceiling, load_name
+from benchmarks.figures import alone_and_open, is_sound, left_of_ceiling, load_name
 from benchmarks.workload import CLASSES
 from export.report import COLOURS
 
@@ -29,7 +29,7 @@ Found = dict[str, Any]  # one model's part of a result
 
 def usable(step: dict[str, Any]) -> bool:
     """Whether a step has figures of the server."""
-    return step["generator"]["limit"] is None and step["latency_ms"] is not None
+    return is_sound(step) and step["latency_ms"] is not None
 
 
 def plot_latency(models: dict[str, Found]) -> Figure:
@@ -144,7 +144,7 @@ def name_latency(axes: Axes) -> None:
 
 def mark_limited(axes: Axes, steps: Sequence[dict[str, Any]], where: str) -> None:
     """A cross at the foot of the plot for each step that has no figures of the server."""
-    places = [step[where] for step in steps if step["generator"]["limit"] is not None]
+    places = [step[where] for step in steps if not is_sound(step)]
     if places:
         foot = axes.get_xaxis_transform()
         axes.plot(places, [0.03] * len(places), "x", color=FAILED, transform=foot, label=LIMITED)

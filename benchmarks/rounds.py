@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from benchmarks import workload
 from benchmarks.ceiling import Ceiling, find_ceiling
-from benchmarks.figures import left_of_ceiling
+from benchmarks.figures import is_sound, left_of_ceiling
 from benchmarks.generator import Load, resting
 from benchmarks.load import measure, observed
 from benchmarks.target import LoadError, Target
@@ -144,12 +144,14 @@ def climb(
             bar.update()
             return step
 
+        for each in found:
+            start(each.model, USERS[-1])
         climbing = found
         for users in numbers_of_users():
             bar.total += len(climbing) * (users > USERS[-1])
             for each in climbing:
-                if each.model not in send or users > USERS[-1]:
-                    start(each.model, max(users, USERS[-1]))
+                if users > USERS[-1]:
+                    start(each.model, users)
                 each.closed.append(loop(each, users, CLIMB_SECONDS))
             yield facts(found)
             climbing = [each for each in climbing if users < USERS[-1] or rises(each.closed)]
@@ -182,11 +184,6 @@ def numbers_of_users() -> Iterator[int]:
     """USERS, and twice as many each time up to MOST_USERS."""
     yield from USERS
     yield from itertools.takewhile(lambda users: users <= MOST_USERS, (USERS[-1] << n for n in itertools.count(1)))
-
-
-def is_sound(step: dict[str, Any]) -> bool:
-    """Whether a step's figures are the server's. (It may have answered nothing.)"""
-    return step["generator"]["limit"] is None
 
 
 def sound_steps(model: str, steps: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -39,6 +39,7 @@ from benchmarks.target import LoadError
 from clickbert.protocol import DEFAULT_MODEL, TOKENIZER_MODEL
 from export.files import write_whole
 from export.names import CONFIG_FILE
+from serving.backends.onnxruntime.workers import usable_cores
 from serving.triton import ServingError
 
 SECONDS = 5  # measured of a trial
@@ -181,7 +182,7 @@ def sweep(own: Settings, measure: Callable[[Settings], Trial | None]) -> Setting
 
 def candidates(own: Settings) -> Iterator[tuple[tuple[str, ...], Sequence[tuple[int, ...]]]]:
     """What is swept: the settings' names, and their values. What the config does not have is left out."""
-    cores = int(machine()["cores"])
+    cores = usable_cores()
     if own.threads is None:
         yield ("instances",), [(1,), (2,), (3,)]
     else:

@@ -73,7 +73,7 @@ def count_by_digits(model: onnx.ModelProto) -> None:
             helper.make_node("Mul", [f"{high}.count", base], [f"{result}.high"]),
             helper.make_node("Add", [f"{result}.high", f"{low}.count"], [result]),
         ]
-    if len(nodes) > len(model.graph.node):
+    if len(nodes) > len(model.graph.node):  # else it would only drop what nothing but an inner graph reads
         exchange_nodes(model, nodes)
 
 

@@ -39,7 +39,8 @@ def generators(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
     """What generators are to record."""
     told: list[dict] = []
 
-    def command(_target: Target, _model: str, _load: Load, number: int, files: Path) -> list[str]:
+    def command(_target: Target, _model: str, _load: Load, number: int, files: Path, *, at_rest: bool) -> list[str]:
+        assert not at_rest
         words = [json.dumps(told[number]), str(files.with_suffix(".json"))]
         return [sys.executable, "-S", "-c", GENERATOR, *words]
 
@@ -79,7 +80,7 @@ def test_a_turn_is_that_of_all_generators_together(generators: list[dict], tmp_p
 def test_nothing_of_a_former_run_is_read(generators: list[dict], tmp_path: Path, monkeypatch) -> None:
     generators += [recorded(0.0, [1.0, 0, 0.1, 1, *SOUND])]
     run(generators, tmp_path)
-    monkeypatch.setattr(generator, "command", lambda *_: [sys.executable, "-S", "-c", "print('no samples')"])
+    monkeypatch.setattr(generator, "command", lambda *_, **__: [sys.executable, "-S", "-c", "print('no samples')"])
     with pytest.raises(LoadError, match=r"(?s)ended with code 0 and without results; its log, .*ends:\nno samples"):
         run(generators, tmp_path)
 
@@ -121,7 +122,7 @@ def test_a_generator_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch, tmp_pa
     started: list[subprocess.Popen] = []
     wait = generator.wait
     monkeypatch.setattr(generator, "wait", lambda running, *rest: (started.extend(running), wait(running, *rest)))
-    monkeypatch.setattr(generator, "command", lambda *_: ["sleep", "60"])
+    monkeypatch.setattr(generator, "command", lambda *_, **__: ["sleep", "60"])
     with pytest.raises(LoadError, match="Locust did not end"):
         run_load(Target("127.0.0.1:1"), "model", Load(Path("log"), users=2, duration=1, processes=2), tmp_path)
     assert [process.poll() for process in started] == [-9, -9]

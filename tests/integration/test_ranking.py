@@ -95,6 +95,15 @@ def test_fifty_concurrent_requests_of_different_sizes_get_what_each_gets_alone(s
     assert executions < answered, "the dynamic batcher merged requests"
 
 
+def score_at_once(server: Server, model: str, pairs: list[tuple[str, str]]) -> tuple[np.ndarray, int, int]:
+    """The scores of pairs that are asked for one by one, 24 at a time; and Triton's executions and answers for them."""
+    before = settled(server, model)
+    with Ranker(server.addresses.grpc, model=model, timeout=PATIENCE) as ranker, ThreadPoolExecutor(24) as pool:
+        scores = list(pool.map(lambda pair: ranker.score_pairs([pair])[0], pairs))
+    executions, answered = (now - then for now, then in zip(settled(server, model), before, strict=True))
+    return np.array(scores), executions, answered
+
+
 def settled(server: Server, model: str = "clickbert_onnx") -> tuple[int, int]:
     """The counts when they stand still: Triton counts an execution behind the answers to its requests."""
     last = None

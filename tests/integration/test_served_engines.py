@@ -16,7 +16,7 @@ from finetune.clicklog import ClickRow, read_click_log
 from serving.backends.onnxruntime.workers import usable_cores
 from serving.server import Addresses, Server
 from tests.integration.conftest import publish
-from tests.integration.test_ranking import PATIENCE, in_pytorch, settled
+from tests.integration.test_ranking import PATIENCE, in_pytorch, score_at_once
 
 
 @pytest.fixture(scope="module")
@@ -49,13 +49,7 @@ def test_a_tensorrt_graph_gets_the_longest_pair_as_a_shape(checkpoint: Path, cli
     rows = read_click_log(click_log)[:96]
     pairs = [(row.query, row.document) for row in rows]
     with (tmp_path / "log").open("wb") as log, Server(repository, Addresses.free(), log=log) as server:
-        with Ranker(server.addresses.grpc, model="clickbert_trt_fp16", timeout=PATIENCE) as ranker:
-            before = settled(server, "clickbert_trt_fp16")
-            with ThreadPoolExecutor(24) as pool:
-                scores = list(pool.map(lambda pair: ranker.score_pairs([pair])[0], pairs))
-            executions, answered = (
-                now - then for now, then in zip(settled(server, "clickbert_trt_fp16"), before, strict=True)
-            )
+        scores, executions, answered = score_at_once(server, "clickbert_trt_fp16", pairs)
     assert np.allclose(scores, in_pytorch(checkpoint, rows), atol=2e-3)
     assert executions < answered == len(pairs), "requests with different longest pairs were merged"
 

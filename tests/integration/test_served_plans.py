@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from finetune.clicklog import read_click_log
 from serving.server import Addresses, Server
 from tests.integration.conftest import publish
 from tests.integration.plans import serve_plans
-from tests.integration.test_ranking import PATIENCE, in_pytorch, settled
+from tests.integration.test_ranking import PATIENCE, in_pytorch, score_at_once
 
 
 @pytest.mark.gpu
@@ -40,10 +39,7 @@ def test_served_plans_answer_merged_requests_as_pytorch_does(
         for model, tolerance in (("clickbert_trt_fp16", 0.02), ("clickbert_trt_int8", 0.1)):
             with Ranker(server.addresses.grpc, model=model, timeout=PATIENCE) as ranker:
                 alone = np.array([ranker.score_pairs([pair])[0] for pair in pairs])
-                before = settled(server, model)
-                with ThreadPoolExecutor(24) as pool:
-                    merged = np.array(list(pool.map(lambda pair: ranker.score_pairs([pair])[0], pairs)))
-                executions, answered = (now - then for now, then in zip(settled(server, model), before, strict=True))
+            merged, executions, answered = score_at_once(server, model, pairs)
             assert executions < answered == len(pairs), "requests with different longest pairs were merged"
             assert np.allclose(merged, alone, atol=tolerance)
             assert np.abs(merged - expected).mean() < tolerance
