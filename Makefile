@@ -43,7 +43,7 @@ rank: install ## rank four documents on the running server
 	| $(VENV)/bin/clickbert rank --url localhost:8001 --query 'shoes for running in the rain' --documents -
 
 benchmark: install ## every published engine by Locust up to saturation, beside its ceiling: benchmarks/results
-	$(PY) -m benchmarks climb
+	$(PY) -m benchmarks saturate
 
 demo: install ## the whole way on real parts: sample, fine-tune, export, serve, rank
 	@$(PY) -m benchmarks demo

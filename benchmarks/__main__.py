@@ -1,10 +1,10 @@
 """Uses the whole: the demo, the benchmark and its parts, and the figures behind decisions.
 
     python -m benchmarks demo
-    python -m benchmarks climb
+    python -m benchmarks saturate
     python -m benchmarks load --users 16 --duration 60
     python -m benchmarks tune --model clickbert_onnx_int8
-    python -m benchmarks baselines | candidates | echo | gpu
+    python -m benchmarks baselines | echo | gpu
 
 The last line of the output is one JSON document.
 """
@@ -17,15 +17,17 @@ import signal
 import sys
 from typing import Any
 
-from benchmarks import baselines, candidates, climb, demo, echo, gpu, load, peer, tune
-from benchmarks.target import LoadError
-from benchmarks.workload import WorkloadError
+from benchmarks import demo, echo, load, saturate, tune
+from benchmarks.baselines import cpu as baselines
+from benchmarks.baselines import gpu, peer
+from benchmarks.load_gen.target import LoadError
+from benchmarks.load_gen.workload import WorkloadError
 from clickbert import ClickBertError
-from export.calibration import CalibrationError
-from export.stamp import PlanError
-from finetune.clicklog import ClickLogError
+from export.quantize.calibration import CalibrationError
+from finetune.checkpoint.load import CheckpointError
+from finetune.data.clicklog import ClickLogError
 from finetune.metrics import MetricError
-from finetune.scoring import CheckpointError
+from release.stamp import PlanError
 from serving.triton import ServingError
 
 EXPECTED = (
@@ -35,11 +37,10 @@ EXPECTED = (
 
 # Each has `add_arguments` and `run`, which returns its JSON document, or the exit code where it printed everything.
 COMMANDS: dict[str, tuple[Any, str]] = {
-    "climb": (climb, "`make benchmark`: every engine up to saturation, beside its ceiling"),
+    "saturate": (saturate, "`make benchmark`: every engine up to saturation, beside its ceiling"),
     "load": (load, "one load by Locust on one model"),
     "tune": (tune, "find a model's settings for this machine"),
     "baselines": (baselines, "beside PyTorch, and beside a rerank server"),
-    "candidates": (candidates, "ways to compute in INT8 on a CPU"),
     "echo": (echo, "what the client costs"),
     "gpu": (gpu, "TensorRT plans beside PyTorch FP16"),
 }

@@ -17,13 +17,13 @@ from typing import Any
 
 from tqdm import tqdm
 
-from benchmarks.workload import WorkloadError, newest_version
+from benchmarks.load_gen.workload import WorkloadError, newest_version
 from clickbert import Ranker
-from export.files import sha256
-from export.manifest import hash_checkpoint, read_manifest
-from export.names import ONNX_MODEL
-from finetune.clicklog import ClickRow, read_click_log
+from finetune.data.clicklog import ClickRow, read_click_log
 from finetune.metrics import evaluate_ranking
+from release.files import sha256
+from release.manifest import hash_checkpoint, read_manifest
+from release.names import ONNX_MODEL
 from serving.server import Addresses, Server
 
 DATA = Path("data/sample")

@@ -31,8 +31,8 @@ from google.protobuf import text_format
 from onnx import TensorProto, helper, numpy_helper
 from tritonclient.grpc import model_config_pb2
 
-from benchmarks.figures import machine
-from benchmarks.workload import Request, newest_version, read_requests
+from benchmarks.load_gen.workload import Request, newest_version, read_requests
+from benchmarks.measure.stats import machine
 from clickbert import AsyncRanker, Ranker
 from clickbert.protocol import DEFAULT_MODEL, LENGTHS, LOGITS, TOKENIZER_MODEL, InferRequest, InferResponse
 from clickbert.transport import GrpcTransport, infer_message, read_answer

@@ -18,10 +18,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import target, workload
-from benchmarks.figures import machine, table, versions
-from benchmarks.generator import WARM_UP, Load, run_load
-from benchmarks.target import LoadError, Target
+from benchmarks.load_gen import target, workload
+from benchmarks.load_gen.pool import WARM_UP, Load, run_load
+from benchmarks.load_gen.target import LoadError, Target
+from benchmarks.measure.stats import machine, table, versions
 from clickbert.protocol import DEFAULT_MODEL
 
 USERS = 8

@@ -30,15 +30,15 @@ from google.protobuf import text_format
 from tqdm import tqdm
 from tritonclient.grpc import model_config_pb2
 
-from benchmarks import target, workload
-from benchmarks.climb import RESULTS
-from benchmarks.figures import machine
-from benchmarks.generator import Load, run_load
 from benchmarks.load import USERS, add_requests, whole_number
-from benchmarks.target import LoadError
+from benchmarks.load_gen import target, workload
+from benchmarks.load_gen.pool import Load, run_load
+from benchmarks.load_gen.target import LoadError
+from benchmarks.measure.stats import machine
+from benchmarks.saturate import RESULTS
 from clickbert.protocol import DEFAULT_MODEL, TOKENIZER_MODEL
-from export.files import write_whole
-from export.names import CONFIG_FILE
+from release.files import write_whole
+from release.names import CONFIG_FILE
 from serving.backends.onnxruntime.workers import usable_cores
 from serving.triton import ServingError
 

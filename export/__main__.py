@@ -10,10 +10,10 @@ def main(arguments: list[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     if given[:1] == ["plan"]:
         # In the serving container there is neither PyTorch nor ONNX Runtime, which the other imports.
-        from export.plan_command import main as plan  # noqa: PLC0415
+        from export.tensorrt.command import main as plan  # noqa: PLC0415
 
         return plan(given[1:])
-    from export.export_command import main as export  # noqa: PLC0415
+    from export.cli import main as export  # noqa: PLC0415
 
     return export(given)
 

@@ -16,32 +16,33 @@ import numpy as np
 from tokenizers import Tokenizer
 from transformers import BertForSequenceClassification, PreTrainedTokenizerFast
 
-from export.calibration import CalibrationError, calibration_batches
-from export.comparison import compare
-from export.cuda import load_tensorrt
-from export.engines import ENGINES, Engine, Workshop, runner
-from export.files import sha256
-from export.gatefile import gate, save_gate
-from export.gates import FP32, LARGEST_ACTIVATION, GateError, Limits, check, check_finite, describe_failures
-from export.graph import write_click_model, write_tokenizer
-from export.manifest import hash_checkpoint, write_manifest
-from export.names import MODEL_FILE, TOKENIZER_MODEL
-from export.packing import Logits, Pair
-from export.parity import prove, score_merged
-from export.plan import rebuild
+from export.engines.base import ENGINES, Engine, EngineBuilder, runner
+from export.graph.onnx_export import write_click_model, write_tokenizer
+from export.graph.packing import Logits, Pair
 from export.publish import left_behind, staged
-from export.report import Result, screen_table, write_report
-from export.sensitivity import describe_sensitivity, measure_sensitivity
-from export.speed import measure_speed
-from export.stamp import PlanError, find_machine
-from finetune.clicklog import ClickLogError, ClickRow, read_click_log
+from export.quantize.calibration import CalibrationError, calibration_batches
+from export.tensorrt.build import rebuild
+from export.tensorrt.runtime import load_tensorrt
+from export.verify.comparison import compare
+from export.verify.gates import FP32, LARGEST_ACTIVATION, GateError, Limits, check, check_finite, describe_failures
+from export.verify.parity import prove, score_merged
+from export.verify.report import Result, screen_table, write_report
+from export.verify.saved_gate import gate, save_gate
+from export.verify.sensitivity import describe_sensitivity, measure_sensitivity
+from export.verify.speed import measure_speed
+from finetune.checkpoint.load import label_names, load_checkpoint
+from finetune.data.clicklog import ClickLogError, ClickRow, read_click_log
 from finetune.metrics import click_column, click_probability, evaluate_ranking
-from finetune.scoring import label_names, load_checkpoint, score_rows, tokenize_pairs
+from finetune.scoring import score_rows, tokenize_pairs
 from finetune.training import find_split
+from release.files import sha256
+from release.manifest import hash_checkpoint, write_manifest
+from release.names import MODEL_FILE, TOKENIZER_MODEL
+from release.stamp import PlanError, find_machine
 
 
 @dataclass(frozen=True)
-class Order:
+class ExportRequest:
     """What is to be exported, and how good it must be."""
 
     checkpoint: Path  # Hugging Face folder of a BertForSequenceClassification, safetensors
@@ -50,7 +51,7 @@ class Order:
     calibration: Path | None  # click log; INT8 is fitted to its pairs. None: train.jsonl[.gz] beside the evaluation
     engines: tuple[Engine, ...]
     limits: Limits = field(default_factory=Limits)
-    spared: tuple[str, ...] = ()  # layers that stay in float32
+    keep_fp32: tuple[str, ...] = ()  # layers that stay in float32
     sensitivity: bool = False
     report: Path = Path("export/report.html")
 
@@ -69,7 +70,7 @@ class Evaluation:
     metrics: dict[str, float]
 
 
-def export_checkpoint(order: Order, say: Callable[[str], None]) -> dict[str, Any]:
+def export_checkpoint(order: ExportRequest, say: Callable[[str], None]) -> dict[str, Any]:
     """Publishes the checkpoint as the engines that were ordered, and as `clickbert_tokenizer`, once all passed.
 
     Args:
@@ -91,13 +92,13 @@ def export_checkpoint(order: Order, say: Callable[[str], None]) -> dict[str, Any
     models = [TOKENIZER_MODEL, *(engine.model for engine in order.engines)]
     with TemporaryDirectory(prefix="clickbert-export-") as scratch:
         source = Path(scratch) / MODEL_FILE
-        workshop, parity, exact = build_source(order, reference, calibration, source, say)
+        builder, parity, exact = build_source(order, reference, calibration, source, say)
         with staged(order.repository, models, len(reference.labels)) as (version, folders):
             results = []
             for engine in order.engines:
                 graph = folders[engine.model] / MODEL_FILE
                 known = exact if engine.precision == FP32 else None
-                results.append(make_and_compare(engine, graph, workshop, reference, order, say, known))
+                results.append(make_and_compare(engine, graph, builder, reference, order, say, known))
             say("measure the speed of those that serve on CPUs")
             on_cpus = [engine for engine in order.engines if not engine.tensorrt]
             runs = {engine.model: runner(engine, folders[engine.model] / MODEL_FILE) for engine in on_cpus}
@@ -107,7 +108,7 @@ def export_checkpoint(order: Order, say: Callable[[str], None]) -> dict[str, Any
             write_report(order.report, results, reference.reference, reference.labels)
             say(f"the report with pictures is {order.report}")
             if order.sensitivity:
-                show_sensitivity(order, workshop, reference, Path(scratch), say)
+                show_sensitivity(order, builder, reference, Path(scratch), say)
             refuse_failures(results, order)
             facts = common_facts(order, reference, version)
             facts["tokenizer_sha256"] = write_tokenizer(
@@ -132,7 +133,7 @@ def export_checkpoint(order: Order, say: Callable[[str], None]) -> dict[str, Any
     return {"version": version, "models": {r.engine.model: {"parity": parity, **r.facts()} for r in results}}
 
 
-def evaluate(order: Order, say: Callable[[str], None]) -> Evaluation:
+def evaluate(order: ExportRequest, say: Callable[[str], None]) -> Evaluation:
     """Reads what is to be exported, and scores the evaluation file in PyTorch."""
     say(f"read {order.checkpoint} and {order.evaluation}")
     model, tokenizer, max_length = load_checkpoint(order.checkpoint)
@@ -153,7 +154,7 @@ def clear_report(path: Path) -> None:
     path.unlink(missing_ok=True)
 
 
-def read_calibration(order: Order, say: Callable[[str], None]) -> list[ClickRow]:
+def read_calibration(order: ExportRequest, say: Callable[[str], None]) -> list[ClickRow]:
     """Reads the click log that INT8 and FP16 are fitted to and watched on; nothing where no engine needs it.
 
     Raises:
@@ -174,40 +175,40 @@ def read_calibration(order: Order, say: Callable[[str], None]) -> list[ClickRow]
     return rows
 
 
-def calibration_file(order: Order) -> Path:
+def calibration_file(order: ExportRequest) -> Path:
     """The click log for calibration. Raises ClickLogError where none was given and there is none."""
     return order.calibration or find_split(order.evaluation.parent, "train")
 
 
 def build_source(
-    order: Order, reference: Evaluation, calibration: list[ClickRow], source: Path, say: Callable[[str], None]
-) -> tuple[Workshop, dict[str, Any], Logits]:
+    order: ExportRequest, reference: Evaluation, calibration: list[ClickRow], source: Path, say: Callable[[str], None]
+) -> tuple[EngineBuilder, dict[str, Any], Logits]:
     """Writes the packed fp32 graph, proves it, and packs the calibration pairs; returns the graph's logits, too."""
     say("build the packed graph")
     write_click_model(reference.model, source)
     pairs = tokenize_pairs(reference.tokenizer, calibration, reference.max_length)
-    workshop = Workshop(source, reference.max_length, calibration_batches(pairs) if calibration else [])
-    workshop.check_names(order.spared, order.engines)
+    builder = EngineBuilder(source, reference.max_length, calibration_batches(pairs) if calibration else [])
+    builder.check_names(order.keep_fp32, order.engines)
     say("prove its parity: the graph against PyTorch, in merged batches")
     run = runner(ENGINES["onnx"], source)
     column = click_column(reference.labels)
     parity, logits = prove(run, reference.rows, reference.pairs, reference.reference, order.limits.tolerance, column)
-    return workshop, asdict(parity), logits
+    return builder, asdict(parity), logits
 
 
 def make_and_compare(
     engine: Engine,
     graph: Path,
-    workshop: Workshop,
+    builder: EngineBuilder,
     reference: Evaluation,
-    order: Order,
+    order: ExportRequest,
     say: Callable[[str], None],
     logits: Logits | None,
 ) -> Result:
     """Makes one engine's graph and holds it against the reference; `logits` if it is the source, scored already."""
     say(f"build {engine.model} and compare {len(reference.rows)} pairs")
-    workshop.make(engine, graph, order.spared)
-    largest = workshop.watch(engine, order.spared)
+    builder.make(engine, graph, order.keep_fp32)
+    largest = builder.watch(engine, order.keep_fp32)
     if logits is None:
         logits = score_merged(runner(engine, graph), reference.pairs, len(reference.labels))
     check_finite(engine.model, logits)
@@ -229,17 +230,17 @@ def build_plan(folder: Path, model: str, say: Callable[[str], None]) -> None:
 
 
 def show_sensitivity(
-    order: Order, workshop: Workshop, reference: Evaluation, scratch: Path, say: Callable[[str], None]
+    order: ExportRequest, builder: EngineBuilder, reference: Evaluation, scratch: Path, say: Callable[[str], None]
 ) -> None:
     """Prints, for each engine that is not fp32, which layers cost most."""
     for engine in order.engines:
         if engine.precision != FP32:
             say(f"sensitivity of {engine.model}: each layer kept in float32 in turn")
-            costs = measure_sensitivity(engine, workshop, reference.pairs, reference.reference, order.spared, scratch)
+            costs = measure_sensitivity(engine, builder, reference.pairs, reference.reference, order.keep_fp32, scratch)
             print(describe_sensitivity(engine.model, costs))
 
 
-def refuse_failures(results: Sequence[Result], order: Order) -> None:
+def refuse_failures(results: Sequence[Result], order: ExportRequest) -> None:
     """Raises GateError if an engine failed a check, with every failure and what to do next."""
     failures = [line for r in results for line in describe_failures(r.engine.model, r.checks)]
     if not failures:
@@ -255,7 +256,7 @@ def refuse_failures(results: Sequence[Result], order: Order) -> None:
     raise GateError("\n".join(lines))
 
 
-def common_facts(order: Order, reference: Evaluation, version: int) -> dict[str, Any]:
+def common_facts(order: ExportRequest, reference: Evaluation, version: int) -> dict[str, Any]:
     """What the manifests of all models of one version say alike."""
     return {
         "version": version,
@@ -269,7 +270,7 @@ def common_facts(order: Order, reference: Evaluation, version: int) -> dict[str,
             "pytorch_metrics": reference.metrics,
         },
         "calibration": calibration_file(order).name if any(e.quantized for e in order.engines) else None,
-        "kept_fp32": list(order.spared),
+        "kept_fp32": list(order.keep_fp32),
     }
 
 

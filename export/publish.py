@@ -20,8 +20,8 @@ from pathlib import Path
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from export.files import STAGING, sync, write_whole
-from export.names import CONFIG_FILE, LOGITS
+from release.files import STAGING, sync, write_whole
+from release.names import CONFIG_FILE, LOGITS
 
 # The configs that are in git. A repository elsewhere gets copies of them with its first version.
 TEMPLATES = Path(__file__).resolve().parent.parent / "model_repository"

@@ -87,7 +87,7 @@ def _positive(text: str) -> int:
 
 
 def _sample(options: argparse.Namespace) -> None:
-    from finetune.sample import write_sample  # noqa: PLC0415
+    from finetune.data.sample import write_sample  # noqa: PLC0415
 
     for name, summary in write_sample(options.output, options.seed).items():
         shown = ", ".join(f"{key} {value:.4g}" for key, value in summary.items())
@@ -105,7 +105,7 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from finetune.clicklog import read_click_log  # noqa: PLC0415
+    from finetune.data.clicklog import read_click_log  # noqa: PLC0415
     from finetune.evaluation import evaluate  # noqa: PLC0415
 
     metrics, missing = evaluate(options.checkpoint, read_click_log(options.data))

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 
 import torch
 
-from finetune.base_model import check_config, check_encoder, resolve_base
-from finetune.clicklog import ClickRow
+from finetune.checkpoint.base_model import check_config, check_encoder, resolve_base
+from finetune.checkpoint.load import label_names, load_model, load_tokenizer, longest_pair
+from finetune.data.clicklog import ClickRow
 from finetune.metrics import click_probability, evaluate_ranking
-from finetune.scoring import label_names, load_model, load_tokenizer, longest_pair, score_rows
+from finetune.scoring import score_rows
 
 
 def evaluate(name: str, rows: Sequence[ClickRow]) -> tuple[dict[str, float], list[str]]:

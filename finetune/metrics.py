@@ -24,7 +24,7 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
-from finetune.clicklog import ClickRow
+from finetune.data.clicklog import ClickRow
 
 FloatArray = NDArray[np.float64]
 THRESHOLD = 0.5

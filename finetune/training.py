@@ -15,11 +15,12 @@ from torch.nn import functional
 from tqdm import tqdm
 from transformers import BertForSequenceClassification, PreTrainedTokenizerFast
 
-from finetune.base_model import FRESH, load_base, resolve_base
-from finetune.checkpoint_folder import check_output, save_checkpoint
-from finetune.clicklog import ClickLogError, ClickRow, read_click_log
+from finetune.checkpoint.base_model import FRESH, load_base, resolve_base
+from finetune.checkpoint.folder import check_output, save_checkpoint
+from finetune.checkpoint.load import SHORTEST, label_names
+from finetune.data.clicklog import ClickLogError, ClickRow, read_click_log
 from finetune.metrics import click_probability, evaluate_ranking
-from finetune.scoring import SHORTEST, label_names, pad, score_rows, tokenize_pairs
+from finetune.scoring import pad, score_rows, tokenize_pairs
 
 WARM_UP = 0.1  # of all steps
 WEIGHT_DECAY = 0.01

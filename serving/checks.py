@@ -17,7 +17,7 @@ from platform import machine
 from serving.backends.onnxruntime.products import has_vnni
 from serving.triton import PYTHON, ServingError, Triton, environment, missing_libraries
 
-# The question that `export/stamp.py` asks, too: what it answered is in a plan's stamp.
+# The question that `release/stamp.py` asks, too: what it answered is in a plan's stamp.
 GPU_QUERY = ("nvidia-smi", "--query-gpu=name,compute_cap,driver_version", "--format=csv,noheader")
 
 

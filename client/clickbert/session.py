@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from clickbert.address import check_url
 from clickbert.arguments import check_documents, check_pairs, check_query, check_settings, check_top_k
+from clickbert.connection import check_url
 from clickbert.errors import ProtocolError, RankerClosedError, ServerError, ServerTimeoutError
 from clickbert.protocol import (
     TOKENIZER_MODEL,

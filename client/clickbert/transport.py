@@ -17,7 +17,7 @@ import tritonclient.grpc as triton
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import np_to_triton_dtype
 
-from clickbert.address import Address, check_address
+from clickbert.connection import Address, check_address
 from clickbert.errors import ProtocolError, RankerClosedError, from_status
 from clickbert.protocol import InferRequest, InferResponse, ModelDescription
 

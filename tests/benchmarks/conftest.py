@@ -12,8 +12,9 @@ from typing import NamedTuple
 import psutil
 import pytest
 
-from benchmarks import figures, generator
 from benchmarks.__main__ import main
+from benchmarks.load_gen import pool as generator
+from benchmarks.measure import stats as figures
 from serving.server import Addresses, Server
 from tests.integration.conftest import publish
 from tests.tiny import make_checkpoint, make_click_log

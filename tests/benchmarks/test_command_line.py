@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import pytest
 
 from benchmarks import __main__ as benchmarks
-from benchmarks.target import LoadError
-from benchmarks.workload import WorkloadError
-from finetune.clicklog import ClickLogError
+from benchmarks.load_gen.target import LoadError
+from benchmarks.load_gen.workload import WorkloadError
+from finetune.data.clicklog import ClickLogError
 from serving.triton import ServingError
 from tests.benchmarks.conftest import command
 
@@ -42,7 +42,7 @@ def test_the_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 @pytest.mark.parametrize(
-    "words", [[], ["other"], ["load", "--nonsense"], ["climb", "--slo", "fast"], ["tune", "--wri"]]
+    "words", [[], ["other"], ["load", "--nonsense"], ["saturate", "--slo", "fast"], ["tune", "--wri"]]
 )
 def test_wrong_usage_ends_with_2(words: list[str]) -> None:
     with pytest.raises(SystemExit) as stopped:

@@ -19,8 +19,8 @@ import grpc
 import psutil
 import pytest
 
-from benchmarks import figures as figures_module
-from benchmarks import generator
+from benchmarks.load_gen import pool as generator
+from benchmarks.measure import stats as figures_module
 from serving.server import Addresses, Server
 from tests.benchmarks.conftest import command, kept_samples, locusts, short_loads
 from tests.waiting import eventually
@@ -30,7 +30,7 @@ from tests.waiting import eventually
 EIGHT_CALLS = """
 import sys, time
 import locust, gevent, grpc
-import benchmarks.locustfile
+import benchmarks.load_gen.worker
 call = grpc.insecure_channel(sys.argv[1]).unary_unary("/slow/call")
 began = time.perf_counter()
 gevent.joinall([gevent.spawn(call, b"", timeout=30) for _ in range(8)], raise_error=True)
@@ -38,7 +38,7 @@ print(time.perf_counter() - began)
 """
 # The third request and all after it meet a bug.
 BROKEN_USER = """
-from benchmarks.locustfile import *
+from benchmarks.load_gen.worker import *
 turns, rank = itertools.count(), Ranker.rank
 def broken(*arguments):
     if next(turns) >= 2:

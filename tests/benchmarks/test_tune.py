@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks import tune
-from benchmarks.target import LoadError
+from benchmarks.load_gen.target import LoadError
 from benchmarks.tune import Settings, Trial, change, read_settings
 from clickbert import Ranker
 from serving.server import Addresses, Server

@@ -13,7 +13,7 @@ import pytest
 import clickbert
 from clickbert import Ranker
 from clickbert.__main__ import main
-from clickbert.address import check_address
+from clickbert.connection import check_address
 from tests.client.certificates import Authority
 from tests.client.fakes import grpc_server, rank_once
 

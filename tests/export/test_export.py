@@ -14,10 +14,10 @@ from transformers import BertForSequenceClassification
 
 import export.pipeline
 from export.__main__ import main
-from export.graph import GraphError, check_click_model
-from export.manifest import read_manifest
-from export.names import GRAPH_INPUTS, LOGITS
+from export.graph.onnx_export import GraphError, check_click_model
 from export.publish import TEMPLATES
+from release.manifest import read_manifest
+from release.names import GRAPH_INPUTS, LOGITS
 from tests.tiny import CHINESE, MAX_LENGTH, WORDS, make_checkpoint, make_click_log
 
 

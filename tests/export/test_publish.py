@@ -9,8 +9,8 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from export.names import CONFIG_FILE, MODEL_FILE, ONNX_MODEL, TOKENIZER_MODEL
 from export.publish import STAGING, PublishError, staged
+from release.names import CONFIG_FILE, MODEL_FILE, ONNX_MODEL, TOKENIZER_MODEL
 
 MODELS = [TOKENIZER_MODEL, ONNX_MODEL]
 

@@ -11,10 +11,10 @@ import numpy as np
 import onnx
 import pytest
 
-import export.engines
-import export.fitting
-from export.calibration import Activations
-from export.engines import ENGINES
+import export.engines.base
+import export.quantize.smoothquant
+from export.engines.base import ENGINES
+from export.quantize.calibration import Activations
 from tests.export.command import SOUND, WIDE, engines, run
 from tests.tiny import make_click_log
 
@@ -28,7 +28,7 @@ def at_the_median(graph: Path, linears: list, feeds: list) -> dict[str, Activati
     return found
 
 
-RECORD = export.engines.record
+RECORD = export.engines.base.record
 
 
 @pytest.mark.parametrize("name", ["onnx_int8", "trt_int8"])
@@ -36,8 +36,8 @@ def test_a_broken_quantization_is_refused_by_the_gate(
     checkpoint: Path, log: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     assert run(checkpoint, tmp_path / "sound" / "repository", log, *engines("onnx", name), *SOUND) == 0
-    monkeypatch.setattr(export.engines, "record", at_the_median)
-    monkeypatch.setattr(export.fitting, "CLIPS", (1.0,))
+    monkeypatch.setattr(export.engines.base, "record", at_the_median)
+    monkeypatch.setattr(export.quantize.smoothquant, "CLIPS", (1.0,))
     assert run(checkpoint, tmp_path / "repository", log, *engines("onnx", name), *SOUND) == 1
     output = capsys.readouterr()
     assert f"{ENGINES[name].model}: share of top-1 changed beyond the tie is" in output.err
@@ -51,7 +51,7 @@ def test_a_broken_quantization_is_refused_by_the_gate(
 def test_a_corrupted_int8_graph_is_refused(
     checkpoint: Path, log: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make = export.engines.make_int8
+    make = export.engines.base.make_int8
 
     def corrupted(model: onnx.ModelProto, *others: object) -> None:
         make(model, *others)
@@ -59,7 +59,7 @@ def test_a_corrupted_int8_graph_is_refused(
         broken = -onnx.numpy_helper.to_array(scale)
         scale.CopyFrom(onnx.numpy_helper.from_array(broken, scale.name))
 
-    monkeypatch.setattr(export.engines, "make_int8", corrupted)
+    monkeypatch.setattr(export.engines.base, "make_int8", corrupted)
     assert run(checkpoint, tmp_path / "repository", log, *engines("onnx_int8"), *SOUND) == 1
     assert "share of top-1 changed beyond the tie" in capsys.readouterr().err
     assert not list((tmp_path / "repository").glob("*/[0-9]*"))

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune.clicklog import ClickRow
+from finetune.data.clicklog import ClickRow
 from finetune.metrics import MetricError, calibration_error, click_probability, evaluate_ranking
 
 

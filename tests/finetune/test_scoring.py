@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertTokenizerFast
 
-from finetune.clicklog import ClickRow
-from finetune.scoring import CheckpointError, load_checkpoint, score_rows, tokenize_pairs
+from finetune.checkpoint.load import CheckpointError, load_checkpoint
+from finetune.data.clicklog import ClickRow
+from finetune.scoring import score_rows, tokenize_pairs
 from tests.finetune.conftest import make_config
 
 ROWS = [ClickRow("g", "likes tea " * users, "new moon " * items, 0, 1) for users in (0, 1, 9) for items in (1, 4, 30)]

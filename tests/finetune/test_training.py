@@ -10,12 +10,13 @@ import pytest
 import torch
 from transformers import AutoTokenizer, BertForSequenceClassification, RobertaConfig
 
-from finetune import base_model
 from finetune.__main__ import main
-from finetune.base_model import check_config, load_base, resolve_base
-from finetune.checkpoint_folder import save_checkpoint
-from finetune.clicklog import ClickLogError, read_click_log
-from finetune.scoring import CheckpointError, load_checkpoint, score_rows
+from finetune.checkpoint import base_model
+from finetune.checkpoint.base_model import check_config, load_base, resolve_base
+from finetune.checkpoint.folder import save_checkpoint
+from finetune.checkpoint.load import CheckpointError, load_checkpoint
+from finetune.data.clicklog import ClickLogError, read_click_log
+from finetune.scoring import score_rows
 from finetune.training import TrainingError, TrainSettings, click_loss, length_batches, train
 
 SETTINGS = TrainSettings(epochs=8, batch_size=16, learning_rate=3e-3)

@@ -1,6 +1,6 @@
 """Plans on the real Triton of the wheel, which lacks the tensorrt backend: plan_backend/ takes its place.
 
-    python -m tests.integration.plans climb
+    python -m tests.integration.plans saturate
 
 runs the benchmark that way on a GPU host (any command of `python -m benchmarks`).
 """

@@ -27,9 +27,10 @@ from clickbert import (
     Ranker,
     ServerError,
 )
-from finetune.clicklog import ClickRow, read_click_log
+from finetune.checkpoint.load import label_names, load_checkpoint
+from finetune.data.clicklog import ClickRow, read_click_log
 from finetune.metrics import click_probability, evaluate_ranking
-from finetune.scoring import label_names, load_checkpoint, score_rows
+from finetune.scoring import score_rows
 from serving.server import LOOPBACK, Addresses, Server
 from tests.integration.conftest import publish
 from tests.tiny import WORDS, make_checkpoint

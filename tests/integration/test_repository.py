@@ -13,9 +13,9 @@ from onnx import TensorProto
 from tritonclient.grpc import model_config_pb2
 
 from clickbert import protocol
-from export import names
-from export.engines import ENGINES
+from export.engines.base import ENGINES
 from export.publish import TEMPLATES
+from release import names
 from serving.server import Server
 from tests.integration.conftest import publish
 

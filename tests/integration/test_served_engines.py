@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from clickbert import Ranker
-from finetune.clicklog import ClickRow, read_click_log
+from finetune.data.clicklog import ClickRow, read_click_log
 from serving.backends.onnxruntime.workers import usable_cores
 from serving.server import Addresses, Server
 from tests.integration.conftest import publish

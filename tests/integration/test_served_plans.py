@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from clickbert import Ranker
-from export.cuda import load_tensorrt
-from export.plan_command import newest_versions
-from export.stamp import PlanError, find_machine
-from finetune.clicklog import read_click_log
+from export.tensorrt.command import newest_versions
+from export.tensorrt.runtime import load_tensorrt
+from finetune.data.clicklog import read_click_log
+from release.stamp import PlanError, find_machine
 from serving.server import Addresses, Server
 from tests.integration.conftest import publish
 from tests.integration.plans import serve_plans

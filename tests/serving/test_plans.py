@@ -13,13 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from export import plan_command, stamp
+from export.tensorrt import command as plan_command
+from release import stamp
 from serving import checks
 from serving.checks import published_models
 from serving.triton import ServingError, Triton, find_triton
-from tests.export.fake_gpu import MODEL, Gpu, command, nvidia_smi
+from tests.export.tensorrt.fake_gpu import MODEL, Gpu, command, nvidia_smi
 
-pytest_plugins = ("tests.export.gpu_fixtures",)
+pytest_plugins = ("tests.export.tensorrt.gpu_fixtures",)
 ROOT = Path(plan_command.__file__).resolve().parent.parent
 
 

@@ -16,7 +16,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from export.cpu import open_on_cpu
+from export.graph.session import open_on_cpu
 from serving.backends.onnxruntime import products
 from serving.checks import published_models
 from serving.triton import ServingError, Triton, find_triton
@@ -32,7 +32,7 @@ def cpuinfo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     file = tmp_path / "cpuinfo"
     file.write_text(WITHOUT)
     monkeypatch.setattr(products, "CPUINFO", file)
-    monkeypatch.setattr("export.cpu.CPUINFO", file)
+    monkeypatch.setattr("export.graph.session.CPUINFO", file)
     return file
 
 

@@ -28,7 +28,7 @@ def keep_products(options: onnxruntime.SessionOptions) -> None:
     On x86 without VNNI it adds two products of an unsigned and a signed byte in 16 bits, and cuts off what does not
     fit: other logits than elsewhere. Asked not to, it makes the signed bytes unsigned, which is slower. Where there is
     VNNI it must not be asked: version 1.32 would do so there, too, for no gain. Processors that are not x86 ignore it.
-    (export/cpu.py asks likewise, and cannot import this: data flows from there to here.)
+    (export/graph/session.py asks likewise, and cannot import this: data flows from there to here.)
     """
     if not has_vnni():
         options.add_session_config_entry("session.x64quantprecision", "1")

@@ -20,8 +20,8 @@ ROOT = Path(os.environ["CLICKBERT_ROOT"])
 STAND_IN = ROOT / "serving" / "backends" / "onnxruntime"
 sys.path[:0] = [str(ROOT), str(STAND_IN)]
 
-from export.cuda import LoadedPlan, load_tensorrt  # noqa: E402 (found by the path above)
-from export.names import LOGITS, TENSORRT_INPUTS  # noqa: E402
+from export.tensorrt.runtime import LoadedPlan, load_tensorrt  # noqa: E402 (found by the path above)
+from release.names import LOGITS, TENSORRT_INPUTS  # noqa: E402
 
 
 class PlanSession:

@@ -1,0 +1,1 @@
+"""The served model beside what else ranks with the same checkpoint."""

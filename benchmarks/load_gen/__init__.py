@@ -1,0 +1,1 @@
+"""Who sends the load: Locust workers, their pool, the target, the requests."""

@@ -1,0 +1,1 @@
+"""The engines that a checkpoint can become, one file each."""

@@ -1,0 +1,133 @@
+"""Writes the two graphs of a published version: the packed click model, and the constants that its clients need.
+
+What this module does not know: whether the graph is right (`export.verify.parity` proves that), and where it goes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import warnings
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from transformers import BertForSequenceClassification
+
+from export.graph.lint import describe
+from export.graph.packed_bert import PackedBert
+from export.graph.packing import pack
+from release.names import (
+    CLICK_LABEL,
+    GRAPH_INPUTS,
+    LABELS_JSON,
+    LOGITS,
+    MAX_LENGTH,
+    TOKENIZER_JSON,
+    TOKENIZER_SHA256,
+)
+
+OPSET = 18  # the exporter's own; TensorRT 8.6 and later, and every current ONNX Runtime, read it
+
+
+class GraphError(RuntimeError):
+    """The exporter failed, or what it wrote is not the graph that was asked for."""
+
+
+def write_click_model(model: BertForSequenceClassification, path: Path) -> None:
+    """Exports `model` as the packed graph to `path` (inputs and output: see `PackedBert.forward`).
+
+    Raises:
+        UnsupportedModelError: a BERT variant that the packed graph does not reproduce.
+        GraphError: the export failed.
+    """
+    packed = PackedBert(model).eval()
+    # Any valid batch will do. All sizes differ, and none is 0 or 1, so that the exporter takes none for a constant.
+    pairs = [{"input_ids": [0] * length, "token_type_ids": [0] * length} for length in (3, 5, 2, 4, 6)]
+    example = tuple(torch.from_numpy(array) for array in pack([pairs[:2], pairs[2:4], pairs[4:]]).values())
+    dimensions = ("tokens", "type_tokens", "pairs", "requests", "requests", "requests")
+    # Loggers and warnings of the exporter speak of its own internals (torchvision, pytree, renamed axes).
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                packed,
+                example,
+                dynamo=True,
+                verbose=False,
+                opset_version=OPSET,
+                input_names=list(GRAPH_INPUTS),
+                output_names=[LOGITS],
+                dynamic_shapes=tuple({0: name} for name in dimensions),
+            )
+            if program is None:
+                raise GraphError("torch.onnx.export returned no graph")
+            program.save(path)
+    except torch.onnx.OnnxExporterError as exc:
+        raise GraphError(f"torch {torch.__version__} could not export the packed graph: {exc}") from exc
+    check_click_model(path, labels=model.classifier.out_features)
+
+
+def check_click_model(path: Path, labels: int) -> None:
+    """Reads the graph back and holds its inputs and outputs against what Triton will be told.
+
+    Raises:
+        GraphError: the file is no valid ONNX, or a tensor has another name, type or rank than it must.
+    """
+    try:
+        onnx.checker.check_model(str(path))
+        graph = onnx.load(str(path), load_external_data=False).graph
+    except (onnx.checker.ValidationError, ValueError, OSError) as exc:
+        raise GraphError(f"{path} is not a valid ONNX graph: {exc}") from exc
+    found = {value.name: describe(value) for value in (*graph.input, *graph.output)}
+    wanted = {name: (TensorProto.INT32, [None]) for name in GRAPH_INPUTS} | {
+        LOGITS: (TensorProto.FLOAT, [None, labels])
+    }
+    if found != wanted:
+        raise GraphError(f"{path}: the graph's tensors are {found}, they must be {wanted}")
+
+
+def write_tokenizer(tokenizer_json: bytes, max_length: int, labels: list[str], click_label: int, path: Path) -> str:
+    """Writes the graph of constants behind `clickbert_tokenizer` (tensors: its config.pbtxt) and returns the hash.
+
+    Returns:
+        sha256 of `tokenizer_json`, hexadecimal.
+    """
+    digest = hashlib.sha256(tokenizer_json).hexdigest()
+    text = {
+        TOKENIZER_JSON: tokenizer_json,
+        LABELS_JSON: json.dumps(labels, ensure_ascii=False).encode(),
+    }
+    nodes, outputs = [], []
+    for name, data in text.items():
+        # Triton's ONNX Runtime backend wants a dynamic dimension in the graph where config.pbtxt has one. Compress with
+        # a mask of ones is the identity, but nobody infers its length.
+        array = np.frombuffer(data, dtype=np.uint8)
+        nodes += [
+            constant(f"{name}_bytes", array),
+            constant(f"{name}_all", np.ones(array.shape, dtype=np.bool_)),
+            helper.make_node("Compress", [f"{name}_bytes", f"{name}_all"], [name], axis=0),
+        ]
+        outputs.append(helper.make_tensor_value_info(name, TensorProto.UINT8, [f"{name}_length"]))
+    fixed: dict[str, np.ndarray] = {
+        TOKENIZER_SHA256: np.array(list(digest.encode()), dtype=np.uint8),
+        MAX_LENGTH: np.array([max_length], dtype=np.int32),
+        CLICK_LABEL: np.array([click_label], dtype=np.int32),
+    }
+    for name, array in fixed.items():
+        nodes.append(constant(name, array))
+        outputs.append(helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape))
+    graph = helper.make_graph(nodes, "clickbert_tokenizer", [], outputs)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8)
+    onnx.checker.check_model(model)
+    path.write_bytes(model.SerializeToString())
+    return digest
+
+
+def constant(name: str, array: np.ndarray) -> onnx.NodeProto:
+    """A node that yields `array` under `name`."""
+    return helper.make_node("Constant", [], [name], value=numpy_helper.from_array(array, name))

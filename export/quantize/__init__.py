@@ -1,0 +1,1 @@
+"""INT8: calibration, SmoothQuant, the INT8 graphs."""

@@ -1,0 +1,78 @@
+"""What the linear layers read on real pairs: the ranges and a sample of rows that quantization is fitted to.
+
+The pairs should come from the click log's training part, not from the evaluation file that the gates use. They are
+taken evenly over the lengths, so that long pairs, which are few, are among them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+from tqdm import tqdm
+
+from export.graph.packing import Feed, Pair, pack
+from export.graph.session import open_on_cpu
+from export.quantize.linears import FloatArray, Linear
+
+PAIRS = 512  # calibration pairs; fewer than FEWEST are refused
+FEWEST = 256
+PAIRS_A_BATCH = 16
+ROWS = 2048  # of each layer's inputs that are kept (a bert-base: 0.5 GB in all)
+
+
+class CalibrationError(ValueError):
+    """Quantization cannot be fitted to these pairs."""
+
+
+@dataclass(frozen=True)
+class Activations:
+    """What one linear layer reads: the range of each input over all pairs, and a sample of rows."""
+
+    low: FloatArray  # [inputs]
+    high: FloatArray  # [inputs]
+    rows: FloatArray  # [at most about ROWS, inputs]
+
+
+def stratify(lengths: Sequence[int], count: int = PAIRS) -> list[int]:
+    """Chooses up to `count` pairs, given by their lengths in tokens, evenly over the sorted lengths.
+
+    Raises:
+        CalibrationError: there are fewer than FEWEST.
+    """
+    if len(lengths) < FEWEST:
+        raise CalibrationError(f"the calibration log has {len(lengths)} pairs; INT8 is fitted to {FEWEST} at least")
+    by_length = sorted(range(len(lengths)), key=lengths.__getitem__)
+    count = min(count, len(by_length))
+    return [by_length[(2 * place + 1) * len(by_length) // (2 * count)] for place in range(count)]
+
+
+def calibration_batches(pairs: Sequence[Pair]) -> list[Feed]:
+    """The chosen pairs, packed into batches of similar lengths, which bounds attention's memory."""
+    chosen = [pairs[index] for index in stratify([len(pair["input_ids"]) for pair in pairs])]
+    return [pack([chosen[start : start + PAIRS_A_BATCH]]) for start in range(0, len(chosen), PAIRS_A_BATCH)]
+
+
+def record(graph: Path, linears: Sequence[Linear], feeds: Sequence[Feed]) -> dict[str, Activations]:
+    """Runs the graph on `feeds` and returns what each linear layer read, by the layer's name."""
+    model = onnx.load(graph)
+    tensors = sorted({linear.input for linear in linears})
+    del model.graph.output[:]
+    model.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in tensors)
+    session = open_on_cpu(model.SerializeToString(), for_gpu=False)
+    stride = max(1, sum(feed["input_ids"].size for feed in feeds) // ROWS)
+    low: dict[str, FloatArray] = {}
+    high: dict[str, FloatArray] = {}
+    rows: dict[str, list[FloatArray]] = {name: [] for name in tensors}
+    for feed in tqdm(feeds, desc="calibrate", unit="batch", leave=False):
+        for name, values in zip(tensors, session.run(tensors, feed), strict=True):
+            low[name] = np.minimum(low.get(name, np.inf), values.min(axis=0)).astype(np.float32)
+            high[name] = np.maximum(high.get(name, -np.inf), values.max(axis=0)).astype(np.float32)
+            # The last layer reads one row a pair; of those, all are kept.
+            rows[name].append(values[:: stride if len(values) > len(feed["lengths"]) else 1].copy())
+    found = {name: Activations(low[name], high[name], np.concatenate(rows[name])) for name in tensors}
+    return {linear.name: found[linear.input] for linear in linears}

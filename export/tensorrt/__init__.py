@@ -1,0 +1,1 @@
+"""TensorRT: typed graphs, plans, and the GPU that runs them."""

@@ -1,0 +1,295 @@
+"""Builds a TensorRT plan from a published version's graph, proves it on the GPU at hand, and puts it in place.
+
+The graph says itself which type every tensor has (strong typing), so the builder chooses kernels, never precisions.
+What this module does not know: what the graph computes, and what its gate demands (`export.verify.gates`).
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+from google.protobuf import text_format
+from google.protobuf.message import DecodeError
+from onnx import TensorProto
+from tritonclient.grpc import model_config_pb2
+
+from export.graph.lint import describe
+from export.graph.packing import Feed, Logits
+from export.tensorrt.runtime import LoadedPlan
+from export.tensorrt.trt86 import counts_are_exact, weaken
+from release.files import STAGING, sync, write_whole
+from release.names import (
+    CONFIG_FILE,
+    COUNT_INPUTS,
+    LOGITS,
+    LONGEST,
+    LONGEST_SHAPE,
+    MANIFEST_FILE,
+    MAX_LENGTH,
+    MODEL_FILE,
+    PLAN_FILE,
+    REQUEST_INPUTS,
+    TENSORRT_INPUTS,
+)
+from release.stamp import STAMP_FILE, Machine, PlanError, Profile, make_stamp
+
+TIMING_CACHE = "timing.cache"
+# What kernels are chosen for: full batches of title ranking. Everything up to the limits runs, if not as fast.
+TYPICAL_PAIRS, TYPICAL_TOKENS, TYPICAL_LONGEST = 16, 48, 64  # of a request; of a pair; the longest of an execution
+OTHER_LIBRARIES = ("CUBLAS", "CUBLAS_LT", "CUDNN")
+
+Run = Callable[[Feed], Logits]
+Check = Callable[[Run], "dict[str, Any] | None"]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How large an execution can be: from config.pbtxt, and the longest pair from the version's manifest."""
+
+    requests: int  # merged into one execution
+    pairs: int  # of one request
+    tokens: int  # of one request
+    longest: int  # tokens of a pair
+
+    def shapes(self) -> Profile:
+        """Smallest, typical and largest length of every input (all inputs are vectors): the optimization profile."""
+        pairs = self.requests * self.pairs
+        # A well-formed request has no more tokens than this; a malformed one may have less, down to one.
+        tokens = self.requests * min(self.tokens, self.pairs * self.longest)
+        longest = min(TYPICAL_LONGEST, self.longest)
+        typical_pairs = self.requests * min(TYPICAL_PAIRS, self.pairs)
+        typical_tokens = min(typical_pairs * min(TYPICAL_TOKENS, longest), tokens)
+        ids = (1, typical_tokens, tokens)
+        # Triton takes the smallest of all largest lengths for the plan's batch size, and refuses a plan for which that
+        # is less than max_batch_size.
+        counts = (1, self.requests, self.requests)
+        return {
+            **dict.fromkeys(REQUEST_INPUTS[:2], ids),
+            REQUEST_INPUTS[2]: (1, typical_pairs, pairs),
+            LONGEST: (1, self.requests * longest, self.requests * self.longest),
+            **dict.fromkeys(COUNT_INPUTS, counts),
+            LONGEST_SHAPE: (1, longest, self.longest),
+        }
+
+
+def read_limits(version: Path) -> Limits:
+    """The limits of a published version.
+
+    Raises:
+        PlanError: config.pbtxt or manifest.json lacks one, or they contradict each other.
+    """
+    config_file = version.parent / CONFIG_FILE
+    try:
+        config = text_format.Parse(config_file.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
+        longest = int(json.loads((version / MANIFEST_FILE).read_text(encoding="utf-8"))[MAX_LENGTH])
+        allowed = {
+            name: int(config.parameters[f"max_elements.{name}"].string_value)
+            for name in ("lengths", "input_ids", LONGEST)
+        }
+    except (text_format.ParseError, ValueError, KeyError, TypeError) as exc:
+        raise PlanError(
+            f"{version}: {CONFIG_FILE} must have max_elements.lengths, .input_ids and .{LONGEST}, {MANIFEST_FILE} a "
+            f"{MAX_LENGTH} ({type(exc).__name__}: {exc}); restore the config from git, or export again"
+        ) from exc
+    if config.max_batch_size < 1:
+        raise PlanError(f"{config_file}: max_batch_size is {config.max_batch_size}; it must be at least 1")
+    if longest > allowed[LONGEST]:
+        raise PlanError(
+            f"{version}: its pairs have up to {longest} tokens, {config_file} allows {allowed[LONGEST]}; raise "
+            f"max_elements.{LONGEST} there (memory grows with its square)"
+        )
+    return Limits(config.max_batch_size, allowed["lengths"], allowed["input_ids"], longest)
+
+
+def check_graph(model: onnx.ModelProto, where: Path) -> None:
+    """Checks early that the graph has exactly the inputs and the output that Triton will be told of.
+
+    Raises:
+        PlanError: a tensor is missing, or one is of another name, type or rank.
+    """
+    found = {value.name: describe(value) for value in model.graph.input}
+    wanted = {name: (TensorProto.INT32, [None]) for name in TENSORRT_INPUTS}
+    if found != wanted:
+        raise PlanError(f"{where}: the graph's inputs are {found}, they must be {wanted}; export again")
+    outputs = {value.name: describe(value) for value in model.graph.output}
+    kind, dims = outputs.get(LOGITS, (0, []))
+    if len(outputs) != 1 or kind != TensorProto.FLOAT or len(dims) != 2 or dims[0] is not None or not dims[1]:
+        raise PlanError(f"{where}: the graph's outputs are {outputs}, it must be float32 {LOGITS} [pairs, a number]")
+
+
+def build(trt: Any, graph: Path, limits: Limits, cache: bytes) -> tuple[bytes, bytes]:
+    """Builds a plan of the graph for the first GPU.
+
+    Args:
+        trt: TensorRT's Python package: 8.6, 10 or 11.
+        graph: the typed model.onnx.
+        cache: timing cache of former builds, or nothing.
+
+    Returns:
+        The serialized plan, and the timing cache with what this build measured.
+
+    Raises:
+        PlanError: the graph is not one that can be built, or TensorRT failed; says what it said.
+    """
+    try:
+        model = onnx.load(str(graph), load_external_data=False)
+    except DecodeError as exc:
+        raise PlanError(f"{graph} is damaged ({exc}); export the model again") from exc
+    check_graph(model, graph)
+    log = make_log(trt)
+    try:
+        builder = trt.Builder(log)
+    except TypeError as exc:  # how the bindings say that CUDA could not be initialized
+        raise PlanError(f"TensorRT {trt.__version__} found no usable GPU here: {said(log, exc)}") from exc
+    config = builder.create_builder_config()
+    # Named, never numbered: the bit of STRONGLY_TYPED is another flag's in older versions. 11 knows nothing else, and
+    # ignores the flag, or may drop it.
+    typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    if typed is not None or int(trt.__version__.split(".")[0]) > 10:
+        network = builder.create_network(0 if typed is None else 1 << int(typed))
+        content = graph.read_bytes()
+    elif not counts_are_exact(limits.requests, limits.pairs, limits.tokens):
+        raise PlanError(
+            f"{graph}: TensorRT {trt.__version__} counts in half precision, which is too coarse for {limits}; restore "
+            "max_batch_size and max_elements in config.pbtxt, or use TensorRT 10 or later"
+        )
+    else:  # 8.6
+        network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH))
+        config.set_flag(trt.BuilderFlag.FP16)
+        if any(node.op_type == "QuantizeLinear" for node in model.graph.node):
+            config.set_flag(trt.BuilderFlag.INT8)
+        # Its own kernels only: these libraries are not part of it, and need not be there.
+        sources = trt.TacticSource.__members__.items()
+        config.set_tactic_sources(sum(1 << int(value) for name, value in sources if name not in OTHER_LIBRARIES))
+        content = weaken(onnx.load(str(graph))).SerializeToString()
+    parser = trt.OnnxParser(network, log)
+    if not parser.parse(content, str(graph)):
+        errors = "; ".join(str(parser.get_error(index).desc()) for index in range(parser.num_errors))
+        raise PlanError(f"{graph}: TensorRT {trt.__version__} cannot read it: {errors}")
+    profile = builder.create_optimization_profile()
+    for name, (smallest, typical, largest) in limits.shapes().items():
+        profile.set_shape(name, (smallest,), (typical,), (largest,))
+    # One profile: a second would cost a second execution context, and Triton chooses between them by the requests' own
+    # inputs, without looking at the longest pair. See docs/decisions/0007.
+    if config.add_optimization_profile(profile) < 0:
+        raise PlanError(f"{graph}: TensorRT refused the optimization profile {limits.shapes()}: {said(log)}")
+    timings = config.create_timing_cache(cache)
+    # Timings of another GPU or TensorRT are refused; then it measures from scratch.
+    if timings is None or not config.set_timing_cache(timings, False):
+        config.set_timing_cache(config.create_timing_cache(b""), False)
+    with signals_end_the_process():
+        plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        raise PlanError(f"{graph}: TensorRT {trt.__version__} built no plan: {said(log)}")
+    return bytes(plan), bytes(config.get_timing_cache().serialize())
+
+
+def make_log(trt: Any) -> Any:
+    """A TensorRT logger that keeps the errors for the message (the API only returns None), and prints nothing."""
+
+    class Log(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
+                self.errors.append(message)
+
+    return Log()
+
+
+def said(log: Any, otherwise: object = "it gave no reason") -> str:
+    """What TensorRT said last."""
+    return "; ".join(log.errors[-3:]) or str(otherwise)
+
+
+@contextmanager
+def signals_end_the_process() -> Iterator[None]:
+    """Ctrl-C ends the process at once inside the block, unless it is ignored (nohup).
+
+    TensorRT does not return to Python for minutes, so Python's own handler would wait as long. What is half written
+    then lies in a staging folder, which the next export clears.
+    """
+    in_main = threading.current_thread() is threading.main_thread()  # no other may set signals
+    if not in_main or signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        yield
+        return
+    former = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, former)
+
+
+def rebuild(trt: Any, version: Path, machine: Machine, check: Check) -> None:
+    """Builds the plan of a published version, proves it and puts it in place; the timing cache is kept beside.
+
+    Args:
+        version: the version's folder, with `model.onnx`.
+        machine: what the plan is built on; goes into its stamp.
+        check: the gate: is given the plan as a function of one packed batch, and raises if it is not good enough.
+
+    Raises:
+        PlanError: it could not be built, or failed its gate. The former plan and its stamp are as they were.
+    """
+    limits = read_limits(version)
+    cache = version.parent / TIMING_CACHE
+    try:
+        plan, timings = build(trt, version / MODEL_FILE, limits, cache.read_bytes() if cache.exists() else b"")
+        write_whole(cache, timings)
+        put_in_place(version, plan, machine, limits.shapes(), check, lambda content: LoadedPlan(trt, content))
+    except OSError as exc:
+        raise PlanError(
+            f"writing into {version.parent} failed: {exc.strerror} ({exc.filename or 'no file named'}); the former "
+            "plan, if there was one, is untouched"
+        ) from exc
+
+
+def put_in_place(
+    version: Path,
+    plan: bytes,
+    machine: Machine,
+    profile: Profile,
+    check: Check,
+    load: Callable[[bytes], AbstractContextManager[LoadedPlan]],
+) -> None:
+    """Writes the plan beside its place, runs the gate on what was written, then exchanges stamp and plan.
+
+    The stamp goes first: a kill between the two leaves the former plan beside a stamp whose hash does not fit it, which
+    is recognized; so no plan is ever taken for what it is not.
+
+    Raises:
+        PlanError: the gate. The former plan and stamp are as they were, whatever is raised.
+    """
+    staged, stamp = version / f"{PLAN_FILE}{STAGING}", version / STAMP_FILE
+    former = stamp.read_bytes() if stamp.exists() else None
+    placed = False
+    try:
+        staged.write_bytes(plan)
+        sync(staged)
+        with load(staged.read_bytes()) as engine:
+            activation_bytes = engine.activation_bytes
+            try:
+                figures = check(engine.run)
+            except Exception as exc:
+                raise PlanError(f"{version}: the plan failed its gate, and was not put in place: {exc}") from exc
+        write_whole(stamp, make_stamp(machine, version / MODEL_FILE, staged, profile, activation_bytes, figures))
+        staged.replace(version / PLAN_FILE)
+        placed = True
+        sync(version)
+    except BaseException:
+        staged.unlink(missing_ok=True)  # first: a full disk has room again
+        if former is None and not placed:
+            stamp.unlink(missing_ok=True)
+        elif former is not None and not placed and stamp.read_bytes() != former:
+            write_whole(stamp, former)
+        raise

@@ -1,0 +1,133 @@
+"""Builds the TensorRT plans of the newest published versions, on the GPU that will run them, and proves them.
+
+A plan fits one kind of GPU, driver and TensorRT only. Where it fits already, nothing is done; else it is built, held
+against the gate that its version was published with, and put in place. A plan that fails leaves the former one.
+
+    python -m export plan
+    python -m export plan --repository /models --model clickbert_trt_fp16
+
+It needs no PyTorch: it runs inside the serving container, before the server starts. The last line of the output is one
+JSON document: {"plans": {model: {"version", "plan": "built" or "fits"}}}.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+from export.publish import PublishError, locked
+from export.tensorrt.build import Run, read_limits, rebuild
+from export.tensorrt.runtime import load_tensorrt
+from release.names import CONFIG_FILE, MODEL_FILE
+from release.stamp import PlanError, find_machine, misfit
+
+BACKEND = "tensorrt"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command. Returns the exit code: 0 all plans fit, 1 one could not be built (says why), 2 usage, 130."""
+    parser = argparse.ArgumentParser(
+        prog="python -m export plan",
+        description=__doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--repository", type=Path, default=Path("model_repository"), help="Triton model repository")
+    parser.add_argument("--model", nargs="+", metavar="NAME", help="these models only (default: all for TensorRT)")
+    options = parser.parse_args(arguments)
+    try:
+        plans = rebuild_all(options.repository, options.model, run_gate, say)
+    except (PlanError, PublishError, OSError) as exc:
+        print(f"export: {exc}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("export: interrupted; no plan was left half written", file=sys.stderr)
+        return 130
+    print(json.dumps({"plans": plans}))
+    return 0
+
+
+def rebuild_all(
+    repository: Path, models: list[str] | None, gate: Callable[[Path, Run], None], say: Callable[[str], None]
+) -> dict[str, dict[str, Any]]:
+    """Builds what does not fit this machine.
+
+    Args:
+        repository: the model repository.
+        models: names; None for all that Triton's tensorrt backend serves.
+        gate: is given a version's folder and its plan as a function; raises if the plan is not good enough.
+        say: is told each step.
+
+    Returns:
+        By model, its newest version and whether its plan was "built" or "fits".
+
+    Raises:
+        PlanError: no GPU, no TensorRT, a model that is not there, a build or a gate that failed.
+        PublishError: an export or another build is at work in the repository.
+    """
+    versions = newest_versions(repository, models)
+    if not versions:
+        say(f"{repository} holds no published model for TensorRT; there is nothing to build")
+        return {}
+    trt = load_tensorrt()
+    machine = find_machine(str(trt.__version__))
+    plans = {}
+    for model, version in versions.items():
+        built = "fits"
+        if reason := misfit(version, machine, read_limits(version).shapes()):
+            with locked(repository):
+                say(f"{model} version {version.name}: {reason}; build it, which takes minutes")
+                rebuild(trt, version, machine, partial(gate, version))
+            built = "built"
+        say(f"{model} version {version.name}: its plan fits {machine}")
+        plans[model] = {"version": int(version.name), "plan": built}
+    return plans
+
+
+def newest_versions(repository: Path, models: list[str] | None) -> dict[str, Path]:
+    """The newest published version's folder, by the names of the models for TensorRT that have one.
+
+    Raises:
+        PlanError: a model that was asked for is not among them, or a config is not readable.
+    """
+    if not repository.is_dir():  # a typo must not pass for a repository without such models
+        raise PlanError(f"{repository} is no folder; give the model repository with --repository")
+    found = {}
+    for config_file in sorted(repository.glob(f"*/{CONFIG_FILE}")):
+        try:
+            config = text_format.Parse(config_file.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
+        except (text_format.ParseError, UnicodeDecodeError) as exc:
+            raise PlanError(
+                f"{config_file} is not a valid model configuration: {exc}; mend it, then run again"
+            ) from exc
+        folder = config_file.parent
+        graphs = [path for path in folder.glob(f"*/{MODEL_FILE}") if path.parent.name.isdecimal()]
+        if config.backend == BACKEND and graphs:
+            found[folder.name] = max((graph.parent for graph in graphs), key=lambda version: int(version.name))
+    for model in models or ():
+        if model not in found:
+            raise PlanError(
+                f"{repository} holds no published model {model!r} for TensorRT (it has {', '.join(found) or 'none'}); "
+                "publish it with `python -m export`, or give --repository"
+            )
+    return {model: found[model] for model in models or found}
+
+
+def run_gate(version: Path, run: Run) -> None:
+    """The gate of a published version."""
+    from export.verify.saved_gate import gate  # noqa: PLC0415 (it brings scikit-learn, which `--help` need not wait for)
+
+    gate(version, run)
+
+
+def say(step: str) -> None:
+    """Progress, on stderr: stdout carries the result."""
+    print(f"export: {step}", file=sys.stderr, flush=True)

@@ -1,0 +1,143 @@
+"""Runs a plan on packed batches, through NVIDIA's own bindings of the CUDA driver (`cuda-bindings`; no PyTorch).
+
+It is for the gate: one batch at a time, memory taken and given back for each. What this module does not know: what the
+plan computes, how it was built.
+"""
+
+from __future__ import annotations
+
+import importlib
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from export.graph.packing import Feed, Logits
+from release.names import LOGITS
+from release.stamp import PlanError
+
+MISSING = "install the pinned packages of the dependency group `plan`, or run this in the container (Dockerfile, gpu)"
+
+
+def load_tensorrt() -> Any:
+    """TensorRT's Python package.
+
+    The bindings alone (`tensorrt_bindings`) do, too: they use the TensorRT of the system, which in NVIDIA's Triton
+    container is the very one that will serve the plan.
+
+    Raises:
+        PlanError: it is not installed, or its libraries cannot be loaded.
+    """
+    reasons = []
+    for name in ("tensorrt", "tensorrt_bindings"):
+        try:
+            return importlib.import_module(name)
+        except (ImportError, OSError) as exc:
+            reasons.append(str(exc))
+    raise PlanError(f"TensorRT cannot be used here ({'; '.join(reasons)}); {MISSING}")
+
+
+class LoadedPlan:
+    """A plan, ready to run on the first GPU. As a context manager it gives stream and memory back.
+
+    Args:
+        trt: TensorRT's Python package.
+        plan: the serialized engine.
+
+    Raises:
+        PlanError: no CUDA driver or GPU, or the plan is not one of this TensorRT and GPU.
+    """
+
+    def __init__(self, trt: Any, plan: bytes) -> None:
+        try:
+            self.driver = importlib.import_module("cuda.bindings.driver")
+        except ImportError as exc:
+            raise PlanError(f"NVIDIA's cuda-bindings are not installed ({exc}); {MISSING}") from exc
+        try:
+            self.call("cuInit", 0)
+        except PlanError:
+            raise
+        except Exception as exc:  # the bindings' own, where libcuda.so.1 is missing
+            raise PlanError(f"there is no CUDA driver here ({exc}); run this on the GPU that will serve") from exc
+        self.device = self.call("cuDeviceGet", 0)
+        # The primary context is the one that TensorRT uses, through the CUDA runtime.
+        self.call("cuCtxSetCurrent", self.call("cuDevicePrimaryCtxRetain", self.device))
+        self.stream = self.call("cuStreamCreate", 0)
+        self.logger = trt.Logger(trt.Logger.WARNING)
+        self.runtime = trt.Runtime(self.logger)  # must outlive the engine
+        self.engine = self.runtime.deserialize_cuda_engine(plan)
+        self.context: Any = None if self.engine is None else self.engine.create_execution_context()
+        if self.context is None:
+            self.close()
+            raise PlanError("TensorRT refused to load the plan, or has no memory for it; its log above says why")
+
+    @property
+    def activation_bytes(self) -> int:
+        """GPU memory that one execution context takes for activations: that of the profile's largest shapes."""
+        size = getattr(self.engine, "device_memory_size_v2", None)  # TensorRT 10 and later
+        return int(size if size is not None else self.engine.device_memory_size)
+
+    def run(self, feed: Feed) -> Logits:
+        """Computes the logits of one packed batch.
+
+        Args:
+            feed: int32 vectors by input name, all inputs of the plan.
+
+        Returns:
+            float32 [pairs, labels].
+
+        Raises:
+            PlanError: a name or a shape is not one of the plan's, or CUDA failed.
+        """
+        buffers: list[Any] = []
+        arrays = {name: np.ascontiguousarray(array, dtype=np.int32) for name, array in feed.items()}
+        try:
+            for name, data in arrays.items():
+                if not self.context.set_input_shape(name, data.shape):
+                    raise PlanError(f"the plan has no input {name!r} of shape {list(data.shape)}")
+                address = self.bind(name, data.nbytes, buffers)
+                # On the stream of the execution: ordered before it, whatever CUDA's default stream does.
+                self.call("cuMemcpyHtoDAsync", address, data.ctypes.data, data.nbytes, self.stream)
+            shape = tuple(self.context.get_tensor_shape(LOGITS))
+            if len(shape) != 2 or min(shape) < 0:
+                raise PlanError(f"the plan's {LOGITS!r} has no shape yet ({list(shape)}): an input was not given")
+            logits: Logits = np.empty(shape, dtype=np.float32)
+            address = self.bind(LOGITS, logits.nbytes, buffers)
+            if not self.context.execute_async_v3(int(self.stream)):
+                raise PlanError("TensorRT could not run the plan; its log above says why")
+            self.call("cuMemcpyDtoHAsync", logits.ctypes.data, address, logits.nbytes, self.stream)
+            self.call("cuStreamSynchronize", self.stream)
+            return logits
+        finally:
+            # cuMemFree waits for the device, so nothing is still read when an error ended the block early.
+            for buffer in buffers:
+                self.driver.cuMemFree(buffer)
+
+    def bind(self, name: str, size: int, buffers: list[Any]) -> Any:
+        """Takes device memory for a tensor, and tells the context; returns its address."""
+        address = self.call("cuMemAlloc", max(size, 1))
+        buffers.append(address)
+        if not self.context.set_tensor_address(name, int(address)):
+            raise PlanError(f"the plan has no tensor {name!r}")
+        return address
+
+    def call(self, function: str, *arguments: Any) -> Any:
+        """Calls the driver; returns its value, if it has one."""
+        code, *values = getattr(self.driver, function)(*arguments)
+        if int(code) != 0:
+            raise PlanError(f"CUDA: {function} failed with {getattr(code, 'name', code)}")
+        return values[0] if values else None
+
+    def close(self) -> None:
+        """Gives stream, engine and context back; in this order, since the engine must go before the GPU's context."""
+        self.context = self.engine = None
+        self.driver.cuStreamDestroy(self.stream)
+        self.driver.cuDevicePrimaryCtxRelease(self.device)
+
+    def __enter__(self) -> LoadedPlan:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,1 @@
+"""Proofs and gates: does an engine keep the ranking?"""

@@ -1,0 +1,171 @@
+"""Proves that a graph gives the logits, and the order, of Hugging Face's own padded forward pass, on real pairs.
+
+The pairs of the evaluation file are run through the graph in merged batches of mixed sizes, from one pair to several
+hundred, cut into requests as Triton would merge them. What this does not prove: anything about pairs unlike those of
+the evaluation file; and nothing about Triton (the integration tests do that).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import cycle
+
+import numpy as np
+from tqdm import tqdm
+
+from export.graph.packing import Feed, Logits, Pair, pack
+from finetune.data.clicklog import ClickRow
+from finetune.metrics import group_rows
+
+BATCH_SIZES = (1, 2, 5, 20, 64)  # pairs; the first batch, of short pairs, holds LARGEST
+LARGEST = 300
+# Attention's memory is pairs x longest^2. This is 64 pairs of 512 tokens: 0.8 GB of scores in MiniLM's 12 heads.
+CELLS = 64 * 512**2
+# Scores closer than this are equal up to float32 rounding: they have no order that could be kept.
+TIE = 1e-6
+
+
+class ParityError(RuntimeError):
+    """The graph does not compute what the checkpoint computes. Nothing may be published."""
+
+
+@dataclass(frozen=True)
+class Parity:
+    """What was proved: `pairs` in `batches` merged batches of `smallest_batch` to `largest_batch` pairs."""
+
+    max_abs_diff: float
+    mean_abs_diff: float
+    tolerance: float
+    pairs: int
+    batches: int
+    smallest_batch: int
+    largest_batch: int
+    groups_in_order: int
+
+
+def prove(
+    run: Callable[[Feed], Logits],
+    rows: Sequence[ClickRow],
+    pairs: Sequence[Pair],
+    reference: Logits,
+    tolerance: float,
+    click_column: int,
+) -> tuple[Parity, Logits]:
+    """Holds the graph against the reference on every row.
+
+    Args:
+        run: computes the logits [pairs, labels] of one packed batch.
+        rows: the evaluation file; they name a pair in an error, and group those that are ranked together.
+        pairs: the rows' pairs, tokenized.
+        reference: float32 [rows, labels], Hugging Face's.
+        tolerance: largest allowed |difference| of a logit.
+        click_column: the label that ranks.
+
+    Returns:
+        The figures, and the graph's own logits [rows, labels].
+
+    Raises:
+        ParityError: a logit is off (or not a number), or a group's order changed; says which, by how much.
+    """
+    logits = score_merged(run, pairs, reference.shape[1])
+    batches = plan_batches([len(pair["input_ids"]) for pair in pairs])
+    difference = np.abs(logits.astype(np.float64) - reference)
+    difference[~np.isfinite(difference)] = np.inf
+    row, label = np.unravel_index(int(difference.argmax()), difference.shape)
+    if difference[row, label] > tolerance:
+        raise ParityError(
+            f"parity failed at {name_row(rows, int(row))}, label {label}: the graph says {logits[row, label]:.6g}, "
+            f"Hugging Face {reference[row, label]:.6g}; the difference {difference[row, label]:.3g} is over the "
+            f"tolerance {tolerance:g} ({int((difference > tolerance).any(1).sum())} of {len(rows)} pairs are)"
+        )
+    figures = Parity(
+        max_abs_diff=float(difference.max()),
+        mean_abs_diff=float(difference.mean()),
+        tolerance=tolerance,
+        pairs=len(rows),
+        batches=len(batches),
+        smallest_batch=min(map(len, batches)),
+        largest_batch=max(map(len, batches)),
+        groups_in_order=check_order(rows, reference[:, click_column], logits[:, click_column]),
+    )
+    return figures, logits
+
+
+def score_merged(run: Callable[[Feed], Logits], pairs: Sequence[Pair], labels: int) -> Logits:
+    """The logits [pairs, labels] of all pairs, run in merged batches of mixed sizes.
+
+    Raises:
+        ParityError: a batch was answered with logits of another shape.
+    """
+    logits = np.full((len(pairs), labels), np.nan, dtype=np.float32)
+    shuffled = random.Random(0)
+    with tqdm(total=len(pairs), unit="pair", desc="score", leave=False) as progress:
+        for batch in plan_batches([len(pair["input_ids"]) for pair in pairs]):
+            answer = run(pack(cut_into_requests([pairs[index] for index in batch], shuffled)))
+            if answer.shape != (len(batch), labels):
+                raise ParityError(
+                    f"a batch of {len(batch)} pairs was answered with logits of shape {list(answer.shape)}, "
+                    f"[{len(batch)}, {labels}] was expected"
+                )
+            logits[batch] = answer
+            progress.update(len(batch))
+    return logits
+
+
+def plan_batches(lengths: Sequence[int]) -> list[list[int]]:
+    """Splits pairs, given by their lengths, into batches of mixed sizes: one of the shortest, the others shuffled."""
+    by_length = sorted(range(len(lengths)), key=lengths.__getitem__)
+    # Half at most, so that a small file too has batches of other sizes.
+    largest = by_length[: min(LARGEST, len(by_length) // 2)]
+    while largest and len(largest) * lengths[largest[-1]] ** 2 > CELLS:
+        largest.pop()
+    rest = sorted(set(by_length) - set(largest))
+    random.Random(0).shuffle(rest)
+    batches = [largest] if largest else []
+    sizes = cycle(BATCH_SIZES)
+    while rest:
+        size = next(sizes)
+        while size > 1 and size * max(lengths[index] for index in rest[:size]) ** 2 > CELLS:
+            size -= 1
+        batches.append(rest[:size])
+        rest = rest[size:]
+    return batches
+
+
+def cut_into_requests(pairs: list[Pair], shuffled: random.Random) -> list[list[Pair]]:
+    """Cuts one batch into requests of 1 to 20 pairs, as if several callers' requests had been merged."""
+    requests = []
+    while pairs:
+        size = shuffled.randint(1, 20)
+        requests.append(pairs[:size])
+        pairs = pairs[size:]
+    return requests
+
+
+def check_order(rows: Sequence[ClickRow], reference: Logits, scores: Logits) -> int:
+    """Checks that no two candidates of a group changed places; returns how many groups were checked.
+
+    Raises:
+        ParityError: two did.
+    """
+    groups = group_rows(rows)
+    for members in groups:
+        wanted = reference[members][:, None] - reference[members][None, :]
+        got = scores[members][:, None] - scores[members][None, :]
+        swapped = np.argwhere((wanted > TIE) & (got <= 0))
+        if len(swapped):
+            better, worse = (members[int(place)] for place in swapped[0])
+            raise ParityError(
+                f"the order of group {rows[better].group!r} changed: {name_row(rows, better)} scored "
+                f"{reference[better]:.7g} over {reference[worse]:.7g} of {name_row(rows, worse)}, the graph gives "
+                f"{scores[better]:.7g} and {scores[worse]:.7g}"
+            )
+    return len(groups)
+
+
+def name_row(rows: Sequence[ClickRow], index: int) -> str:
+    """A row as an error names it: its place in the file and the start of its texts."""
+    row = rows[index]
+    return f"pair {index + 1} (group {row.group!r}, query {row.query[:40]!r}, document {row.document[:40]!r})"

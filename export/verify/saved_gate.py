@@ -1,0 +1,117 @@
+"""The evaluation that a published version was gated on, kept beside it: a plan built elsewhere meets the same gate.
+
+`gate.npz` holds the evaluation pairs as token ids with their clicks, PyTorch's logits for them, and the limits. With
+it, `python -m export plan` needs neither the checkpoint nor PyTorch. Whoever can read the model repository can read the
+evaluation texts in it: keep the repository as you keep the click log.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+
+from export.graph.packing import Feed, Logits, Pair, add_longest, pack
+from export.verify.comparison import compare
+from export.verify.gates import GateError, Limits, check, check_finite, describe_failures
+from finetune.data.clicklog import ClickRow
+from release.names import GATE_FILE
+
+MERGED = (1, 2, 4)  # requests in a batch
+PAIRS_A_REQUEST = 16
+# A product of one row may have a kernel of its own: this many pairs are also computed alone. On average they may differ
+# by so much from what they get merged. (Half precision was 0.002 from PyTorch on average, a wrong kernel 0.8.)
+LONE, LONE_DIFFERENCE = 8, 0.1
+
+
+def save_gate(
+    folder: Path,
+    rows: Sequence[ClickRow],
+    pairs: Sequence[Pair],
+    reference: Logits,
+    labels: Sequence[str],
+    precision: str,
+    limits: Limits,
+) -> None:
+    """Writes `gate.npz` into a version's folder (arguments: see `gate`)."""
+    names = {name: number for number, name in enumerate(dict.fromkeys(row.group for row in rows))}
+    np.savez_compressed(
+        folder / GATE_FILE,
+        input_ids=np.concatenate([np.array(pair["input_ids"], dtype=np.int32) for pair in pairs]),
+        token_type_ids=np.concatenate([np.array(pair["token_type_ids"], dtype=np.int8) for pair in pairs]),
+        lengths=np.array([len(pair["input_ids"]) for pair in pairs], dtype=np.int32),
+        groups=np.array([names[row.group] for row in rows], dtype=np.int32),
+        clicks=np.array([row.clicks for row in rows]),
+        impressions=np.array([row.impressions for row in rows]),
+        reference=reference,
+        facts=np.array(json.dumps({"labels": list(labels), "precision": precision, "limits": asdict(limits)})),
+    )
+
+
+def gate(folder: Path, run: Callable[[Feed], Logits]) -> dict[str, Any]:
+    """Holds an engine against the evaluation that its version was published with.
+
+    Args:
+        folder: the version's, with `gate.npz`.
+        run: computes the logits [pairs, labels] of one packed batch with the inputs of a TensorRT graph.
+
+    Returns:
+        What was found: the comparison, for the plan's stamp.
+
+    Raises:
+        GateError: it does not keep the ranking (says what failed, and by how much), or there is no usable `gate.npz`.
+    """
+    try:
+        with np.load(folder / GATE_FILE) as opened:
+            kept = dict(opened)
+        facts = json.loads(str(kept["facts"]))
+        limits = Limits(**facts["limits"])
+        reference, ends = kept["reference"], np.cumsum(kept["lengths"])[:-1]
+        texts = zip(*(np.split(kept[name], ends) for name in ("input_ids", "token_type_ids")), strict=True)
+        pairs = [{"input_ids": ids.tolist(), "token_type_ids": types.tolist()} for ids, types in texts]
+        columns = zip(*(kept[name].tolist() for name in ("groups", "clicks", "impressions")), strict=True)
+        rows = [ClickRow(str(group), "", "", clicks, impressions) for group, clicks, impressions in columns]
+    except (OSError, EOFError, ValueError, KeyError, TypeError, BadZipFile, zlib.error) as exc:
+        raise GateError(f"{folder / GATE_FILE} cannot be read ({exc!r}); export the model again") from exc
+    logits = np.full_like(reference, np.nan)
+    for batch, requests in merge(pairs):
+        answer = run(add_longest(pack(requests)))
+        if answer.shape != logits[batch].shape:
+            raise GateError(
+                f"{folder.parent.name}: a batch was answered with logits of shape {list(answer.shape)}, "
+                f"{list(logits[batch].shape)} was expected"
+            )
+        logits[batch] = answer
+    check_finite(folder.parent.name, logits)
+    comparison = compare(rows, reference, logits, facts["labels"], limits.tie)
+    if failures := describe_failures(folder.parent.name, check(facts["precision"], comparison, limits)):
+        raise GateError("; ".join(failures))
+    alone = np.concatenate([run(add_longest(pack([[pair]]))) for pair in pairs[:LONE]])
+    difference = float(np.abs(alone - logits[:LONE]).mean())
+    if not difference <= LONE_DIFFERENCE:  # nor NaN
+        raise GateError(
+            f"{folder.parent.name}: the logits of {len(alone)} pairs differ by {difference:.2g} on average between a "
+            f"batch of one pair and a merged one, allowed is {LONE_DIFFERENCE:g}"
+        )
+    return asdict(comparison)
+
+
+def merge(pairs: Sequence[Pair]) -> list[tuple[slice, list[list[Pair]]]]:
+    """Cuts pairs into batches of 1, 2, 4, 1, ... requests of up to PAIRS_A_REQUEST, in order: their place, and they."""
+    batches: list[tuple[slice, list[list[Pair]]]] = []
+    start = 0
+    for size in cycle(MERGED):
+        if start >= len(pairs):
+            return batches
+        batch = slice(start, min(start + size * PAIRS_A_REQUEST, len(pairs)))
+        places = range(batch.start, batch.stop, PAIRS_A_REQUEST)
+        batches.append((batch, [list(pairs[place : min(place + PAIRS_A_REQUEST, batch.stop)]) for place in places]))
+        start = batch.stop
+    raise AssertionError("cycle() does not end")

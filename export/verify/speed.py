@@ -1,0 +1,49 @@
+"""How fast the engines are on this machine, in one run, so that their ratio means something.
+
+Pairs a second of the engine itself, in process: no server, no tokenization. The evaluation pairs are taken 32 at a
+time, sorted by length, so that attention is hardly padded. The engines take turns, and each one's best round counts:
+what else the machine does can only make a round slower.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from tqdm import tqdm
+
+from export.graph.packing import Feed, Logits, Pair, pack
+
+PAIRS_A_BATCH = 32
+BATCHES = 16  # of all lengths
+ROUNDS = 4
+
+
+def measure_speed(runs: Mapping[str, Callable[[Feed], Logits]], pairs: Sequence[Pair]) -> dict[str, float]:
+    """Pairs per second of each engine.
+
+    Args:
+        runs: the engines as functions of one packed batch, by name.
+        pairs: what to score.
+    """
+    ordered = sorted(pairs, key=lambda pair: len(pair["input_ids"]))
+    batches = [ordered[start : start + PAIRS_A_BATCH] for start in range(0, len(ordered), PAIRS_A_BATCH)]
+    return take_turns(runs, [pack([batch]) for batch in batches[:: max(1, len(batches) // BATCHES)]])
+
+
+def take_turns(runs: Mapping[str, Callable[[Feed], Logits]], feeds: Sequence[Feed]) -> dict[str, float]:
+    """Pairs per second of each engine on given batches, the best of ROUNDS rounds in which all take turns."""
+    if not runs:
+        return {}
+    count = sum(len(feed["lengths"]) for feed in feeds)
+    best = dict.fromkeys(runs, float("inf"))
+    largest = max(feeds, key=lambda feed: int(feed["lengths"].max()))
+    for run in runs.values():
+        run(largest)  # takes the memory that it needs
+    for _ in tqdm(range(ROUNDS), desc="speed", unit="round", leave=False):
+        for name, run in runs.items():
+            began = time.perf_counter()
+            for feed in feeds:
+                run(feed)
+            best[name] = min(best[name], time.perf_counter() - began)
+    return {name: count / seconds for name, seconds in best.items()}

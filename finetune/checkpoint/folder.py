@@ -1,0 +1,59 @@
+"""Writing a checkpoint folder all at once: into a temporary sibling, read back, then renamed."""
+
+import os
+import shutil
+from pathlib import Path
+
+from transformers import BertForSequenceClassification, PreTrainedTokenizerFast
+
+from finetune.checkpoint.load import CheckpointError, load_checkpoint, quiet_transformers
+
+
+def check_output(folder: Path) -> None:
+    """Refuse to replace anything but a checkpoint or an empty folder; called before training, not after.
+
+    Raises:
+        CheckpointError: the path is a file, or a folder with other things in it.
+    """
+    if folder.is_dir() and any(folder.iterdir()):
+        if not all((folder / name).is_file() for name in ("config.json", "model.safetensors")):
+            raise CheckpointError(
+                f"{folder}: is not empty and no checkpoint, so it is not replaced; choose another --output"
+            )
+    elif folder.exists() and not folder.is_dir():
+        raise CheckpointError(f"{folder}: is a file; choose another --output")
+
+
+def save_checkpoint(model: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Save model.safetensors, config.json and the tokenizer's files as `folder`, replacing an older checkpoint.
+
+    An error or Ctrl-C leaves `folder` as it was; a kill between the two renames leaves it beside, as `.NAME.older-PID`.
+    Other files in an older checkpoint's folder go with it.
+
+    Raises:
+        CheckpointError: `folder` is something else than a checkpoint, or what was written cannot be read back.
+        OSError: the disk is full, or the folder cannot be written.
+    """
+    check_output(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = folder.with_name(f".{folder.name}.draft-{os.getpid()}")
+    older = folder.with_name(f".{folder.name}.older-{os.getpid()}")
+    try:
+        draft.mkdir()
+        # Encoding leaves its truncation behind in tokenizer.json, where other readers would take it for the model's.
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.backend_tokenizer.no_padding()
+        with quiet_transformers():
+            model.save_pretrained(draft)
+            tokenizer.save_pretrained(draft)
+        load_checkpoint(draft)
+        # safetensors makes its file readable by the owner alone; the server may run as another user.
+        (draft / "model.safetensors").chmod((draft / "config.json").stat().st_mode)
+        if folder.exists():
+            folder.rename(older)
+        draft.rename(folder)
+    finally:
+        if older.exists() and not folder.exists():
+            older.rename(folder)
+        shutil.rmtree(older, ignore_errors=True)
+        shutil.rmtree(draft, ignore_errors=True)

@@ -1,0 +1,1 @@
+"""The click log and the sample log."""

@@ -1,0 +1,34 @@
+"""The names that the graphs, the model repository and the manifests share; each stands once, here.
+
+The same tensor names stand in `model_repository/*/config.pbtxt` (the contract with every client); a test holds both
+against the graphs.
+"""
+
+REQUEST_INPUTS = ("input_ids", "token_type_ids", "lengths")
+# Filled by Triton (`batch_input` in config.pbtxt): how many elements of each input every merged request brought.
+COUNT_INPUTS = ("token_counts", "type_counts", "pair_counts")
+GRAPH_INPUTS = REQUEST_INPUTS + COUNT_INPUTS
+# TensorRT must know the longest pair of an execution as a shape: a request brings as many elements as its longest pair
+# has tokens, and Triton gives the graph a tensor of the largest such size (BATCH_MAX_ELEMENT_COUNT_AS_SHAPE).
+LONGEST = "longest"
+LONGEST_SHAPE = "longest_shape"
+TENSORRT_INPUTS = (*GRAPH_INPUTS, LONGEST, LONGEST_SHAPE)
+LOGITS = "logits"
+
+TOKENIZER_JSON = "tokenizer_json"
+TOKENIZER_SHA256 = "tokenizer_sha256"
+MAX_LENGTH = "max_length"
+LABELS_JSON = "labels_json"
+CLICK_LABEL = "click_label"
+
+ONNX_MODEL = "clickbert_onnx"
+TOKENIZER_MODEL = "clickbert_tokenizer"
+
+MODEL_FILE = "model.onnx"
+PLAN_FILE = "model.plan"
+GATE_FILE = "gate.npz"
+MANIFEST_FILE = "manifest.json"
+CONFIG_FILE = "config.pbtxt"
+
+EMBEDDINGS = "embeddings.word_embeddings"  # as `export.quantize.linears` names layers
+WEIGHT = ".weight"

@@ -1,0 +1,81 @@
+"""The GPU benchmark, as far as a CPU can run it: all contenders compute the same pairs, and what is missing is said."""
+
+import json
+from contextlib import ExitStack
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.__main__ import main
+from benchmarks.baselines import gpu
+from finetune.checkpoint.load import load_checkpoint
+from release.stamp import PlanError
+from tests.export.tensorrt.fake_gpu import nvidia_smi
+from tests.tiny import make_checkpoint, make_click_log
+
+PAIRS = [{"input_ids": [2, 5 + n, 3, 9, 3], "token_type_ids": [0, 0, 0, 1, 1]} for n in range(20)]
+
+
+def test_every_contender_is_measured_on_the_same_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "RUNS", 12)
+    seen: dict[str, list] = {"one": [], "other": []}
+    contenders = {name: lambda pairs, name=name: seen[name].append(pairs) or np.zeros((1, 1)) for name in seen}
+    figures = gpu.measure(contenders, PAIRS, (1, 40))
+    assert seen["one"] == seen["other"]
+    assert [len(pairs) for pairs in seen["one"]] == [1] * (10 + 12) + [40] * (10 + 12)
+    for size, found in figures.items():
+        for one in found.values():
+            assert one["pairs_per_second"] == pytest.approx(1000 * size / one["median_ms"])
+    assert "other" in gpu.table(figures)
+
+
+def test_padded_pytorch_and_packed_requests_hold_the_same_pairs(tmp_path: Path) -> None:
+    model, tokenizer, _ = load_checkpoint(make_checkpoint(tmp_path / "checkpoint"))
+    together = gpu.padded(model, tokenizer)(PAIRS)
+    alone = np.concatenate([gpu.padded(model, tokenizer)([pair]) for pair in PAIRS])
+    assert np.allclose(together, alone, atol=1e-5)
+    assert [len(request) for request in gpu.requests(PAIRS * 4)] == [32, 32, 16]
+
+
+def test_without_tensorrt_and_a_gpu_it_says_so(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, checkpoint_and_log: list[str]
+) -> None:
+    def missing() -> None:
+        raise PlanError("TensorRT cannot be used here")
+
+    monkeypatch.setattr(gpu, "load_tensorrt", missing)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main(["gpu", *checkpoint_and_log]) == 1
+    said = capsys.readouterr().err
+    assert "TensorRT cannot be used here" in said
+    assert "finds no GPU" in said
+    assert "nothing to measure" in said
+
+
+def test_a_side_that_is_missing_leaves_the_other(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, checkpoint_and_log: list[str], tmp_path: Path
+) -> None:
+    """The plans alone: PyTorch here has no GPU."""
+    nvidia_smi(monkeypatch, tmp_path, "NVIDIA L4, 8.9, 580.65.06")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(gpu, "load_tensorrt", lambda: SimpleNamespace(__version__="11.2"))
+    monkeypatch.setattr(gpu, "open_plans", lambda *_: {"a plan": lambda pairs: np.zeros((len(pairs), 1))})
+    assert main(["gpu", *checkpoint_and_log]) == 0
+    document = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert set(document["left_out"]) == {"PyTorch"}
+    assert document["machine"] == "NVIDIA L4 (compute capability 8.9), driver 580.65.06, TensorRT 11.2"
+    assert set(document["figures"]["32"]) == {"a plan"}
+
+
+@pytest.fixture
+def checkpoint_and_log(tmp_path: Path) -> list[str]:
+    log = make_click_log(tmp_path / "clicks.jsonl")
+    return [f"--checkpoint={make_checkpoint(tmp_path / 'checkpoint')}", f"--evaluation={log}"]
+
+
+def test_no_published_plan_is_said(tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match="no published model for TensorRT"), ExitStack() as stack:
+        gpu.open_plans(None, tmp_path, stack)

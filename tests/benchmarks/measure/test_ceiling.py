@@ -1,0 +1,137 @@
+"""The ceiling on a tiny model: fast, and not by computing less than the server does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.load_gen import workload
+from benchmarks.measure import ceiling
+from benchmarks.measure.ceiling import BUDGETS, Ceiling, Layout, cut_requests, find_ceiling, open_graph, to_requests
+from benchmarks.measure.stats import left_of_ceiling
+from clickbert.tokenization import PackedPairs
+from release.names import MODEL_FILE
+from serving.backends.onnxruntime.chunks import cut
+
+CLICK_MODEL = "clickbert_onnx"
+
+
+@pytest.fixture(scope="module")
+def version(repository: Path) -> Path:
+    return workload.newest_version(repository, CLICK_MODEL)
+
+
+@pytest.fixture(scope="module")
+def packed(repository: Path, click_log: Path) -> list[PackedPairs]:
+    return workload.pack(workload.published_tokenizer(repository), workload.read_requests(click_log))
+
+
+@pytest.mark.parametrize("budget", [50, *BUDGETS])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_every_layout_computes_the_same_logits(
+    version: Path, packed: list[PackedPairs], budget: int | None, threads: int
+) -> None:
+    run = open_graph(version / MODEL_FILE, threads)
+    whole = [run(feed) for feed in cut_requests(packed, None)]
+    assert [len(logits) for logits in whole] == [len(pairs.lengths) for pairs in packed]
+    assert np.std(np.concatenate(whole)) > 0.1  # logits that differ, so that a wrong place would show
+    answers = iter([run(feed) for feed in cut_requests(packed, budget)])
+    for place, request in enumerate(to_requests(packed)):
+        found = np.full_like(whole[place], np.nan)
+        # Which of the request's pairs each feed had, in the order of the feeds.
+        for chunk in cut([request], ceiling.LENGTHS, budget) if budget else [None]:
+            rows = range(len(found)) if chunk is None else np.concatenate([part.segments for part in chunk])
+            assert np.isnan(found[rows]).all()
+            found[rows] = next(answers)
+        assert found == pytest.approx(whole[place], abs=1e-5)
+    assert next(answers, None) is None
+
+
+def test_chunks_hold_the_budget(packed: list[PackedPairs]) -> None:
+    for budget in (100, 200):
+        feeds = cut_requests(packed, budget)
+        costs = [int(feed[ceiling.LENGTHS].max()) * len(feed[ceiling.LENGTHS]) for feed in feeds]
+        assert max(costs) <= budget
+        assert sum(len(feed[ceiling.LENGTHS]) for feed in feeds) == sum(len(pairs.lengths) for pairs in packed)
+    assert len(cut_requests(packed, 100)) > len(cut_requests(packed, 200)) > len(packed)
+
+
+def test_the_best_of_all_layouts_by_the_pairs_that_were_computed(
+    version: Path, packed: list[PackedPairs], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # So many seconds a turn takes: the third layout is the fastest by the part, the second by all requests.
+    seconds = {256: 2.0, 512: 1.2, 1024: 1.0, None: 4.0}
+    turns: list[tuple[int, int | None, int]] = []
+    budgets: list[int | None] = []
+    cut_real, drain_real = ceiling.cut_requests, ceiling.drain
+
+    def cut_requests(requests: list[PackedPairs], budget: int | None) -> list:
+        budgets.append(budget)
+        return cut_real(requests, budget)
+
+    def drain(run: object, workers: int, feeds: list) -> float:
+        assert drain_real(run, workers, feeds) > 0
+        pairs = sum(len(feed[ceiling.LENGTHS]) for feed in feeds)
+        turns.append((workers, budgets[-1], pairs))
+        whole = pairs == sum(len(each.lengths) for each in packed)
+        slow = 1.5 if whole and budgets[-1] == 1024 else 1.0
+        return seconds[budgets[-1]] * slow * pairs / 1000 * (1.1 if workers > 1 else 1.0)
+
+    monkeypatch.setattr(ceiling, "cut_requests", cut_requests)
+    monkeypatch.setattr(ceiling, "drain", drain)
+    monkeypatch.setattr(ceiling, "QUICK", 4)
+    monkeypatch.setattr(ceiling, "FINALISTS", 4)
+    monkeypatch.setattr(ceiling, "ROUND_SECONDS", 0.0)
+    monkeypatch.setattr(ceiling, "usable_cores", lambda: 2)
+    found = find_ceiling(version, packed)
+    assert found.layout == Layout(workers=1, threads=2, budget=512)
+    assert found.rounds == []
+    assert len(found.tried) == 2 * len(BUDGETS)
+    assert found.tried["1 at a time, 2 threads each, chunks of 1024"] == pytest.approx(1000)
+    assert found.tried["2 at a time, 1 threads each, whole requests"] == pytest.approx(1000 / 4.4)
+    # The final turns were on all requests, one of each finalist.
+    assert {pairs for _, _, pairs in turns[-4:]} == {sum(len(each.lengths) for each in packed)}
+    assert len(set(turns[-4:])) == 4
+    assert all(pairs < turns[-1][2] for _, _, pairs in turns[:-4])
+    # A round is of all requests, by the best layout.
+    found.measure()
+    assert turns[-1] == (1, 512, sum(len(each.lengths) for each in packed))
+    found.measure()
+    assert found.rounds == pytest.approx([1000 / 1.2] * 2)
+    assert found.facts()["layout"] == "1 at a time, 2 threads each, chunks of 512"
+    assert found.facts()["pairs_per_second"] == pytest.approx(1000 / 1.2)
+
+
+def test_it_runs(version: Path, packed: list[PackedPairs]) -> None:
+    found = find_ceiling(version, packed)
+    for _ in range(2):
+        found.measure()
+    assert str(found.layout) in found.tried
+    facts = found.facts()
+    assert min(facts["rounds"]) > 0
+    assert facts["pairs_per_second"] == pytest.approx(sum(facts["rounds"]) / 2)
+
+
+def test_a_round_is_of_turns_until_its_time_has_passed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ceiling, "ROUND_SECONDS", 2.0)
+    moments, speeds = iter([0.0, 0.9, 1.8, 2.1]), iter([100.0, 200.0, 400.0, 1.0])
+    monkeypatch.setattr(ceiling.time, "perf_counter", lambda: next(moments))
+    found = Ceiling(Layout(2, 1, 512), {}, lambda: next(speeds))
+    found.measure()
+    assert found.rounds == [pytest.approx(3 / (1 / 100 + 1 / 200 + 1 / 400))]  # as many pairs each time
+
+
+def test_every_feed_is_computed_once_by_all_workers() -> None:
+    seen: list[object] = []
+    assert ceiling.drain(seen.append, 2, list(range(50))) > 0
+    assert sorted(seen) == list(range(50))
+
+
+def test_generators_take_nothing_of_a_gpu() -> None:
+    step = {"generator": {"cores": 0.5}}
+    assert left_of_ceiling({"pairs_per_second": 100.0, "on_cpu": True}, step, 2) == 75
+    assert left_of_ceiling({"pairs_per_second": 100.0, "on_cpu": False}, step, 2) == 100
+    assert Ceiling(ceiling.Merged(4), {}, float, [1.0]).facts()["on_cpu"] is False
+    assert Ceiling(Layout(2, 1, 512), {}, float, [1.0]).facts()["on_cpu"] is True

@@ -1,0 +1,34 @@
+"""Fixtures for tests of TensorRT plans; a test module loads them with `pytest_plugins`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from export.publish import TEMPLATES
+from export.tensorrt import command as plan_command
+from tests.export.tensorrt.fake_gpu import MODEL, Gpu, nvidia_smi, pass_gate, write_graph
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Gpu:
+    gpu = Gpu()
+    monkeypatch.setitem(sys.modules, "tensorrt", gpu.tensorrt)
+    monkeypatch.setitem(sys.modules, "cuda.bindings.driver", gpu.driver)
+    monkeypatch.setattr(plan_command, "run_gate", pass_gate)
+    nvidia_smi(monkeypatch, tmp_path, "NVIDIA L4, 8.9, 580.65.06")
+    return gpu
+
+
+@pytest.fixture
+def version(tmp_path: Path) -> Path:
+    """A published version without a plan: the newer of two."""
+    for number in (2, 10):
+        version = tmp_path / "repository" / MODEL / str(number)
+        version.mkdir(parents=True)
+        write_graph(version / "model.onnx")
+        (version / "manifest.json").write_text('{"max_length": 512}')
+    (version.parent / "config.pbtxt").write_bytes((TEMPLATES / MODEL / "config.pbtxt").read_bytes())
+    return version

@@ -1,0 +1,219 @@
+"""The gates: each limit from both sides, and the evaluation that a version keeps for plans built elsewhere."""
+
+from __future__ import annotations
+
+import math
+import zipfile
+from collections.abc import Callable
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from export.graph.packing import Feed, Pair
+from export.verify.comparison import METRICS, Comparison, Difference
+from export.verify.gates import FP16, FP32, INT8, LARGEST_FP16, Check, GateError, Limits, check, describe_failures
+from export.verify.saved_gate import LONE, MERGED, PAIRS_A_REQUEST, gate, merge, save_gate
+from finetune.data.clicklog import ClickRow
+from release.names import GATE_FILE, TENSORRT_INPUTS
+
+LIMITS = Limits(tolerance=0.1, fp16_auc=0.01, int8_auc=0.02, int8_log_loss=0.03, int8_top1=0.04, fp16_log_loss=0.015)
+
+
+def found(max_abs_diff=0.0, auc=0.0, log_loss=0.0, top1=0.0) -> Comparison:
+    """A comparison with these figures, and all else far beyond any limit."""
+    differences = dict.fromkeys(METRICS, 9.0) | {"auc": auc, "log_loss": log_loss}
+    metrics = {name: Difference(0, value, value, value, value) for name, value in differences.items()}
+    return Comparison(max_abs_diff, 9.0, metrics, -1.0, top1, 1.0, 1.0, 1.0, 10, 2)
+
+
+def failures(precision: str, comparison: Comparison, largest: float | None = None) -> list[str]:
+    return [one.name for one in check(precision, comparison, LIMITS, largest) if not one.passed]
+
+
+@pytest.mark.parametrize(
+    ("precision", "limit", "figure", "name"),
+    [
+        (FP32, 0.1, lambda value: found(value, auc=-9, log_loss=9, top1=1), "largest difference of a logit"),
+        (FP16, 0.01, lambda value: found(9, auc=-value, top1=1), "loss of AUC"),
+        (FP16, 0.015, lambda value: found(9, log_loss=value, top1=1), "rise of the log-loss"),
+        (INT8, 0.02, lambda value: found(9, auc=-value), "loss of AUC"),
+        (INT8, 0.03, lambda value: found(9, log_loss=value), "rise of the log-loss"),
+        (INT8, 0.04, lambda value: found(9, top1=value), "share of top-1 changed beyond the tie"),
+    ],
+)
+def test_each_limit_from_both_sides(precision: str, limit: float, figure: Callable, name: str) -> None:
+    assert failures(precision, figure(limit)) == []
+    assert failures(precision, figure(math.nextafter(limit, 1))) == [name]
+    assert failures(precision, figure(-1.0)) == []  # a gain is no loss
+    assert failures(precision, figure(math.nan)) == [name]
+
+
+@pytest.mark.parametrize("precision", [FP16, INT8])
+def test_fp16_activations_must_not_overflow(precision: str) -> None:
+    assert failures(precision, found(), LARGEST_FP16) == failures(precision, found(), None) == []
+    for value in (65505.0, math.inf, math.nan):
+        assert failures(precision, found(), value) == ["largest FP16 activation"]
+    assert np.float16(LARGEST_FP16) == np.finfo(np.float16).max
+
+
+def test_a_failure_names_model_figure_value_and_limit() -> None:
+    checks = [Check("loss of AUC", 0.0123456, 0.002), Check("fine", 1, 1), Check("log-loss", math.nan, 0.005)]
+    assert describe_failures("clickbert_trt_int8", checks) == [
+        "clickbert_trt_int8: loss of AUC is 0.012346, allowed is 0.002",
+        "clickbert_trt_int8: log-loss is nan, allowed is 0.005",
+    ]
+
+
+def test_every_limit_has_a_default_and_says_what_it_bounds() -> None:
+    assert all(field.default > 0 and len(field.metadata["help"]) > 20 for field in fields(Limits))
+
+
+LENGTHS = [3 + 5 * index % 13 for index in range(150)]
+PAIRS = [
+    {"input_ids": [index, *range(length - 1)], "token_type_ids": [0, *[1] * (length - 2), 2]}
+    for index, length in enumerate(LENGTHS)
+]
+CLICKED = [index % 3 == 1 for index in range(150)]
+# The reference ranks each group of three perfectly, so that no other order is as good.
+REFERENCE = np.array([2.0 if click else -2.0 - index / 300 for index, click in enumerate(CLICKED)], np.float32)[:, None]
+ROWS = [ClickRow(f"impression {index // 3}", "user", "text", float(click), 1) for index, click in enumerate(CLICKED)]
+
+
+def right_answer(feed: Feed) -> np.ndarray:
+    starts = np.cumsum(feed["lengths"]) - feed["lengths"]
+    return REFERENCE[feed["input_ids"][starts]]
+
+
+@pytest.fixture
+def version(tmp_path: Path) -> Path:
+    folder = tmp_path / "clickbert_trt_int8" / "7"
+    folder.mkdir(parents=True)
+    save(folder)
+    return folder
+
+
+def save(folder: Path, precision: str = INT8, limits: Limits = LIMITS) -> None:
+    save_gate(folder, ROWS, PAIRS, REFERENCE, ["click"], precision, limits)
+
+
+def test_an_engine_meets_every_pair_once_in_order_and_with_all_inputs(version: Path) -> None:
+    feeds: list[Feed] = []
+
+    def run(feed: Feed) -> np.ndarray:
+        feeds.append(feed)
+        return right_answer(feed)
+
+    gate(version, run)
+    for feed in feeds:
+        assert set(feed) == set(TENSORRT_INPUTS)
+        assert all(array.dtype == np.int32 and array.ndim == 1 for array in feed.values())
+        assert len(feed["longest"]) == len(feed["longest_shape"]) == feed["lengths"].max()
+        assert feed["token_counts"].sum() == feed["type_counts"].sum() == len(feed["input_ids"])
+        assert feed["pair_counts"].sum() == len(feed["lengths"])
+        assert feed["pair_counts"].max() <= PAIRS_A_REQUEST
+    feeds, alone = feeds[:-LONE], feeds[-LONE:]
+    assert [feed["lengths"].tolist() for feed in alone] == [[length] for length in LENGTHS[:LONE]]
+    assert [len(feed["pair_counts"]) for feed in feeds] == [1, 2, 4, 1, 2]  # 16, 32, 64, 16 and the 22 that are left
+    joined = {name: np.concatenate([feed[name] for feed in feeds]).tolist() for name in TENSORRT_INPUTS}
+    assert joined["lengths"] == LENGTHS
+    assert joined["input_ids"] == [token for pair in PAIRS for token in pair["input_ids"]]
+    assert joined["token_type_ids"] == [kind for pair in PAIRS for kind in pair["token_type_ids"]]
+
+
+@given(st.integers(1, 400))
+def test_batches_cover_every_pair_once_in_order(count: int) -> None:
+    pairs: list[Pair] = [{"input_ids": [index], "token_type_ids": [0]} for index in range(count)]
+    batches = merge(pairs)
+    assert [pair for _, requests in batches for request in requests for pair in request] == pairs
+    assert [index for batch, _ in batches for index in range(count)[batch]] == list(range(count))
+    for batch, requests in batches:
+        assert len(requests) <= max(MERGED)
+        assert all(1 <= len(request) <= PAIRS_A_REQUEST for request in requests)
+        assert sum(map(len, requests)) == batch.stop - batch.start
+
+
+def spoiled(spoil: Callable[[np.ndarray], np.ndarray]) -> Callable[[Feed], np.ndarray]:
+    return lambda feed: spoil(right_answer(feed))
+
+
+def one_nan(logits: np.ndarray) -> np.ndarray:
+    logits[0] = np.nan
+    return logits
+
+
+@pytest.mark.parametrize("wrong", [0.5, np.nan])
+def test_an_engine_that_is_wrong_on_lone_pairs_only_is_refused(version: Path, wrong: float) -> None:
+    save(version, INT8)
+    with pytest.raises(GateError, match=r"of 8 pairs differ by (0\.5|nan) .* between a batch of one pair and a merged"):
+        gate(version, spoiled(lambda logits: logits + wrong if len(logits) == 1 else logits))
+
+
+@pytest.mark.parametrize(
+    ("precision", "spoil", "said"),
+    [
+        (
+            INT8,
+            lambda logits: -logits,
+            r"loss of AUC is 1, allowed is 0\.02; .*log-loss is .*; .*top-1 changed beyond the tie is 1, allowed",
+        ),
+        (INT8, lambda logits: np.roll(logits, 1, axis=0), "loss of AUC.*top-1"),  # each pair gets its neighbour's
+        (INT8, lambda logits: logits + 1, r"^clickbert_trt_int8: rise of the log-loss is 0\.075\d+, allowed is 0\.03$"),
+        (INT8, one_nan, "the logits of 5 of 150 pairs are not finite"),
+        (INT8, lambda logits: logits * np.float32(np.inf), "150 of 150 pairs are not finite"),
+        (FP16, lambda logits: np.roll(logits, 1, axis=0), r"loss of AUC is 0\.\d+, allowed is 0\.01;"),
+        (FP32, lambda logits: logits + np.float32(0.11), r"largest difference of a logit is 0\.11, allowed is 0\.1$"),
+    ],
+)
+def test_an_engine_that_answers_wrongly_is_refused(version: Path, precision: str, spoil, said: str) -> None:
+    save(version, precision)
+    gate(version, right_answer)
+    with pytest.raises(GateError, match=said) as caught:
+        gate(version, spoiled(spoil))
+    assert str(caught.value).startswith("clickbert_trt_int8: ")
+
+
+def test_the_limits_are_those_of_the_export(version: Path) -> None:
+    less = spoiled(lambda logits: logits + 1)
+    save(version, limits=replace(LIMITS, int8_log_loss=0.2))
+    gate(version, less)
+    save(version, limits=replace(LIMITS, int8_log_loss=0.05))
+    with pytest.raises(GateError, match=r"allowed is 0\.05"):
+        gate(version, less)
+
+
+@pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.99])
+def test_a_truncated_gate_is_no_gate(version: Path, share: float) -> None:
+    whole = (version / GATE_FILE).read_bytes()
+    (version / GATE_FILE).write_bytes(whole[: int(len(whole) * share)])
+    with pytest.raises(GateError, match=r"gate\.npz cannot be read.*; export the model again"):
+        gate(version, right_answer)
+
+
+def test_a_missing_gate_is_no_gate(version: Path) -> None:
+    (version / GATE_FILE).unlink()
+    with pytest.raises(GateError, match=r"7/gate\.npz cannot be read.*No such file.*; export the model again"):
+        gate(version, right_answer)
+
+
+@pytest.mark.parametrize("name", ["facts", "reference", "lengths", "input_ids", "groups"])
+def test_a_gate_of_another_release_is_no_gate(version: Path, name: str) -> None:
+    with zipfile.ZipFile(version / GATE_FILE) as opened:
+        kept = {entry: opened.read(entry) for entry in opened.namelist() if entry != f"{name}.npy"}
+    with zipfile.ZipFile(version / GATE_FILE, "w") as written:
+        for entry, content in kept.items():
+            written.writestr(entry, content)
+    with pytest.raises(GateError, match=f"{name}.*; export the model again"):
+        gate(version, right_answer)
+
+
+def test_damage_inside_the_gate_is_noticed(version: Path) -> None:
+    content = bytearray((version / GATE_FILE).read_bytes())
+    for place in range(len(content) // 4, len(content) // 2):
+        content[place] ^= 0xFF
+    (version / GATE_FILE).write_bytes(content)
+    with pytest.raises(GateError, match="; export the model again"):
+        gate(version, right_answer)

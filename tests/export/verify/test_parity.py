@@ -1,0 +1,93 @@
+"""The proof itself: what it covers, and that it fails when it must."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from export.graph.packing import Feed, pack
+from export.verify.parity import CELLS, LARGEST, ParityError, check_order, plan_batches, prove
+from finetune.data.clicklog import ClickRow
+
+ROWS = [
+    ClickRow(group=f"g{index // 4}", query="q", document=f"d{index}", clicks=0, impressions=1) for index in range(40)
+]
+PAIRS = [{"input_ids": [index, 1, 2][: 1 + index % 3], "token_type_ids": [0] * (1 + index % 3)} for index in range(40)]
+REFERENCE = np.arange(40, dtype=np.float32)[:, None] / 10
+
+
+def right_answer(feed: Feed) -> np.ndarray:
+    starts = np.cumsum(feed["lengths"]) - feed["lengths"]
+    return feed["input_ids"][starts].astype(np.float32)[:, None] / 10
+
+
+def test_a_right_graph_is_proved_on_every_pair() -> None:
+    parity, logits = prove(right_answer, ROWS, PAIRS, REFERENCE, 1e-4, 0)
+    assert parity.max_abs_diff == 0
+    assert (parity.pairs, parity.groups_in_order) == (40, 10)
+    assert parity.smallest_batch == 1 < parity.largest_batch
+    assert np.array_equal(logits, REFERENCE)
+
+
+def test_one_wrong_logit_is_named() -> None:
+    def wrong(feed: Feed) -> np.ndarray:
+        answer = right_answer(feed)
+        return np.where(answer == np.float32(1.7), answer + np.float32(2e-3), answer)
+
+    with pytest.raises(ParityError, match=r"pair 18 \(group 'g4'.*'d17'.*0\.002.*tolerance 0\.0001 \(1 of 40"):
+        prove(wrong, ROWS, PAIRS, REFERENCE, 1e-4, 0)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_logit_that_is_no_number_fails(value: float) -> None:
+    def broken(feed: Feed) -> np.ndarray:
+        answer = right_answer(feed)
+        answer[feed["input_ids"][np.cumsum(feed["lengths"]) - feed["lengths"]] == 5] = value
+        return answer
+
+    with pytest.raises(ParityError, match="pair 6 "):
+        prove(broken, ROWS, PAIRS, REFERENCE, 1e-4, 0)
+
+
+def test_an_answer_of_another_shape_fails() -> None:
+    with pytest.raises(ParityError, match="shape"):
+        prove(lambda feed: right_answer(feed)[:-1], ROWS, PAIRS, REFERENCE, 1e-4, 0)
+
+
+def test_a_changed_order_fails_even_within_the_tolerance() -> None:
+    close = REFERENCE[:, 0].copy()
+    close[1] = close[0] + 2e-5
+    swapped = close.copy()
+    swapped[0] += 5e-5
+    with pytest.raises(ParityError, match="order of group 'g0' changed"):
+        check_order(ROWS, close, swapped)
+    assert check_order(ROWS, close, close) == 10
+
+
+def test_candidates_equal_up_to_rounding_have_no_order_to_keep() -> None:
+    scores = REFERENCE[:, 0].copy()
+    scores[1] = np.nextafter(scores[0], np.float32(1))
+    assert check_order(ROWS, scores, REFERENCE[:, 0]) == 10
+
+
+@given(st.lists(st.integers(1, 512), min_size=1, max_size=1500))
+def test_batches_cover_every_pair_once_within_the_memory_budget(lengths: list[int]) -> None:
+    batches = plan_batches(lengths)
+    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
+    for batch in batches:
+        assert len(batch) <= LARGEST
+        assert len(batch) == 1 or len(batch) * max(lengths[index] for index in batch) ** 2 <= CELLS
+
+
+def test_a_long_file_has_a_batch_of_several_hundred() -> None:
+    sizes = {len(batch) for batch in plan_batches([60] * 900)}
+    assert {1, 2, 5, 20, 64, LARGEST} <= sizes
+
+
+def test_pack_lays_the_requests_end_to_end() -> None:
+    feed = pack([PAIRS[:2], PAIRS[2:3]])
+    assert feed["input_ids"].tolist() == [0, 1, 1, 2, 1, 2]
+    assert feed["lengths"].tolist() == [1, 2, 3]
+    assert feed["token_counts"].tolist() == feed["type_counts"].tolist() == [3, 3]
+    assert feed["pair_counts"].tolist() == [2, 1]
+    assert all(array.dtype == np.int32 for array in feed.values())
