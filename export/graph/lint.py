@@ -72,7 +72,7 @@ def interface(graph: Reader, inputs: tuple[str, ...]) -> list[str]:
     return found
 
 
-def describe(value: onnx.ValueInfoProto) -> tuple[int, list[int | None]]:
+def type_and_shape(value: onnx.ValueInfoProto) -> tuple[int, list[int | None]]:
     """The element type and the dimensions of a graph input or output; a dynamic dimension is None."""
     tensor = value.type.tensor_type
     return tensor.elem_type, [dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.shape.dim]

@@ -17,7 +17,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from transformers import BertForSequenceClassification
 
-from export.graph.lint import describe
+from export.graph.lint import type_and_shape
 from export.graph.packed_bert import PackedBert
 from export.graph.packing import pack
 from release.names import (
@@ -83,7 +83,7 @@ def check_click_model(path: Path, labels: int) -> None:
         graph = onnx.load(str(path), load_external_data=False).graph
     except (onnx.checker.ValidationError, ValueError, OSError) as exc:
         raise GraphError(f"{path} is not a valid ONNX graph: {exc}") from exc
-    found = {value.name: describe(value) for value in (*graph.input, *graph.output)}
+    found = {value.name: type_and_shape(value) for value in (*graph.input, *graph.output)}
     wanted = {name: (TensorProto.INT32, [None]) for name in GRAPH_INPUTS} | {
         LOGITS: (TensorProto.FLOAT, [None, labels])
     }

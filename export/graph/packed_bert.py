@@ -7,7 +7,8 @@ the classifier reads nothing else.
 
 A batch merges requests of strangers, so the graph also guards the borders between them: Triton tells it how many
 elements each request brought (`batch_input` in config.pbtxt), and a malformed request (lengths that do not add up, an
-id outside the vocabulary, ...) gets NaN logits, while its neighbours get what they would get alone.
+id outside the vocabulary, ...) gets NaN logits, while its neighbours get the logits that they would get alone. Only the
+requests behind an empty one get NaN, too: Triton's C++ backends do not copy their tensors.
 See docs/decisions/0002-a-malformed-request-harms-only-itself.md.
 
 What this module does not know: where the weights come from, ONNX, Triton.
@@ -31,7 +32,7 @@ class UnsupportedModelError(ValueError):
     """A BERT variant whose computation the packed graph does not reproduce."""
 
 
-class Layout(NamedTuple):
+class PackedLayout(NamedTuple):
     """Where every pair lies in the packed vectors. All index tensors are int64."""
 
     input_ids: Tensor  # [tokens], inside the vocabulary even where the request's were not
@@ -41,7 +42,7 @@ class Layout(NamedTuple):
     grid: Tensor  # [pairs, longest], index into [tokens] of each padded position
     pairs: Tensor  # [tokens], which pair a token belongs to
     mask: Tensor  # [pairs, 1, longest, longest] float32, 0 or MASKED
-    malformed: Tensor  # [pairs] bool, the pair belongs to a malformed request
+    malformed: Tensor  # [pairs] bool, the pair belongs to a malformed request, or to one behind an empty request
 
 
 class PackedBert(nn.Module):
@@ -91,11 +92,11 @@ class PackedBert(nn.Module):
             token_type_ids: int32 [tokens], 0 for the user text, 1 for the candidate.
             lengths: int32 [pairs], tokens of each pair.
             token_counts: int32 [requests], elements of `input_ids` that each request brought.
-            type_counts: int32 [requests], likewise of `token_type_ids`.
-            pair_counts: int32 [requests], likewise of `lengths`.
+            type_counts: int32 [requests], the same for `token_type_ids`.
+            pair_counts: int32 [requests], the same for `lengths`.
 
         Returns:
-            float32 [pairs, labels]; NaN for the pairs of a malformed request.
+            float32 [pairs, labels]; NaN for the pairs of a malformed request, and for all pairs behind an empty one.
         """
         layout = self.lay_out(
             *(t.long() for t in (input_ids, token_type_ids, lengths, token_counts, type_counts, pair_counts))
@@ -119,7 +120,7 @@ class PackedBert(nn.Module):
         token_counts: Tensor,
         type_counts: Tensor,
         pair_counts: Tensor,
-    ) -> Layout:
+    ) -> PackedLayout:
         """Checks each request by itself and computes where its pairs lie (arguments as in `forward`, int64)."""
         tokens, pairs, requests = ids.shape[0], lengths.shape[0], pair_counts.shape[0]
         token_starts, token_ends = bounds(token_counts)
@@ -134,19 +135,28 @@ class PackedBert(nn.Module):
 
         type_index = token_index - pick(token_starts, request_of_token) + pick(type_starts, request_of_token)
         types = pick(types, between(type_index, types.shape[0]))
-        # The longest of a malformed request counts, too: it costs time, but changes no result.
-        longest: int = lengths.clamp(1, self.max_length).max().item()  # type: ignore[assignment]
-        torch._check(longest >= 1)  # type: ignore[no-untyped-call]
-        torch._check(longest <= self.max_length)  # type: ignore[no-untyped-call]
         wrong_token = (ids < 0) | (ids >= self.vocabulary) | (types < 0) | (types >= self.types)
-        wrong_length = (lengths < 1) | (lengths > longest)
+        wrong_length = (lengths < 1) | (lengths > self.max_length)
         added_up = count(torch.where(pair_rows, lengths[:, None], 0), 0)
+        # Triton's C++ backends stop copying an input at the first request that has no element of it; behind that, the
+        # merged tensor is uninitialised memory, which may look like anything.
+        empty = (token_counts < 1) | (type_counts < 1) | (pair_counts < 1)
+        _, empty_so_far = bounds(empty.long())
         malformed_request = (
             (count(wrong_token[:, None] & token_rows, 0) > 0)
             | (count(wrong_length[:, None] & pair_rows, 0) > 0)
             | (added_up != token_counts)
             | (type_counts != token_counts)
+            | (empty_so_far > 0)
         )
+        malformed = pick(malformed_request.long(), request_of_pair) > 0
+        # Time and memory grow with the longest pair, so a malformed request has no say in it.
+        longest: int = torch.where(malformed, 1, lengths).max().item()  # type: ignore[assignment]
+        torch._check(longest >= 1)  # type: ignore[no-untyped-call]
+        torch._check(longest <= self.max_length)  # type: ignore[no-untyped-call]
+        # No length exceeds the longest here, but some may in a TensorRT graph, where the requests claim the longest
+        # themselves (`export.tensorrt.typed_graph`).
+        malformed_request = malformed_request | (count((lengths > longest)[:, None] & pair_rows, 0) > 0)
         malformed = pick(malformed_request.long(), request_of_pair) > 0
 
         # A pair starts where its request starts, plus the pairs before it in the same request: whatever lengths the
@@ -160,7 +170,7 @@ class PackedBert(nn.Module):
         # A pair without tokens of its own (of a malformed request) may start where the next one does, but never after.
         pair_of_token = between(count(token_index[:, None] >= starts, 1) - 1, pairs)
         positions = between(token_index - pick(starts, pair_of_token), longest)
-        return Layout(
+        return PackedLayout(
             input_ids=torch.where(wrong_token, 0, ids),
             token_type_ids=torch.where(wrong_token, 0, types),
             positions=positions,
@@ -201,33 +211,35 @@ class PackedLayer(nn.Module):
         self.heads: int = attention.num_attention_heads
         self.head_size: int = attention.attention_head_size
         # The scale 1/sqrt(head_size) is folded into the query's weights: one multiplication less per score.
-        query = linear([attention.query], scale=self.head_size**-0.5)
-        # One matrix product, and one gather, for all that is read at every token.
-        self.query = query if last else None
-        self.joint = (
-            linear([attention.key, attention.value]) if last else linear([query, attention.key, attention.value])
-        )
+        query = fuse([attention.query], scale=self.head_size**-0.5)
+        # One matrix product for all that is read at every token.
+        if last:
+            self.query = query
+            self.fused_kv = fuse([attention.key, attention.value])
+        else:
+            self.fused_qkv = fuse([query, attention.key, attention.value])
         self.attention_output = layer.attention.output
         self.intermediate = layer.intermediate
         exact = isinstance(layer.intermediate.intermediate_act_fn, GELUActivation)
         self.activation = gelu if exact else layer.intermediate.intermediate_act_fn
         self.output = layer.output
 
-    def forward(self, hidden: Tensor, layout: Layout) -> Tensor:
+    def forward(self, hidden: Tensor, layout: PackedLayout) -> Tensor:
         """[tokens, hidden] -> [tokens, hidden], or -> [pairs, hidden] in the last layer."""
         pairs, longest = layout.grid.shape[0], layout.grid.shape[1]
         heads = torch.arange(self.heads)
-        joint = self.joint(hidden).reshape(-1, self.head_size)  # [tokens * parts * heads, head_size]
+        fused = (self.fused_kv if self.last else self.fused_qkv)(hidden)
+        fused = fused.reshape(-1, self.head_size)  # [tokens * parts * heads, head_size]
         width = self.heads * (2 if self.last else 3)
         # Gathers lay the heads side by side, [pairs, heads, longest, head_size], in one go: no transposition.
         place = layout.grid[:, None, :] * width + heads[:, None]
-        if self.query is not None:
+        if self.last:
             hidden = take(hidden, layout.starts)
             query = self.query(hidden).reshape(pairs, self.heads, 1, self.head_size)
-            key, value = take(joint, place), take(joint, place + self.heads)
+            key, value = take(fused, place), take(fused, place + self.heads)
         else:
-            query, key = take(joint, place), take(joint, place + self.heads)
-            value = take(joint, place + 2 * self.heads)
+            query, key = take(fused, place), take(fused, place + self.heads)
+            value = take(fused, place + 2 * self.heads)
         weights = torch.softmax(
             query @ key.transpose(2, 3) + (layout.mask[:, :, :1] if self.last else layout.mask), dim=-1
         )
@@ -257,10 +269,10 @@ def take(rows: Tensor, index: Tensor) -> Tensor:
     return nn.functional.embedding(index, rows)
 
 
-def linear(layers: list[nn.Linear], scale: float = 1.0) -> nn.Linear:
-    """One linear layer that computes those of `layers` side by side, times `scale`."""
+def fuse(layers: list[nn.Linear], scale: float = 1.0) -> nn.Linear:
+    """One linear layer with the outputs of all `layers` side by side, times `scale`."""
     weight = torch.cat([layer.weight for layer in layers]) * scale
-    joint = nn.Linear(weight.shape[1], weight.shape[0])
-    joint.weight = nn.Parameter(weight.detach(), requires_grad=False)
-    joint.bias = nn.Parameter((torch.cat([layer.bias for layer in layers]) * scale).detach(), requires_grad=False)
-    return joint
+    fused = nn.Linear(weight.shape[1], weight.shape[0])
+    fused.weight = nn.Parameter(weight.detach(), requires_grad=False)
+    fused.bias = nn.Parameter((torch.cat([layer.bias for layer in layers]) * scale).detach(), requires_grad=False)
+    return fused

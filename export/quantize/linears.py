@@ -2,8 +2,8 @@
 
 In the packed graph a linear layer is a Gemm with a constant weight [outputs, inputs]; attention's own products are
 MatMul without one, and are never touched. A layer is called what its weight is called in the packed model:
-`layers.0.joint` (query, key and value in one), `layers.0.attention_output.dense`, `layers.0.intermediate.dense`,
-`layers.0.output.dense`, `layers.5.query`, `pooler.dense`, `classifier`.
+`layers.0.fused_qkv` (in the last layer `fused_kv` and `query`), `layers.0.attention_output.dense`,
+`layers.0.intermediate.dense`, `layers.0.output.dense`, `pooler.dense`, `classifier`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Builds a TensorRT plan from a published version's graph, proves it on the GPU at hand, and puts it in place.
 
-The graph says itself which type every tensor has (strong typing), so the builder chooses kernels, never precisions.
-What this module does not know: what the graph computes, and what its gate demands (`export.verify.gates`).
+The graph itself types every tensor (strong typing), so the builder chooses kernels, never precisions.
+What this module does not know: what the graph computes, and what the gate demands (`export.verify.gates`).
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto
 from tritonclient.grpc import model_config_pb2
 
-from export.graph.lint import describe
+from export.graph.lint import type_and_shape
 from export.graph.packing import Feed, Logits
 from export.tensorrt.runtime import LoadedPlan
-from export.tensorrt.trt86 import counts_are_exact, weaken
+from export.tensorrt.trt86 import counts_are_exact, without_half_types
 from release.files import STAGING, sync, write_whole
 from release.manifest import ManifestError, read_manifest
 from release.names import (
@@ -40,16 +40,16 @@ from release.names import (
 from release.stamp import STAMP_FILE, Machine, PlanError, Profile, make_stamp
 
 TIMING_CACHE = "timing.cache"
-# What kernels are chosen for: full batches of title ranking. Everything up to the limits runs, if not as fast.
+# The builder chooses kernels for full batches of title ranking. Everything up to the limits runs, if not as fast.
 TYPICAL_PAIRS, TYPICAL_TOKENS, TYPICAL_LONGEST = 16, 48, 64  # of a request; of a pair; the longest of an execution
 OTHER_LIBRARIES = ("CUBLAS", "CUBLAS_LT", "CUDNN")
 
 Run = Callable[[Feed], Logits]
-Check = Callable[[Run], "dict[str, Any] | None"]
+PlanGate = Callable[[Run], "dict[str, Any] | None"]
 
 
 @dataclass(frozen=True)
-class Limits:
+class ExecutionLimits:
     """How large an execution can be: from config.pbtxt, and the longest pair from the version's manifest."""
 
     requests: int  # merged into one execution
@@ -60,14 +60,14 @@ class Limits:
     def shapes(self) -> Profile:
         """Smallest, typical and largest length of every input (all inputs are vectors): the optimization profile."""
         pairs = self.requests * self.pairs
-        # A well-formed request has no more tokens than this; a malformed one may have less, down to one.
+        # A well-formed request has no more tokens than this.
         tokens = self.requests * min(self.tokens, self.pairs * self.longest)
         longest = min(TYPICAL_LONGEST, self.longest)
         typical_pairs = self.requests * min(TYPICAL_PAIRS, self.pairs)
         typical_tokens = min(typical_pairs * min(TYPICAL_TOKENS, longest), tokens)
         ids = (1, typical_tokens, tokens)
-        # Triton takes the smallest of all largest lengths for the plan's batch size, and refuses a plan for which that
-        # is less than max_batch_size.
+        # Triton takes the least of all largest lengths for the plan's batch size, and refuses a plan where that is less
+        # than max_batch_size.
         counts = (1, self.requests, self.requests)
         return {
             **dict.fromkeys(REQUEST_INPUTS[:2], ids),
@@ -78,7 +78,7 @@ class Limits:
         }
 
 
-def read_limits(version: Path) -> Limits:
+def read_limits(version: Path) -> ExecutionLimits:
     """The limits of a published version.
 
     Raises:
@@ -107,70 +107,60 @@ def read_limits(version: Path) -> Limits:
             f"{version}: its pairs have up to {longest} tokens, {config_file} allows {allowed[LONGEST]}; raise "
             f"max_elements.{LONGEST} there (memory grows with its square)"
         )
-    return Limits(config.max_batch_size, allowed["lengths"], allowed["input_ids"], longest)
+    return ExecutionLimits(config.max_batch_size, allowed["lengths"], allowed["input_ids"], longest)
 
 
 def check_graph(model: onnx.ModelProto, where: Path) -> None:
-    """Checks early that the graph has exactly the inputs and the output that Triton will be told of.
+    """Checks, before a build of minutes, that the graph has exactly the inputs and the output of config.pbtxt.
 
     Raises:
-        PlanError: a tensor is missing, or one is of another name, type or rank.
+        PlanError: a tensor is missing, or has another name, type or rank.
     """
-    found = {value.name: describe(value) for value in model.graph.input}
+    found = {value.name: type_and_shape(value) for value in model.graph.input}
     wanted = {name: (TensorProto.INT32, [None]) for name in TENSORRT_INPUTS}
     if found != wanted:
         raise PlanError(f"{where}: the graph's inputs are {found}, they must be {wanted}; export again")
-    outputs = {value.name: describe(value) for value in model.graph.output}
+    outputs = {value.name: type_and_shape(value) for value in model.graph.output}
     kind, dims = outputs.get(LOGITS, (0, []))
     if len(outputs) != 1 or kind != TensorProto.FLOAT or len(dims) != 2 or dims[0] is not None or not dims[1]:
         raise PlanError(f"{where}: the graph's outputs are {outputs}, it must be float32 {LOGITS} [pairs, a number]")
 
 
-def build(trt: Any, graph: Path, limits: Limits, cache: bytes) -> tuple[bytes, bytes]:
+def build(trt: Any, graph: Path, limits: ExecutionLimits, cache: bytes) -> tuple[bytes, bytes]:
     """Builds a plan of the graph for the first GPU.
 
     Args:
         trt: TensorRT's Python package: 8.6, 10 or 11.
         graph: the typed model.onnx.
-        cache: timing cache of former builds, or nothing.
+        limits: how large an execution can be.
+        cache: the timing cache of former builds, or nothing.
 
     Returns:
         The serialized plan, and the timing cache with what this build measured.
 
     Raises:
-        PlanError: the graph is not one that can be built, or TensorRT failed; says what it said.
+        PlanError: the graph cannot be built, or TensorRT failed; quotes its errors.
     """
     try:
         model = onnx.load(str(graph), load_external_data=False)
-    except DecodeError as exc:
-        raise PlanError(f"{graph} is damaged ({exc}); export the model again") from exc
+    except (DecodeError, FileNotFoundError) as exc:
+        raise PlanError(f"{graph} is missing or damaged ({exc}); export the model again") from exc
     check_graph(model, graph)
     log = make_log(trt)
     try:
         builder = trt.Builder(log)
-    except TypeError as exc:  # how the bindings say that CUDA could not be initialized
-        raise PlanError(f"TensorRT {trt.__version__} found no usable GPU here: {said(log, exc)}") from exc
+    except TypeError as exc:  # so the bindings report that CUDA could not be initialized
+        raise PlanError(f"TensorRT {trt.__version__} found no usable GPU here: {last_errors(log, exc)}") from exc
     config = builder.create_builder_config()
-    # Named, never numbered: the bit of STRONGLY_TYPED is another flag's in older versions. 11 knows nothing else, and
-    # ignores the flag, or may drop it.
-    typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
-    if typed is not None or int(trt.__version__.split(".")[0]) > 10:
-        network = builder.create_network(0 if typed is None else 1 << int(typed))
-        content = graph.read_bytes()
-    elif not counts_are_exact(limits.requests, limits.pairs, limits.tokens):
+    if is_strongly_typed(trt):
+        network, content = builder.create_network(strong_typing(trt)), graph.read_bytes()
+    elif counts_are_exact(limits.requests, limits.pairs, limits.tokens):
+        network, content = allow_half_precision(trt, builder, config, onnx.load(str(graph)))
+    else:
         raise PlanError(
             f"{graph}: TensorRT {trt.__version__} counts in half precision, which is too coarse for {limits}; restore "
             "max_batch_size and max_elements in config.pbtxt, or use TensorRT 10 or later"
         )
-    else:  # 8.6
-        network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH))
-        config.set_flag(trt.BuilderFlag.FP16)
-        if any(node.op_type == "QuantizeLinear" for node in model.graph.node):
-            config.set_flag(trt.BuilderFlag.INT8)
-        # Its own kernels only: these libraries are not part of it, and need not be there.
-        sources = trt.TacticSource.__members__.items()
-        config.set_tactic_sources(sum(1 << int(value) for name, value in sources if name not in OTHER_LIBRARIES))
-        content = weaken(onnx.load(str(graph))).SerializeToString()
     parser = trt.OnnxParser(network, log)
     if not parser.parse(content, str(graph)):
         errors = "; ".join(str(parser.get_error(index).desc()) for index in range(parser.num_errors))
@@ -181,16 +171,40 @@ def build(trt: Any, graph: Path, limits: Limits, cache: bytes) -> tuple[bytes, b
     # One profile: a second would cost a second execution context, and Triton chooses between them by the requests' own
     # inputs, without looking at the longest pair. See docs/decisions/0007.
     if config.add_optimization_profile(profile) < 0:
-        raise PlanError(f"{graph}: TensorRT refused the optimization profile {limits.shapes()}: {said(log)}")
+        raise PlanError(f"{graph}: TensorRT refused the optimization profile {limits.shapes()}: {last_errors(log)}")
     timings = config.create_timing_cache(cache)
-    # Timings of another GPU or TensorRT are refused; then it measures from scratch.
+    # TensorRT refuses timings of another GPU or version; then it measures from scratch.
     if timings is None or not config.set_timing_cache(timings, False):
         config.set_timing_cache(config.create_timing_cache(b""), False)
     with signals_end_the_process():
         plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise PlanError(f"{graph}: TensorRT {trt.__version__} built no plan: {said(log)}")
+        raise PlanError(f"{graph}: TensorRT {trt.__version__} built no plan: {last_errors(log)}")
     return bytes(plan), bytes(config.get_timing_cache().serialize())
+
+
+def strong_typing(trt: Any) -> int:
+    """The network's flags for strong typing: TensorRT 11 knows nothing else, ignores the flag, and may drop it."""
+    # By name, never by number: the bit of STRONGLY_TYPED is another flag's in older versions.
+    flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    return 0 if flag is None else 1 << int(flag)
+
+
+def is_strongly_typed(trt: Any) -> bool:
+    """Whether this TensorRT takes the types of the graph; 8.6 does not."""
+    return strong_typing(trt) != 0 or int(trt.__version__.split(".")[0]) > 10
+
+
+def allow_half_precision(trt: Any, builder: Any, config: Any, model: onnx.ModelProto) -> tuple[Any, bytes]:
+    """TensorRT 8.6: the licence for FP16 (and INT8) goes into `config`; returns the network, and the graph to parse."""
+    config.set_flag(trt.BuilderFlag.FP16)
+    if any(node.op_type == "QuantizeLinear" for node in model.graph.node):
+        config.set_flag(trt.BuilderFlag.INT8)
+    # Its own kernels only: these libraries are not part of it, and need not be there.
+    sources = trt.TacticSource.__members__.items()
+    config.set_tactic_sources(sum(1 << int(value) for name, value in sources if name not in OTHER_LIBRARIES))
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH))
+    return network, without_half_types(model).SerializeToString()
 
 
 def make_log(trt: Any) -> Any:
@@ -208,8 +222,8 @@ def make_log(trt: Any) -> Any:
     return Log()
 
 
-def said(log: Any, otherwise: object = "it gave no reason") -> str:
-    """What TensorRT said last."""
+def last_errors(log: Any, otherwise: object = "it gave no reason") -> str:
+    """The last errors that TensorRT logged."""
     return "; ".join(log.errors[-3:]) or str(otherwise)
 
 
@@ -217,10 +231,10 @@ def said(log: Any, otherwise: object = "it gave no reason") -> str:
 def signals_end_the_process() -> Iterator[None]:
     """Ctrl-C ends the process at once inside the block, unless it is ignored (nohup).
 
-    TensorRT does not return to Python for minutes, so Python's own handler would wait as long. What is half written
-    then lies in a staging folder, which the next export clears.
+    TensorRT does not return to Python for minutes, and Python's own handler would wait as long. Half-written files then
+    lie in a staging folder, which the next export clears.
     """
-    in_main = threading.current_thread() is threading.main_thread()  # no other may set signals
+    in_main = threading.current_thread() is threading.main_thread()  # no other thread may set signals
     if not in_main or signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         yield
         return
@@ -231,13 +245,13 @@ def signals_end_the_process() -> Iterator[None]:
         signal.signal(signal.SIGINT, former)
 
 
-def rebuild(trt: Any, version: Path, machine: Machine, check: Check) -> None:
-    """Builds the plan of a published version, proves it and puts it in place; the timing cache is kept beside.
+def rebuild(trt: Any, version: Path, machine: Machine, gate: PlanGate) -> None:
+    """Builds the plan of a published version, proves it and puts it in place; keeps the timing cache beside it.
 
     Args:
         version: the version's folder, with `model.onnx`.
-        machine: what the plan is built on; goes into its stamp.
-        check: the gate: is given the plan as a function of one packed batch, and raises if it is not good enough.
+        machine: where the plan is built; goes into its stamp.
+        gate: is given the plan as a function of one packed batch; raises if the plan is not good enough.
 
     Raises:
         PlanError: it could not be built, or failed its gate. The former plan and its stamp are as they were.
@@ -247,7 +261,7 @@ def rebuild(trt: Any, version: Path, machine: Machine, check: Check) -> None:
     try:
         plan, timings = build(trt, version / MODEL_FILE, limits, cache.read_bytes() if cache.exists() else b"")
         write_whole(cache, timings)
-        put_in_place(version, plan, machine, limits.shapes(), check, lambda content: LoadedPlan(trt, content))
+        put_in_place(version, plan, machine, limits.shapes(), gate, lambda content: LoadedPlan(trt, content))
     except OSError as exc:
         raise PlanError(
             f"writing into {version.parent} failed: {exc.strerror} ({exc.filename or 'no file named'}); the former "
@@ -260,16 +274,16 @@ def put_in_place(
     plan: bytes,
     machine: Machine,
     profile: Profile,
-    check: Check,
+    gate: PlanGate,
     load: Callable[[bytes], AbstractContextManager[LoadedPlan]],
 ) -> None:
-    """Writes the plan beside its place, runs the gate on what was written, then exchanges stamp and plan.
+    """Stages the plan, runs the gate on the staged file, then replaces the stamp and the plan.
 
-    The stamp goes first: a kill between the two leaves the former plan beside a stamp whose hash does not fit it, which
-    is recognized; so no plan is ever taken for what it is not.
+    The stamp goes first: a kill between the two leaves the former plan beside a stamp with another hash, which `misfit`
+    recognizes. So no plan ever passes for another.
 
     Raises:
-        PlanError: the gate. The former plan and stamp are as they were, whatever is raised.
+        PlanError: the gate failed. Whatever is raised, the former plan and stamp are as they were.
     """
     staged, stamp = version / f"{PLAN_FILE}{STAGING}", version / STAMP_FILE
     former = stamp.read_bytes() if stamp.exists() else None
@@ -280,7 +294,7 @@ def put_in_place(
         with load(staged.read_bytes()) as engine:
             activation_bytes = engine.activation_bytes
             try:
-                figures = check(engine.run)
+                figures = gate(engine.run)
             except Exception as exc:
                 raise PlanError(f"{version}: the plan failed its gate, and was not put in place: {exc}") from exc
         write_whole(stamp, make_stamp(machine, version / MODEL_FILE, staged, profile, activation_bytes, figures))
@@ -288,7 +302,7 @@ def put_in_place(
         placed = True
         sync(version)
     except BaseException:
-        staged.unlink(missing_ok=True)  # first: a full disk has room again
+        staged.unlink(missing_ok=True)  # first, so that a full disk has room again
         if former is None and not placed:
             stamp.unlink(missing_ok=True)
         elif former is not None and not placed and stamp.read_bytes() != former:

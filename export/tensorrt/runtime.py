@@ -1,7 +1,7 @@
 """Runs a plan on packed batches, through NVIDIA's own bindings of the CUDA driver (`cuda-bindings`; no PyTorch).
 
-It is for the gate: one batch at a time, memory taken and given back for each. What this module does not know: what the
-plan computes, how it was built.
+It serves the gate: one batch at a time, each with memory of its own. What this module does not know: what the plan
+computes, how it was built.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ MISSING = "install the pinned packages of the dependency group `plan`, or run th
 def load_tensorrt() -> Any:
     """TensorRT's Python package.
 
-    The bindings alone (`tensorrt_bindings`) do, too: they use the TensorRT of the system, which in NVIDIA's Triton
-    container is the very one that will serve the plan.
+    The bindings alone (`tensorrt_bindings`) are enough: they use the system's TensorRT, which in NVIDIA's Triton
+    container is the one that will serve the plan.
 
     Raises:
         PlanError: it is not installed, or its libraries cannot be loaded.
@@ -31,21 +31,25 @@ def load_tensorrt() -> Any:
     reasons = []
     for name in ("tensorrt", "tensorrt_bindings"):
         try:
-            return importlib.import_module(name)
+            module = importlib.import_module(name)
         except (ImportError, OSError) as exc:
             reasons.append(str(exc))
+            continue
+        if hasattr(module, "__version__"):
+            return module
+        reasons.append(f"{name} is only a folder of that name")  # which Python imports as an empty package
     raise PlanError(f"TensorRT cannot be used here ({'; '.join(reasons)}); {MISSING}")
 
 
 class LoadedPlan:
-    """A plan, ready to run on the first GPU. As a context manager it gives stream and memory back.
+    """A plan, ready to run on the first GPU. As a context manager it releases its stream and memory.
 
     Args:
         trt: TensorRT's Python package.
         plan: the serialized engine.
 
     Raises:
-        PlanError: no CUDA driver or GPU, or the plan is not one of this TensorRT and GPU.
+        PlanError: there is no CUDA driver or GPU, or the plan is for another TensorRT or GPU.
     """
 
     def __init__(self, trt: Any, plan: bytes) -> None:
@@ -73,7 +77,7 @@ class LoadedPlan:
 
     @property
     def activation_bytes(self) -> int:
-        """GPU memory that one execution context takes for activations: that of the profile's largest shapes."""
+        """GPU memory that one execution context takes for activations, at the profile's largest shapes."""
         size = getattr(self.engine, "device_memory_size_v2", None)  # TensorRT 10 and later
         return int(size if size is not None else self.engine.device_memory_size)
 
@@ -87,7 +91,7 @@ class LoadedPlan:
             float32 [pairs, labels].
 
         Raises:
-            PlanError: a name or a shape is not one of the plan's, or CUDA failed.
+            PlanError: the plan has no such input or shape, or CUDA failed.
         """
         buffers: list[Any] = []
         arrays = {name: np.ascontiguousarray(array, dtype=np.int32) for name, array in feed.items()}
@@ -109,12 +113,12 @@ class LoadedPlan:
             self.call("cuStreamSynchronize", self.stream)
             return logits
         finally:
-            # cuMemFree waits for the device, so nothing is still read when an error ended the block early.
+            # cuMemFree waits for the device, so nothing reads the buffers any more, even after an error.
             for buffer in buffers:
                 self.driver.cuMemFree(buffer)
 
     def bind(self, name: str, size: int, buffers: list[Any]) -> Any:
-        """Takes device memory for a tensor, and tells the context; returns its address."""
+        """Allocates device memory for a tensor, and binds it; returns its address."""
         address = self.call("cuMemAlloc", max(size, 1))
         buffers.append(address)
         if not self.context.set_tensor_address(name, int(address)):
@@ -129,7 +133,7 @@ class LoadedPlan:
         return values[0] if values else None
 
     def close(self) -> None:
-        """Gives stream, engine and context back; in this order, since the engine must go before the GPU's context."""
+        """Releases everything, the engine before the GPU's context that it lives in."""
         self.context = self.engine = None
         self.driver.cuStreamDestroy(self.stream)
         self.driver.cuDevicePrimaryCtxRelease(self.device)

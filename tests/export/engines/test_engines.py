@@ -90,9 +90,9 @@ def test_spared_layers_stay_float32(checkpoint: Path, log: Path, tmp_path: Path)
         for model in ("clickbert_onnx_int8", "clickbert_trt_int8")
     )
     kinds = {tensor.name: tensor.data_type for tensor in (*cpu.initializer, *gpu.initializer)}
-    assert kinds["layers.1.joint.weight"] == kinds["classifier.weight"] == onnx.TensorProto.FLOAT
+    assert kinds["layers.1.fused_kv.weight"] == kinds["classifier.weight"] == onnx.TensorProto.FLOAT
     assert kinds["embeddings.word_embeddings.weight"] == onnx.TensorProto.FLOAT
-    assert kinds["layers.0.joint.int8"] == onnx.TensorProto.INT8
+    assert kinds["layers.0.fused_qkv.int8"] == onnx.TensorProto.INT8
     assert read_manifest(tmp_path / "repository" / "clickbert_onnx_int8" / "1").keep_fp32 == tuple(keep_fp32.split(","))
 
 

@@ -22,7 +22,7 @@ from tests.tiny import MAX_LENGTH, make_checkpoint
 
 TENSORRT = ("trt_fp16", "trt_int8")
 QDQ = ("trt_int8",)
-JOINT = "layers.0.joint"
+FUSED_QKV = "layers.0.fused_qkv"
 
 
 @pytest.fixture(scope="module")
@@ -103,14 +103,14 @@ def insert(model: ModelProto, *added: NodeProto) -> None:
     model.graph.node.extend([*old[:place], *added, *old[place:]])
 
 
-def joint(model: ModelProto, side: str) -> tuple[NodeProto, NodeProto]:
+def fused_qkv(model: ModelProto, side: str) -> tuple[NodeProto, NodeProto]:
     """QuantizeLinear and DequantizeLinear of a layer's "input" or "weight"."""
     dequantize = maker(model, f"linear.{side}")
     return maker(model, dequantize.input[0]), dequantize
 
 
 def attention_quantized(model: ModelProto) -> None:
-    product, scales = nodes(model, "MatMul")[0], joint(model, "input")[0].input[1:]
+    product, scales = nodes(model, "MatMul")[0], fused_qkv(model, "input")[0].input[1:]
     source, product.input[1] = product.input[1], "key"
     insert(
         model,
@@ -132,39 +132,39 @@ def with_one(place: int, value: float) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def zero_point_left_out(model: ModelProto) -> None:
-    for node in joint(model, "input"):
+    for node in fused_qkv(model, "input"):
         del node.input[2]
 
 
 def zero_point_computed(model: ModelProto) -> None:
-    insert(model, helper.make_node("Identity", [f"{JOINT}.zero_point"], ["computed"]))
-    for node in joint(model, "input"):
+    insert(model, helper.make_node("Identity", [f"{FUSED_QKV}.zero_point"], ["computed"]))
+    for node in fused_qkv(model, "input"):
         node.input[2] = "computed"
 
 
 def one_scale_for_the_weight(model: ModelProto) -> None:
-    put(model, f"{JOINT}.weight_scale.half", constant(model, f"{JOINT}.weight_scale.half")[:1])
-    put(model, f"{JOINT}.weight_zero_points", np.zeros(1, np.int8))
+    put(model, f"{FUSED_QKV}.weight_scale.half", constant(model, f"{FUSED_QKV}.weight_scale.half")[:1])
+    put(model, f"{FUSED_QKV}.weight_zero_points", np.zeros(1, np.int8))
 
 
 def scale_for_each_input(model: ModelProto) -> None:
-    for node in joint(model, "weight"):
+    for node in fused_qkv(model, "weight"):
         node.attribute[0].i = 1  # its axis
 
 
 def other_axis_before(model: ModelProto) -> None:
-    joint(model, "weight")[0].attribute[0].i = 1
+    fused_qkv(model, "weight")[0].attribute[0].i = 1
 
 
 def no_quantize(model: ModelProto) -> None:
-    _, dequantize = joint(model, "weight")
+    _, dequantize = fused_qkv(model, "weight")
     dequantize.input[0] = put(
-        model, "integers", np.zeros(constant(model, f"{JOINT}.smooth.weight.half").shape, np.int8)
+        model, "integers", np.zeros(constant(model, f"{FUSED_QKV}.smooth.weight.half").shape, np.int8)
     )
 
 
 def another_scale_before(model: ModelProto) -> None:
-    joint(model, "input")[0].input[1] = put(model, "other scale", np.array(0.5, np.float16))
+    fused_qkv(model, "input")[0].input[1] = put(model, "other scale", np.array(0.5, np.float16))
 
 
 def retype(value: onnx.ValueInfoProto, kind: int) -> None:
@@ -187,10 +187,10 @@ def product_mixed(model: ModelProto) -> None:
 
 
 ALL = tuple(ENGINES)
-ZERO = f"{JOINT}.zero_point"
+ZERO = f"{FUSED_QKV}.zero_point"
 NO_ZERO = "the zero point of linear.input is not a constant int8 0"
-NO_SCALES = f"the weight {JOINT}.smooth.weight.half has no scale for each of its 96 outputs"
-BIAS = f"{JOINT}.bias.half"
+NO_SCALES = f"the weight {FUSED_QKV}.smooth.weight.half has no scale for each of its 96 outputs"
+BIAS = f"{FUSED_QKV}.bias.half"
 BREAKS: dict[str, tuple[Callable[[ModelProto], object], tuple[str, ...], str]] = {
     "attention quantized": (attention_quantized, QDQ, "attention's product matmul reads the quantized tensor key"),
     "for another": (dequantized_for_another, QDQ, "linear.input is dequantized for something else than a linear layer"),
@@ -199,19 +199,19 @@ BREAKS: dict[str, tuple[Callable[[ModelProto], object], tuple[str, ...], str]] =
     "zero point left out": (zero_point_left_out, QDQ, NO_ZERO),
     "zero point computed": (zero_point_computed, QDQ, NO_ZERO),
     "one zero point of a weight": (
-        exchange(f"{JOINT}.weight_zero_points", with_one(7, -3)),
+        exchange(f"{FUSED_QKV}.weight_zero_points", with_one(7, -3)),
         QDQ,
         "the zero point of linear.weight is not a constant int8 0",
     ),
     "one scale for a weight": (one_scale_for_the_weight, QDQ, NO_SCALES),
     "a scale for each input": (scale_for_each_input, QDQ, NO_SCALES),
-    "another axis before": (other_axis_before, QDQ, f"{JOINT}.smooth.weight.half|linear.weight"),
+    "another axis before": (other_axis_before, QDQ, f"{FUSED_QKV}.smooth.weight.half|linear.weight"),
     "no QuantizeLinear": (no_quantize, QDQ, "linear.weight is dequantized, but not from its own QuantizeLinear"),
     "another scale before": (another_scale_before, QDQ, "linear.input is dequantized, but not from its own Quantize"),
     "scale 0": (
-        exchange(f"{JOINT}.weight_scale.half", with_one(4, 0)),
+        exchange(f"{FUSED_QKV}.weight_scale.half", with_one(4, 0)),
         QDQ,
-        f"{JOINT}.weight_scale.half|linear.weight",
+        f"{FUSED_QKV}.weight_scale.half|linear.weight",
     ),
     "opset 17": (lambda model: setattr(model.opset_import[0], "version", 17), ALL, "opset 17 is not one of 18 to 21"),
     "opset 22": (lambda model: setattr(model.opset_import[0], "version", 22), ALL, "opset 22 is not one of 18 to 21"),
@@ -251,8 +251,10 @@ def test_a_broken_rule_is_noticed(graphs: dict[str, bytes], case: str, name: str
 )
 def test_a_cpu_weight_is_int8_with_a_scale_for_each_output(graphs, constant_name: str, values) -> None:
     model = onnx.load_from_string(graphs["onnx_int8"])
-    put(model, f"{JOINT}.{constant_name}", values(constant(model, f"{JOINT}.{constant_name}")))
-    with pytest.raises(LintError, match=f"the weight {JOINT}.int8 is not int8 with a scale for each of its outputs"):
+    put(model, f"{FUSED_QKV}.{constant_name}", values(constant(model, f"{FUSED_QKV}.{constant_name}")))
+    with pytest.raises(
+        LintError, match=f"the weight {FUSED_QKV}.int8 is not int8 with a scale for each of its outputs"
+    ):
         lint(model, tensorrt=False)
 
 
@@ -260,9 +262,9 @@ def test_a_cpu_weight_has_no_zero_point(graphs) -> None:
     model = onnx.load_from_string(graphs["onnx_int8"])
     put(model, "zero", np.array(0, np.int8))
     for node in model.graph.node:
-        if node.op_type == "MatMulIntegerToFloat" and node.input[1] == f"{JOINT}.int8":
+        if node.op_type == "MatMulIntegerToFloat" and node.input[1] == f"{FUSED_QKV}.int8":
             node.input[5] = "zero"
-    with pytest.raises(LintError, match=f"the weight {JOINT}.int8 has a zero point"):
+    with pytest.raises(LintError, match=f"the weight {FUSED_QKV}.int8 has a zero point"):
         lint(model, tensorrt=False)
 
 

@@ -22,11 +22,11 @@ from release.names import GRAPH_INPUTS, LOGITS
 from tests.tiny import make_checkpoint
 
 NAMES = [
-    "layers.0.joint",
+    "layers.0.fused_qkv",
     "layers.0.attention_output.dense",
     "layers.0.intermediate.dense",
     "layers.0.output.dense",
-    "layers.1.joint",
+    "layers.1.fused_kv",
     "layers.1.query",
     "layers.1.attention_output.dense",
     "layers.1.intermediate.dense",
@@ -83,7 +83,7 @@ def test_a_layer_is_what_the_graph_computes(model: onnx.ModelProto) -> None:
         read, got = run(model, [linear.input, linear.output])
         wanted = read @ linear.weight.T + constants(model)[linear.bias]
         assert np.allclose(got, wanted, atol=1e-5), linear.name
-        everywhere = linear.name.startswith("layers.0") or linear.name == "layers.1.joint"
+        everywhere = linear.name.startswith("layers.0") or linear.name == "layers.1.fused_kv"
         assert len(got) == (tokens if everywhere else pairs), linear.name
 
 
@@ -112,12 +112,14 @@ def test_layers_are_spared_by_their_name_or_its_beginning() -> None:
 
 
 def test_a_beginning_ends_at_a_dot() -> None:
-    linears = named("layers.1.joint", "layers.10.joint", "layers.11.output.dense")
-    assert kept(linears, "layers.1") == ["layers.10.joint", "layers.11.output.dense"]
-    assert kept(linears, "layers.11.output") == ["layers.1.joint", "layers.10.joint"]
+    linears = named("layers.1.fused_qkv", "layers.10.fused_qkv", "layers.11.output.dense")
+    assert kept(linears, "layers.1") == ["layers.10.fused_qkv", "layers.11.output.dense"]
+    assert kept(linears, "layers.11.output") == ["layers.1.fused_qkv", "layers.10.fused_qkv"]
 
 
-@pytest.mark.parametrize("name", ["layers.2", "layers.1.join", "joint", "", "Classifier", "layers.1.", "classifier.x"])
+@pytest.mark.parametrize(
+    "name", ["layers.2", "layers.1.fused", "fused_qkv", "", "Classifier", "layers.1.", "classifier.x"]
+)
 def test_an_unknown_layer_is_an_error_that_lists_those_there_are(name: str) -> None:
     with pytest.raises(LayerNameError, match=f"no layer {name!r}") as caught:
         select(named(*NAMES), ["pooler", name])
@@ -132,7 +134,7 @@ def test_what_is_not_spared_is_kept_in_order(keep_fp32: set[str]) -> None:
 
 
 def test_rewrite_replaces_the_chosen_layers_alone(model: onnx.ModelProto) -> None:
-    chosen = [linear for linear in find_linears(model) if linear.name in ("layers.0.joint", "classifier")]
+    chosen = [linear for linear in find_linears(model) if linear.name in ("layers.0.fused_qkv", "classifier")]
     before = constants(model)
     (wanted,) = run(model, [LOGITS])
 
@@ -146,11 +148,11 @@ def test_rewrite_replaces_the_chosen_layers_alone(model: onnx.ModelProto) -> Non
     onnx.checker.check_model(model, full_check=True)
     assert np.allclose(run(model, [LOGITS])[0], wanted, atol=1e-5)
     assert [linear.name for linear in find_linears(model)] == [
-        n for n in NAMES if n not in ("layers.0.joint", NAMES[-1])
+        n for n in NAMES if n not in ("layers.0.fused_qkv", NAMES[-1])
     ]
     after = constants(model)
-    assert before.keys() - after.keys() == {"layers.0.joint.weight", "classifier.weight"}
-    assert after.keys() - before.keys() == {"layers.0.joint.half", "classifier.half"}
+    assert before.keys() - after.keys() == {"layers.0.fused_qkv.weight", "classifier.weight"}
+    assert after.keys() - before.keys() == {"layers.0.fused_qkv.half", "classifier.half"}
 
 
 def test_a_constant_is_added_once(model: onnx.ModelProto) -> None:

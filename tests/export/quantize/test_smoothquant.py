@@ -86,7 +86,7 @@ def graph(tmp_path: Path) -> Path:
             helper.make_node("Mul", [f"{name}.column", f"{name}.factors"], [f"{name}.rows"]),
             helper.make_node("Add", [f"{name}.rows", "shift"], [f"{name}.read"]),
         ]
-    reads = {"layers.0.joint": "t.read", "layers.0.query": "t.read", "classifier": "p.read"}
+    reads = {"layers.0.fused_qkv": "t.read", "layers.0.query": "t.read", "classifier": "p.read"}
     nodes += [helper.make_node("Gemm", [read, f"{name}.weight"], [name], transB=1) for name, read in reads.items()]
     constants = {"one": np.array([1]), "shift": SHIFT, "t.factors": BY_TOKEN, "p.factors": BY_PAIR}
     constants |= {f"{name}.weight": np.ones((1, 2 + (read == "t.read")), np.float32) for name, read in reads.items()}
@@ -105,11 +105,11 @@ def test_the_ranges_are_those_of_all_pairs_and_the_rows_are_real_ones(graph: Pat
     monkeypatch.setattr(calibration, "ROWS", 500)
     batches = feeds()
     seen = record(graph, find_linears(onnx.load(graph)), batches)
-    assert list(seen) == ["layers.0.joint", "layers.0.query", "classifier"]
+    assert list(seen) == ["layers.0.fused_qkv", "layers.0.query", "classifier"]
     read = {
         name: np.concatenate([feed[source] for feed in batches]).astype(np.float32)[:, None] * factors + SHIFT
         for name, source, factors in (
-            ("layers.0.joint", "input_ids", BY_TOKEN),
+            ("layers.0.fused_qkv", "input_ids", BY_TOKEN),
             ("layers.0.query", "input_ids", BY_TOKEN),
             ("classifier", "lengths", BY_PAIR),
         )
@@ -118,7 +118,7 @@ def test_the_ranges_are_those_of_all_pairs_and_the_rows_are_real_ones(graph: Pat
         assert np.array_equal(seen[name].low, values.min(axis=0)), name
         assert np.array_equal(seen[name].high, values.max(axis=0)), name
         assert set(map(tuple, seen[name].rows)) <= set(map(tuple, values)), name
-    assert 500 <= len(seen["layers.0.joint"].rows) <= 2 * 500 < len(read["layers.0.joint"])
+    assert 500 <= len(seen["layers.0.fused_qkv"].rows) <= 2 * 500 < len(read["layers.0.fused_qkv"])
     assert np.array_equal(seen["classifier"].rows, read["classifier"])  # of one row a pair, none is left out
 
 

@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto
 
 from export.tensorrt import command as plan_command
-from export.tensorrt.build import Limits, build, read_limits
+from export.tensorrt.build import ExecutionLimits, build, read_limits
 from export.tensorrt.runtime import load_tensorrt
 from release import hardware
 from release.names import PLAN_FILE, TENSORRT_INPUTS
@@ -19,7 +19,7 @@ from release.stamp import STAMP_FILE, Machine, PlanError, find_machine, misfit, 
 from tests.export.tensorrt.fake_gpu import MODEL, Gpu, command, nvidia_smi, tree, write_graph
 
 pytest_plugins = ("tests.export.tensorrt.gpu_fixtures",)
-LIMITS = Limits(requests=8, pairs=32, tokens=16384, longest=512)
+LIMITS = ExecutionLimits(requests=8, pairs=32, tokens=16384, longest=512)
 
 
 def test_the_newest_version_gets_its_plan_and_then_fits(version: Path, gpu: Gpu, capsys) -> None:
@@ -97,8 +97,10 @@ def test_the_profile_comes_from_config_and_manifest(version: Path, gpu: Gpu) -> 
     }
 
 
-@pytest.mark.parametrize("limits", [Limits(1, 1, 1, 1), Limits(2, 3, 50, 48), Limits(64, 100, 300, 512), LIMITS])
-def test_a_profile_is_in_order_and_no_smaller_than_the_batch(limits: Limits) -> None:
+@pytest.mark.parametrize(
+    "limits", [ExecutionLimits(1, 1, 1, 1), ExecutionLimits(2, 3, 50, 48), ExecutionLimits(64, 100, 300, 512), LIMITS]
+)
+def test_a_profile_is_in_order_and_no_smaller_than_the_batch(limits: ExecutionLimits) -> None:
     shapes = limits.shapes()
     assert set(shapes) == set(TENSORRT_INPUTS)
     assert all(1 <= low <= typical <= high for low, typical, high in shapes.values())
@@ -130,9 +132,15 @@ def test_tensorrt_8_is_given_a_licence_for_half_precision_and_a_graph_without(ve
 
 
 def test_tensorrt_8_counts_no_further_than_it_can(version: Path) -> None:
-    build(Gpu("8.6.1").tensorrt, version / "model.onnx", Limits(8, 32, 16384, 512), b"")  # config.pbtxt's
-    for limits in (Limits(9, 32, 16384, 512), Limits(8, 33, 16384, 512), Limits(8, 32, 16385, 512)):
-        with pytest.raises(PlanError, match=r"counts in half precision, which is too coarse for Limits\(requests="):
+    build(Gpu("8.6.1").tensorrt, version / "model.onnx", ExecutionLimits(8, 32, 16384, 512), b"")  # config.pbtxt's
+    for limits in (
+        ExecutionLimits(9, 32, 16384, 512),
+        ExecutionLimits(8, 33, 16384, 512),
+        ExecutionLimits(8, 32, 16385, 512),
+    ):
+        with pytest.raises(
+            PlanError, match=r"counts in half precision, which is too coarse for ExecutionLimits\(requests="
+        ):
             build(Gpu("8.6.1").tensorrt, version / "model.onnx", limits, b"")
         build(Gpu("11.2.1.2").tensorrt, version / "model.onnx", limits, b"")
 

@@ -16,7 +16,7 @@ from export.engines.base import ENGINES, EngineBuilder
 from export.graph.onnx_export import write_click_model
 from export.graph.packing import add_longest, pack
 from export.graph.session import open_on_cpu
-from export.tensorrt.trt86 import weaken
+from export.tensorrt.trt86 import without_half_types
 from tests.tiny import MAX_LENGTH
 
 HALF, FULL = TensorProto.FLOAT16, TensorProto.FLOAT
@@ -94,7 +94,7 @@ def branching() -> onnx.ModelProto:
 @pytest.mark.parametrize("model", [linear(), quantized(), branching()], ids=["linear", "quantized", "branching"])
 def test_no_half_precision_is_left_and_the_values_stay(model: onnx.ModelProto) -> None:
     before = model.SerializeToString()
-    weak = weaken(model)
+    weak = without_half_types(model)
     assert model.SerializeToString() == before
     onnx.checker.check_model(weak, full_check=True)
     inferred = onnx.shape_inference.infer_shapes(weak, strict_mode=True).graph
@@ -105,7 +105,7 @@ def test_no_half_precision_is_left_and_the_values_stay(model: onnx.ModelProto) -
 
 
 def test_int8_weights_and_int32_inputs_stay() -> None:
-    weak = weaken(quantized())
+    weak = without_half_types(quantized())
     assert {tensor.name: tensor.data_type for tensor in weak.graph.initializer} == {
         "weight": TensorProto.INT8,
         "scale": FULL,
@@ -139,7 +139,7 @@ def test_counts_survive_half_precision(checkpoint: Path, tmp_path: Path) -> None
     feed = add_longest(pack(requests))
     ends = np.cumsum(feed["token_counts"])
     assert any(end > 2048 and np.float16(end) != end for end in ends)
-    weak = weaken(typed)
+    weak = without_half_types(typed)
     expected = open_on_cpu(weak.SerializeToString(), for_gpu=True).run(None, feed)[0]
     assert np.isfinite(expected).all()
     digits, plain = (ReferenceEvaluator(count_in_half(model)).run(None, feed)[0] for model in (weak, typed))

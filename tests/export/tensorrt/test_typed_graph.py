@@ -127,10 +127,10 @@ def test_the_fp16_graphs_hold_where_fp16_overflows(source: Path, pairs: list, fe
 
 def test_what_is_spared_computes_in_float32(source: Path) -> None:
     model = shaped(source)
-    to_float16(model, {node.output[0] for node in model.graph.node if "layers.0.joint.weight" in node.input})
+    to_float16(model, {node.output[0] for node in model.graph.node if "layers.0.fused_qkv.weight" in node.input})
     kinds = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
-    assert kinds["layers.0.joint.weight"] == onnx.TensorProto.FLOAT
-    assert kinds["layers.1.joint.weight.half"] == onnx.TensorProto.FLOAT16
+    assert kinds["layers.0.fused_qkv.weight"] == onnx.TensorProto.FLOAT
+    assert kinds["layers.1.fused_kv.weight.half"] == onnx.TensorProto.FLOAT16
     onnx.checker.check_model(model, full_check=True)
 
 
