@@ -9,6 +9,7 @@ import shlex
 import socket
 import sys
 from importlib.metadata import version as installed
+from itertools import pairwise
 from pathlib import Path
 from platform import machine
 
@@ -85,10 +86,11 @@ def published_models(repository: Path, triton: Triton) -> list[str]:
 
 def read_backend(config: Path) -> str:
     """The backend that a config.pbtxt names; empty where it names none. (The server's Python has no protobuf.)"""
-    # Strings and comments are told apart from the left: a "#" in a string begins no comment.
-    text = re.sub(r"""("(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*')|#.*""", r"\1", config.read_text(encoding="utf-8"))
-    found = re.search(r"""\bbackend\s*:\s*(["'])(\w*)\1""", text)
-    return found[2] if found else ""
+    # Every string and comment is one token, so that a "#" in a string begins no comment, and no string is searched.
+    tokens = re.findall(r"""#.*|"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|\w+|[^\s\w]""", config.read_text(encoding="utf-8"))
+    words = [token for token in tokens if not token.startswith("#")]
+    places = [place for place, pair in enumerate(pairwise(words)) if pair == ("backend", ":")]
+    return words[places[0] + 2].strip("\"'") if places and places[0] + 2 < len(words) else ""
 
 
 def why_saturating(version: Path, triton: Triton) -> str | None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from export.publish import TEMPLATES
-from serving.checks import published_models
+from serving.checks import published_models, read_backend
 from serving.triton import ServingError, Triton, find_triton
 from tests.export.tensorrt.fake_gpu import MODEL, Gpu, command, nvidia_smi
 
@@ -109,6 +109,29 @@ def test_the_newest_version_counts(repository: Path, with_tensorrt: Triton) -> N
     (repository / MODEL / "11" / "model.onnx").touch()
     with pytest.raises(ServingError, match="version 11: it has no TensorRT plan"):
         published_models(repository, with_tensorrt)
+
+
+@pytest.mark.parametrize(
+    ("text", "backend"),
+    [
+        ('backend: "tensorrt"', "tensorrt"),
+        ("name: 'x'\tbackend\t:\n'tensorrt'", "tensorrt"),
+        ('backend:"python"# backend: "tensorrt"', "python"),
+        ('# backend: "tensorrt"\nbackend: "onnxruntime"', "onnxruntime"),
+        ('name: "no # comment" backend: "tensorrt"', "tensorrt"),
+        ("name: \"it's # one\" # isn't\nbackend: 'tensorrt'", "tensorrt"),
+        ('parameters { key: "my_backend" value { string_value: "backend" } }', ""),
+        ('my_backend: "tensorrt"', ""),
+        (
+            'parameters { key: "x" value { string_value: "say \\" backend: \'tensorrt\' \\"" } } backend: "python"',
+            "python",
+        ),
+        ("", ""),
+    ],
+)
+def test_the_backend_is_read_through_comments_and_any_spacing(tmp_path: Path, text: str, backend: str) -> None:
+    (tmp_path / "config.pbtxt").write_text(text)
+    assert read_backend(tmp_path / "config.pbtxt") == backend
 
 
 class EntryPoint:

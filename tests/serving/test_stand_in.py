@@ -193,6 +193,16 @@ def test_one_bad_request_in_a_merged_batch_fails_alone(server) -> None:
     assert executions(server, "ragged")[0] - before < 3  # they were merged
 
 
+@pytest.mark.parametrize("empty", ["x", "index"])
+def test_a_request_without_elements_is_refused_before_it_is_merged(server, empty: str) -> None:
+    """Triton's C++ backends would leave out the requests behind it."""
+    good = {"x": np.array([[5]]), "index": np.zeros((1, 1), np.int32)}
+    asked = [good, good | {empty: good[empty][:, :0]}, good]
+    one, bad, two = ask_at_once(server, "ragged", "picked", asked)
+    assert one.tolist() == two.tolist() == [[[5]]]
+    assert f"malformed request: input '{empty}' has no elements" in bad.message()
+
+
 def segments(lengths: list[int], first: float = 1.0) -> dict:
     values = np.full((1, sum(lengths)), first, dtype=np.float32)
     return {"x": values, "lengths": np.array([lengths], dtype=np.int32)}
@@ -222,14 +232,16 @@ def test_a_bad_request_fails_alone_where_chunks_mix_requests(server) -> None:
         segments([2, 3], 2.0),
         segments([3, 2], -1.0),
         segments([1]),
+        wrong_sum,
         wrong_sum | {"x": np.zeros((1, 0), np.float32)},
     ]
-    good, not_a_number, small, does_not_add_up = ask_at_once(server, "chunked", "y", asked)
+    good, not_a_number, small, does_not_add_up, empty = ask_at_once(server, "chunked", "y", asked)
     assert good[0][:, 0].tolist() == [2, 3]
     assert 4 in good[0][:, 1], "it shared no chunk"
     assert small[0][:, 0].tolist() == [1]
     assert "malformed request: chunked answered NaN" in not_a_number.message()
-    assert "malformed request: 'lengths' adds up to 6, but 'x' has 0 elements" in does_not_add_up.message()
+    assert "malformed request: 'lengths' adds up to 6, but 'x' has 5 elements" in does_not_add_up.message()
+    assert "malformed request: input 'x' has no elements" in empty.message()
 
 
 @pytest.mark.parametrize(

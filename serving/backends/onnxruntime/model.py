@@ -12,7 +12,8 @@ malformed request, which is answered with an error. `max_elements.INPUT`: a requ
 before it is merged with others, so that one request cannot cost them the memory. `chunk_by` and `chunk_elements`: the
 merged requests are cut into chunks of similar length (chunks.py), the instance's threads compute a chunk each instead
 of sharing every operator, and each request is answered as soon as its last chunk is done. A request whose `chunk_by`
-does not add up to its other inputs is refused without being computed.
+does not add up to its other inputs is refused without being computed. So is one without elements in a ragged input:
+behind such a request, Triton's C++ backends leave what the memory holds.
 
 Arrays enter and leave by DLPack, because the Python backend's own conversion breaks with numpy 2 (it answers 0 bytes).
 """
@@ -142,7 +143,9 @@ class TritonPythonModel:
                 return f"the request has no input {name!r}"
             array = np.from_dlpack(tensor)
             if array.size > self.limits.get(name, array.size):
-                return f"input {name!r} has {array.size} elements, at most {self.limits[name]} are taken; split it"
+                return f"input {name!r} has {array.size} elements, at most {self.limits[name]} are allowed; split it"
+            if name in self.ragged and not array.size:
+                return f"malformed request: input {name!r} has no elements"
             arrays[name] = array
         if self.chunk_by and (reason := fault(arrays, self.chunk_by)):
             return f"malformed request: {reason}"

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import release.files
+from export.__main__ import main
 from export.publish import locked
 from export.tensorrt import build as plan
 from export.tensorrt import command as plan_command
@@ -19,7 +20,7 @@ from export.tensorrt.build import Run
 from export.tensorrt.runtime import LoadedPlan
 from release.names import PLAN_FILE, TENSORRT_INPUTS
 from release.stamp import STAMP_FILE, PlanError
-from tests.export.tensorrt.fake_gpu import FEED, Gpu, command, nvidia_smi, tree, write_graph
+from tests.export.tensorrt.fake_gpu import FEED, MODEL, Gpu, command, nvidia_smi, tree, write_graph
 
 pytest_plugins = ("tests.export.tensorrt.gpu_fixtures",)
 
@@ -170,9 +171,37 @@ def test_nothing_to_build_needs_no_gpu(tmp_path: Path, monkeypatch, capsys) -> N
     assert "no published model for TensorRT; there is nothing to build" in capsys.readouterr().err
 
 
-def test_a_repository_that_is_not_there_is_refused(tmp_path: Path, capsys) -> None:
-    assert plan_command.main([f"--repository={tmp_path}/nowhere"]) == 1
-    assert "nowhere is not a folder; give the model repository with --repository" in capsys.readouterr().err
+@pytest.mark.parametrize("model", [(), ("--model", MODEL)], ids=["all models", "one model"])
+@pytest.mark.parametrize("name", ["nowhere", "file", "file/below"])
+def test_a_repository_that_is_not_there_is_refused(tmp_path: Path, name: str, model: tuple[str, ...], capsys) -> None:
+    (tmp_path / "file").touch()
+    assert main(["plan", f"--repository={tmp_path / name}", *model]) == 1
+    said = capsys.readouterr()
+    assert f"{tmp_path / name} is not a folder; give the model repository with --repository" in said.err
+    assert not said.out
+
+
+@pytest.mark.parametrize("content", [(), (MODEL,), (f"{MODEL}/1",)], ids=["empty", "no config", "no version"])
+def test_a_model_that_was_asked_for_must_be_published(tmp_path: Path, content: tuple[str, ...], capsys) -> None:
+    for folder in content:
+        (tmp_path / folder).mkdir(parents=True)
+    assert main(["plan", f"--repository={tmp_path}", "--model", MODEL]) == 1
+    assert f"holds no published model '{MODEL}' for TensorRT (it has none)" in capsys.readouterr().err
+
+
+def test_a_graph_that_is_missing_is_named(version: Path, gpu: Gpu, capsys) -> None:
+    (version / "model.onnx").unlink()
+    assert command(version) == 1
+    assert "model.onnx is missing or damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["{", '{"schema": 0}', None])
+def test_a_manifest_that_cannot_be_read_is_named(version: Path, gpu: Gpu, content: str | None, capsys) -> None:
+    manifest = version / "manifest.json"
+    manifest.unlink() if content is None else manifest.write_text(content)
+    assert command(version) == 1
+    assert "manifest.json" in (error := capsys.readouterr().err)
+    assert "export the model again" in error
 
 
 def test_an_unknown_model_is_refused(version: Path, gpu: Gpu, capsys) -> None:
