@@ -23,7 +23,7 @@ from export.tensorrt.typed_graph import TypingError, double_queries, take_longes
 from finetune.checkpoint.load import load_tokenizer
 from finetune.data.clicklog import read_click_log
 from finetune.scoring import tokenize_pairs
-from release.names import LONGEST_SHAPE
+from release.names import LONGEST, LONGEST_SHAPE
 from tests.tiny import MAX_LENGTH, make_checkpoint
 
 
@@ -91,6 +91,39 @@ def test_a_last_layer_with_other_queries_is_refused(source: Path) -> None:
     double_queries(model)
     with pytest.raises(TypingError, match="expected queries of one row"):
         double_queries(model)
+
+
+def attention_rows(model: onnx.ModelProto, feed: Feed) -> int:
+    """How many positions the padded grid has, by the first scores of attention."""
+    scores = next(node.output[0] for node in model.graph.node if node.op_type == "MatMul")
+    model.graph.output.append(onnx.ValueInfoProto(name=scores))
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    (values,) = session.run([scores], feed)
+    return int(values.shape[-1])
+
+
+@pytest.mark.parametrize("form", ["onnx", "tensorrt"])
+def test_an_empty_request_takes_those_behind_it_along_and_claims_no_length(
+    source: Path, pairs: list, form: str
+) -> None:
+    """What the exporter and the other form of the longest pair make of it; every case: test_packed_bert.py."""
+    batch = [pairs[:3], pairs[3:4], pairs[4:9]]
+    wanted = compute(source, pack(batch))
+    feed = pack(batch)
+    own = feed["token_counts"][:2]
+    feed["input_ids"] = np.delete(feed["input_ids"], range(own[0], own.sum()))
+    feed["token_counts"][1], feed["lengths"][3] = 0, MAX_LENGTH  # the second request claims a long pair, without tokens
+    longest = int(feed["lengths"][:3].max())
+    model = onnx.load(source)
+    if form == "tensorrt":
+        model, feed = (
+            shaped(source),
+            feed | {LONGEST: np.zeros(longest, np.int32), LONGEST_SHAPE: np.zeros(longest, np.int32)},
+        )
+    logits = compute(model, feed)
+    assert np.allclose(logits[:3], wanted[:3], atol=1e-5)
+    assert np.isnan(logits[3:]).all()
+    assert attention_rows(model, feed) == longest
 
 
 @pytest.mark.parametrize("size", [1, 5, 10_000])
