@@ -1,4 +1,4 @@
-"""What must hold before tritonserver is started. Each failure says the command that mends it."""
+"""Checks before tritonserver is started. Each error names the command that helps."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def published_models(repository: Path, triton: Triton) -> list[str]:
     """The models of the repository that have a published version and can run here; the others are not served.
 
     Raises:
-        ServingError: there is none, or one would be answered wrongly by this Triton, or its plan is not for this GPU.
+        ServingError: there is none, this Triton would answer a model's requests wrongly, or a plan does not fit.
     """
     models, left_out = [], {}
     no_plans, gpus = look_for_gpus(triton)
@@ -62,8 +62,8 @@ def published_models(repository: Path, triton: Triton) -> list[str]:
             continue
         if backend == "tensorrt":
             check_plan(version, gpus)
-        # Seen: with numpy 2 the wheel's Python backend answers tensors of 0 bytes with status OK. The stand-in
-        # avoids its conversion; a Python model of somebody else's cannot be trusted to.
+        # With numpy 2 the wheel's Python backend answers tensors of 0 bytes with status OK. The stand-in avoids its
+        # conversion; somebody else's Python model may not.
         if backend == "python" and triton.is_wheel and int(installed("numpy").split(".")[0]) > 1:
             raise ServingError(
                 f"{model} is a Python model, and the wheel's Python backend answers empty tensors "
@@ -135,7 +135,7 @@ def check_plan(version: Path, gpus: list[Gpu]) -> None:
 
 
 def check_ports(address: str, ports: dict[str, int]) -> None:
-    """Checks that nobody listens on the ports yet. (Triton itself would share a taken gRPC port in silence.)
+    """Checks that nobody listens on the ports yet. (Triton would silently share a gRPC port with another server.)
 
     Args:
         ports: port by the option that names it.

@@ -1,6 +1,6 @@
-"""Reads a finished graph and says what TensorRT or ONNX Runtime would trip over, or what quietly costs the ranking.
+"""Reads a finished graph and reports what TensorRT or ONNX Runtime would reject, or what would harm the ranking.
 
-It knows nothing of how the graph was made: it looks at the file, as its readers do.
+It does not know how the graph was made: it sees the file, as its readers do.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def lint(model: onnx.ModelProto, *, tensorrt: bool) -> None:
     """Checks the graph's interface, types and quantization.
 
     Raises:
-        LintError: with every broken rule, and the tensor that breaks it.
+        LintError: names every broken rule, and the tensor that breaks it.
     """
     graph = Reader(model)
     found = [*interface(graph, TENSORRT_INPUTS if tensorrt else GRAPH_INPUTS), *attention(graph), *quantization(graph)]
@@ -36,7 +36,7 @@ def lint(model: onnx.ModelProto, *, tensorrt: bool) -> None:
 
 
 class Reader:
-    """A graph with what the rules ask of it: constants, producers, types."""
+    """A graph, indexed for the rules: constants, producers, readers, types."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self.model = model
@@ -58,7 +58,7 @@ class Reader:
 
 
 def interface(graph: Reader, inputs: tuple[str, ...]) -> list[str]:
-    """The opset, and the tensors that Triton's config names: int32 in, float32 out."""
+    """The opset and the tensors that Triton's config names: int32 in, float32 out."""
     found = []
     opset = next((entry.version for entry in graph.model.opset_import if entry.domain == ""), 0)
     if opset not in OPSETS:
@@ -95,13 +95,13 @@ def quantization(graph: Reader) -> list[str]:
     for node in graph.nodes:
         if node.op_type == "MatMulIntegerToFloat":
             weight, scales = graph.constants.get(node.input[1]), graph.constants.get(node.input[3])
-            # With one that layers share, ONNX Runtime cannot make the weights unsigned where it must (cpu.py).
+            # ONNX Runtime cannot make weights unsigned that share a zero point (`release.hardware`).
             if any(node.input[5:6]):
                 found.append(f"the weight {node.input[1]} has a zero point; it must be around 0 and have none")
             if (
                 weight is None
                 or scales is None
-                or weight.data_type != TensorProto.INT8  # of unsigned ones, none is multiplied by VNNI or AMX
+                or weight.data_type != TensorProto.INT8  # VNNI and AMX multiply no unsigned weights
                 or list(scales.dims) != [weight.dims[1]]
             ):
                 found.append(f"the weight {node.input[1]} is not int8 with a scale for each of its outputs")
@@ -115,7 +115,7 @@ def quantization(graph: Reader) -> list[str]:
         if zero is None or zero.data_type != TensorProto.INT8 or numpy_helper.to_array(zero).any():
             found.append(f"the zero point of {node.output[0]} is not a constant int8 0")
         if any(reader.op_type != "Gemm" for reader in graph.readers[node.output[0]]):
-            found.append(f"{node.output[0]} is dequantized for something else than a linear layer")
+            found.append(f"{node.output[0]} is dequantized, but not for a linear layer")
         weight_name = source.input[0]
         if weight_name in graph.constants:
             outputs = graph.constants[weight_name].dims[0]
@@ -133,7 +133,7 @@ def axis_of(node: onnx.NodeProto) -> int:
 
 
 def half_precision(graph: Reader) -> list[str]:
-    """FP16 constants that FP16 can hold, and layer norms in float32."""
+    """FP16 constants are finite, layer norms compute in float32, and no product mixes types."""
     found = [
         f"the layer norm {node.output[0]} reads {name}, which is not float32"
         for node in graph.nodes

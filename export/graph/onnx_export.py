@@ -34,7 +34,7 @@ OPSET = 18  # the exporter's own; TensorRT 8.6 and later, and every current ONNX
 
 
 class GraphError(RuntimeError):
-    """The exporter failed, or what it wrote is not the graph that was asked for."""
+    """The exporter failed, or wrote another graph than it was asked for."""
 
 
 def write_click_model(model: BertForSequenceClassification, path: Path) -> None:
@@ -45,11 +45,11 @@ def write_click_model(model: BertForSequenceClassification, path: Path) -> None:
         GraphError: the export failed.
     """
     packed = PackedBert(model).eval()
-    # Any valid batch will do. All sizes differ, and none is 0 or 1, so that the exporter takes none for a constant.
+    # Any valid batch will do. All sizes differ, and none is 0 or 1: the exporter would make constants of those.
     pairs = [{"input_ids": [0] * length, "token_type_ids": [0] * length} for length in (3, 5, 2, 4, 6)]
     example = tuple(torch.from_numpy(array) for array in pack([pairs[:2], pairs[2:4], pairs[4:]]).values())
     dimensions = ("tokens", "type_tokens", "pairs", "requests", "requests", "requests")
-    # Loggers and warnings of the exporter speak of its own internals (torchvision, pytree, renamed axes).
+    # The exporter logs and warns about its own internals (torchvision, pytree, renamed axes).
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings(), torch.no_grad():
@@ -73,10 +73,10 @@ def write_click_model(model: BertForSequenceClassification, path: Path) -> None:
 
 
 def check_click_model(path: Path, labels: int) -> None:
-    """Reads the graph back and holds its inputs and outputs against what Triton will be told.
+    """Reads the graph back and compares its inputs and outputs with Triton's config.
 
     Raises:
-        GraphError: the file is no valid ONNX, or a tensor has another name, type or rank than it must.
+        GraphError: the file is not valid ONNX, or a tensor has the wrong name, type or rank.
     """
     try:
         onnx.checker.check_model(str(path))
@@ -104,8 +104,8 @@ def write_tokenizer(tokenizer_json: bytes, max_length: int, labels: list[str], c
     }
     nodes, outputs = [], []
     for name, data in text.items():
-        # Triton's ONNX Runtime backend wants a dynamic dimension in the graph where config.pbtxt has one. Compress with
-        # a mask of ones is the identity, but nobody infers its length.
+        # Triton's ONNX Runtime backend needs a dynamic dimension in the graph where config.pbtxt has one. Compress with
+        # a mask of ones is the identity, but shape inference cannot tell its length.
         array = np.frombuffer(data, dtype=np.uint8)
         nodes += [
             constant(f"{name}_bytes", array),

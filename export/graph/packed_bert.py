@@ -35,7 +35,7 @@ class UnsupportedModelError(ValueError):
 class PackedLayout(NamedTuple):
     """Where every pair lies in the packed vectors. All index tensors are int64."""
 
-    input_ids: Tensor  # [tokens], inside the vocabulary even where the request's were not
+    input_ids: Tensor  # [tokens], all inside the vocabulary: wrong ones are replaced by 0
     token_type_ids: Tensor  # [tokens]
     positions: Tensor  # [tokens], 0 at each [CLS]
     starts: Tensor  # [pairs], index of each pair's [CLS]
@@ -159,15 +159,15 @@ class PackedBert(nn.Module):
         malformed_request = malformed_request | (count((lengths > longest)[:, None] & pair_rows, 0) > 0)
         malformed = pick(malformed_request.long(), request_of_pair) > 0
 
-        # A pair starts where its request starts, plus the pairs before it in the same request: whatever lengths the
-        # requests before it claim, they cannot move it.
+        # A pair starts where its request starts, plus the pairs before it in the same request: no length that another
+        # request claims can move it.
         same_request = request_of_pair[:, None] == request_of_pair
         earlier = torch.arange(pairs)[:, None] > torch.arange(pairs)
         before = count(torch.where(same_request & earlier, lengths, 0), 1)
         starts = pick(token_starts, request_of_pair) + torch.where(malformed, 0, before)
         offsets = torch.arange(longest)
         there = offsets < torch.where(malformed, 0, lengths)[:, None]
-        # A pair without tokens of its own (of a malformed request) may start where the next one does, but never after.
+        # A pair of a malformed request has no tokens of its own. It may start where the next one does, but never later.
         pair_of_token = between(count(token_index[:, None] >= starts, 1) - 1, pairs)
         positions = between(token_index - pick(starts, pair_of_token), longest)
         return PackedLayout(
@@ -177,27 +177,27 @@ class PackedBert(nn.Module):
             starts=between(starts, tokens),
             grid=between(starts[:, None] + offsets, tokens),
             pairs=pair_of_token,
-            # As wide as the scores of one head: adding it row by row took ONNX Runtime as long as the products.
+            # As wide as the scores of one head: adding it row by row took ONNX Runtime as long as the products did.
             mask=torch.where(there, 0.0, MASKED)[:, None, None, :].expand(-1, -1, longest, -1),
             malformed=malformed,
         )
 
 
 def count(values: Tensor, dim: int) -> Tensor:
-    """The sum over a dimension, int64. Summed in float32, exact up to 2^24: TensorRT adds up no integers."""
+    """The sum over a dimension, int64. It sums in float32, exact up to 2^24: TensorRT cannot sum integers."""
     return values.float().sum(dim).long()
 
 
 def bounds(counts: Tensor) -> tuple[Tensor, Tensor]:
     """Where each request's elements start and end, by how many each has: int64 [requests] both."""
-    # Not cumsum: TensorRT accumulates no integers either, and requests are few.
+    # Not cumsum: TensorRT cannot accumulate integers either, and requests are few.
     index = torch.arange(counts.shape[0])
     ends = count(torch.where(index[:, None] >= index, counts, 0), 1)
     return ends - counts, ends
 
 
 def between(index: Tensor, size: int) -> Tensor:
-    """`index`, cut to 0..size-1."""
+    """`index`, limited to 0..size-1."""
     return torch.where(index < 0, 0, torch.where(index < size, index, size - 1))
 
 
@@ -231,7 +231,7 @@ class PackedLayer(nn.Module):
         fused = (self.fused_kv if self.last else self.fused_qkv)(hidden)
         fused = fused.reshape(-1, self.head_size)  # [tokens * parts * heads, head_size]
         width = self.heads * (2 if self.last else 3)
-        # Gathers lay the heads side by side, [pairs, heads, longest, head_size], in one go: no transposition.
+        # One Gather lays the heads side by side, [pairs, heads, longest, head_size], without a transposition.
         place = layout.grid[:, None, :] * width + heads[:, None]
         if self.last:
             hidden = take(hidden, layout.starts)
@@ -255,7 +255,7 @@ class PackedLayer(nn.Module):
 
 
 def gelu(values: Tensor) -> Tensor:
-    """torch's exact GELU, in the order of operations that ONNX Runtime fuses into one (its own order becomes five)."""
+    """torch's exact GELU, in the order of operations that ONNX Runtime fuses (torch's own becomes five operators)."""
     return (values * 0.5) * (torch.erf(values / 2**0.5) + 1.0)
 
 

@@ -34,6 +34,6 @@ def pack(requests: Sequence[Sequence[Pair]]) -> Feed:
 
 
 def add_longest(feed: Feed) -> Feed:
-    """The feed of a TensorRT graph: with the two inputs whose sizes say how long the longest pair is."""
+    """The feed of a TensorRT graph: adds the two inputs whose sizes say how long the longest pair is."""
     longest = int(feed["lengths"].max(initial=1))
     return {**feed, LONGEST: np.zeros(longest, dtype=np.int32), LONGEST_SHAPE: np.zeros(longest, dtype=np.int32)}

@@ -10,12 +10,12 @@ from release.hardware import keep_products_whole
 
 
 def open_on_cpu(graph: Path | bytes, *, for_gpu: bool) -> onnxruntime.InferenceSession:
-    """A session of a graph, of a file or of what a file would hold.
+    """Opens a graph.
 
     Args:
-        graph: what to open.
-        for_gpu: it is TensorRT's, and the CPU stands in for the gate: its Q/DQ is then computed as it is written.
-            False: as the stand-in backend runs it, and Triton's own where a processor has VNNI.
+        graph: the file, or its content.
+        for_gpu: the graph is TensorRT's, and the CPU stands in for the GPU at the gate: Q/DQ is computed as written.
+            False: the graph runs as in the stand-in backend, and as in Triton's own where the processor has VNNI.
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # it warns that FP16 is slow on a CPU

@@ -1,4 +1,4 @@
-"""Changes to a finished graph: constants added, nodes exchanged, and what falls idle dropped."""
+"""Edits a finished graph: adds constants, replaces nodes, drops what nobody reads any more."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Constants:
 
 
 def exchange_nodes(model: onnx.ModelProto, nodes: Iterable[onnx.NodeProto]) -> None:
-    """Gives the graph other nodes, and drops those of them, and the constants, that nobody reads."""
+    """Replaces the graph's nodes, and drops nodes and constants that nobody reads."""
     nodes = list(nodes)  # before the graph's own are gone
     del model.graph.node[:]
     model.graph.node.extend(nodes)
@@ -50,5 +50,5 @@ def drop_idle(model: onnx.ModelProto) -> None:
     constants = [tensor for tensor in model.graph.initializer if tensor.name in wanted]
     del model.graph.initializer[:]
     model.graph.initializer.extend(constants)
-    # Types and shapes that the exporter noted of tensors that may be gone.
+    # The exporter's types and shapes, of tensors that may be gone.
     del model.graph.value_info[:]

@@ -1,7 +1,7 @@
 """Builds the TensorRT plans of the newest published versions, on the GPU that will run them, and proves them.
 
-A plan fits one kind of GPU, driver and TensorRT only. Where it fits already, nothing is done; else it is built, held
-against the gate that its version was published with, and put in place. A plan that fails leaves the former one.
+A plan fits one kind of GPU, driver and TensorRT only. A plan that fits stays. Otherwise a new one is built, must pass
+the gate that its version was published with, and is put in place. A plan that fails leaves the former one in place.
 
     python -m export plan
     python -m export plan --repository /models --model clickbert_trt_fp16
@@ -65,14 +65,14 @@ def rebuild_all(
         repository: the model repository.
         models: names; None for all that Triton's tensorrt backend serves.
         gate: is given a version's folder and its plan as a function; raises if the plan is not good enough.
-        say: is told each step.
+        say: reports each step.
 
     Returns:
         By model, its newest version and whether its plan was "built" or "fits".
 
     Raises:
-        PlanError: no GPU, no TensorRT, a model that is not there, a build or a gate that failed.
-        PublishError: an export or another build is at work in the repository.
+        PlanError: there is no GPU, no TensorRT or no such model, or a build or a gate failed.
+        PublishError: an export or another build is working in the repository.
     """
     versions = newest_versions(repository, models)
     if not versions:
@@ -85,7 +85,7 @@ def rebuild_all(
         built = "fits"
         if reason := misfit(version, [machine.gpu], machine.tensorrt, read_limits(version).shapes()):
             with locked(repository):
-                say(f"{model} version {version.name}: {reason}; build it, which takes minutes")
+                say(f"{model} version {version.name}: {reason}; building it takes minutes")
                 rebuild(trt, version, machine, partial(gate, version))
             built = "built"
         say(f"{model} version {version.name}: its plan fits {machine}")
@@ -97,7 +97,7 @@ def newest_versions(repository: Path, models: list[str] | None) -> dict[str, Pat
     """The newest published version of each model for TensorRT, by the model's name.
 
     Raises:
-        PlanError: a model that was asked for is not among them, or a config is not readable.
+        PlanError: the repository is missing, has no such model, or has a config that cannot be read.
     """
     if not repository.is_dir():  # a typo must not pass for a repository without such models
         raise PlanError(f"{repository} is not a folder; give the model repository with --repository")
@@ -107,7 +107,7 @@ def newest_versions(repository: Path, models: list[str] | None) -> dict[str, Pat
             config = text_format.Parse(config_file.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
         except (text_format.ParseError, UnicodeDecodeError) as exc:
             raise PlanError(
-                f"{config_file} is not a valid model configuration: {exc}; mend it, then run again"
+                f"{config_file} is not a valid model configuration: {exc}; correct it, then run again"
             ) from exc
         version = newest(repository, config_file.parent.name)
         if config.backend == BACKEND and version:
@@ -123,7 +123,7 @@ def newest_versions(repository: Path, models: list[str] | None) -> dict[str, Pat
 
 def run_gate(version: Path, run: Run) -> None:
     """The gate of a published version."""
-    from export.verify.saved_gate import gate  # noqa: PLC0415 (it brings scikit-learn, which `--help` need not wait for)
+    from export.verify.saved_gate import gate  # noqa: PLC0415 (it imports scikit-learn, which `--help` does not need)
 
     gate(version, run)
 

@@ -1,7 +1,7 @@
-"""How close a graph's FP16 tensors come to overflowing: the largest magnitude of each, on real pairs.
+"""Measures how close a graph's FP16 tensors come to overflow: the largest magnitude of each, on real pairs.
 
-ONNX Runtime's CPU provider computes FP16 in float32 and rounds, and so hides an overflow that a GPU would meet. So the
-same tensors are watched in the float32 graph, where they have the values that FP16 would have to hold.
+ONNX Runtime's CPU provider computes FP16 in float32 and rounds, which hides an overflow that a GPU would meet. So this
+module watches the same tensors in the float32 graph, where they have the values that FP16 would have to hold.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
-"""The graphs that TensorRT gets, made of the packed fp32 graph: the longest pair as a shape, and types written out.
+"""Makes TensorRT's graphs from the packed fp32 graph: the longest pair becomes a shape, and types are written out.
 
-TensorRT 10 and 11 build strongly typed networks: what is computed in FP16 is what the graph says, so it is said here.
+TensorRT 10 and 11 build strongly typed networks: they compute in FP16 what the graph types as FP16.
 
 - The longest pair of an execution is the size of an input (`longest_shape`, which Triton makes of the requests' own
   `longest` inputs), not the maximum of `lengths`: TensorRT must know shapes before it computes values.
-- The last layer's queries, one row a pair, go through attention twice. With products of one row TensorRT 8.6.0 answered
-  wrongly on an H100, in float32, too; with two it did not.
-- FP16 runs from the embeddings to the classifier. Layer norms compute in float32 between casts: their squares are what
-  overflows. The softmax subtracts the maximum first, and the mask (-1e4) fits; how far every other FP16 tensor is from
-  65504 on real pairs is measured by `fp16_range`. The layout of the pairs stays in float32 and integers.
+- The last layer's queries, one row a pair, go through attention twice. TensorRT 8.6.0 computed products of one row
+  wrongly on an H100, even in float32; products of two rows were right.
+- FP16 reaches from the embeddings to the classifier. Layer norms compute in float32 between casts: their squares would
+  overflow. The softmax subtracts the maximum first, and the mask (-1e4) fits; `fp16_range` measures on real pairs how
+  far every other FP16 tensor is from 65504. The layout of the pairs stays in float32 and integers.
 
 What this module does not know: TensorRT. `export.tensorrt.build` builds the plans.
 """
@@ -36,11 +36,11 @@ class TypingError(RuntimeError):
 def take_longest_as_shape(model: onnx.ModelProto, max_length: int) -> None:
     """Makes the longest pair the size of the new input `longest_shape`; no pair may exceed it, nor `max_length`.
 
-    Adds the inputs `longest` int32 [spans] (every request's own, laid end to end by Triton; never read) and
-    `longest_shape` int32 [longest] (never read; its size is).
+    Adds the inputs `longest` int32 [spans], which Triton lays end to end from all requests, and `longest_shape` int32
+    [longest]. The graph reads no value of them, only the size of the second.
 
     Raises:
-        TypingError: the graph does not take exactly one maximum, or has other inputs than the packed graph.
+        TypingError: the graph has not exactly one maximum, or has other inputs than the packed graph.
     """
     graph = model.graph
     maxima = [node for node in graph.node if node.op_type == "ReduceMax"]
@@ -63,7 +63,7 @@ def take_longest_as_shape(model: onnx.ModelProto, max_length: int) -> None:
 
 
 def double_queries(model: onnx.ModelProto) -> None:
-    """Gives the last layer's two products in attention two equal rows instead of one; the second result is cut off.
+    """Gives the last layer's two products in attention two equal rows instead of one, and drops the second result.
 
     Raises:
         TypingError: the last two products are not those of one row.
@@ -95,11 +95,11 @@ def to_float16(model: onnx.ModelProto, single: Collection[str] = ()) -> None:
     """Makes weights and activations FP16 from the embeddings to the classifier; inputs and logits stay as they are.
 
     Quantized layers keep their integers; the scales become FP16 with the tensors that they scale. (ONNX Runtime's own
-    converter was tried: it left the nodes out of order, and cast the logits twice.)
+    converter left the nodes out of order, and cast the logits twice.)
 
     Args:
         model: the graph; changed in place.
-        single: outputs of nodes that are to compute in float32 all the same.
+        single: outputs of nodes that stay in float32.
     """
     floats = {t.name: t for t in model.graph.initializer if t.data_type == TensorProto.FLOAT}
     inside = body(model)

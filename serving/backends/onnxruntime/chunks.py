@@ -1,11 +1,11 @@
 """Cuts requests whose inputs are segments laid end to end into chunks of segments of similar length.
 
-What a model computes on a chunk costs as if every segment were as long as the chunk's longest (attention is padded to
-it), and a chunk that fits the processor's cache is computed faster than one that does not. So the segments are sorted
-by length and cut where `segments x longest` would pass a budget. A chunk holds *parts* of requests, each a small
-request of its own: whatever the model checks or counts for each request, it checks and counts for each part.
+A chunk costs as much as if every segment were as long as its longest (attention is padded to it), and a chunk that fits
+the processor's cache is computed faster. So the segments are sorted by length and cut where `segments x longest` would
+exceed a budget. A chunk holds *parts* of requests, each a small request of its own: whatever the model checks or counts
+for each request, it checks and counts for each part.
 
-Not known here: Triton, ONNX Runtime, what the elements are.
+What this module does not know: Triton, ONNX Runtime, what the elements are.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Part:
 def cut(requests: Sequence[Arrays], lengths: str, budget: int) -> Iterator[list[Part]]:
     """Chunks of all requests; those of small requests first, so that nobody waits long for a much larger one.
 
-    A request of several rows stays whole, in a chunk of its own: which row a segment is of is for the model to tell.
+    A request of several rows stays whole, in a chunk of its own: only the model knows which row a segment belongs to.
 
     Args:
         requests: inputs by name, [1, elements] each, without a `fault`.
@@ -65,7 +65,7 @@ def cut(requests: Sequence[Arrays], lengths: str, budget: int) -> Iterator[list[
 def fault(request: Arrays, lengths: str) -> str | None:
     """Why a request cannot be cut; None if every segment has elements, and all of them as many as each other input.
 
-    To compute it all the same could cost whatever its lengths claim: 32 segments of 512 elements, of a request of one.
+    Computing it anyway could cost whatever its lengths claim: 32 segments of 512 elements, in a request of one element.
     """
     if not request[lengths].size:
         return f"{lengths!r} has no segment"
@@ -81,7 +81,7 @@ def fault(request: Arrays, lengths: str) -> str | None:
 
 
 def cut_group(requests: Sequence[Arrays], group: Sequence[int], lengths: str, budget: int) -> Iterator[list[Part]]:
-    """Chunks of the segments of some requests, the longest first: the last to be done is then a small one."""
+    """Chunks of the segments of some requests, the longest first, so that the last chunk is a small one."""
     counts = [requests[place][lengths].reshape(-1).astype(np.int64) for place in group]  # an unsigned one has no minus
     segment_lengths = np.concatenate(counts)
     owners = np.repeat(np.arange(len(group)), [len(each) for each in counts])
@@ -93,13 +93,13 @@ def cut_group(requests: Sequence[Arrays], group: Sequence[int], lengths: str, bu
         last = min(first + fitting, len(order))
         chosen = np.sort(order[first:last])  # back in the requests' order, each request's segments side by side
         yield [
-            take(requests[group[owner]], group[owner], own_places[chosen[owners[chosen] == owner]], lengths)
+            select(requests[group[owner]], group[owner], own_places[chosen[owners[chosen] == owner]], lengths)
             for owner in np.unique(owners[chosen])
         ]
         first = last
 
 
-def take(request: Arrays, place: int, segments: Array, lengths: str) -> Part:
+def select(request: Arrays, place: int, segments: Array, lengths: str) -> Part:
     """Some segments of a request as a part."""
     counts = request[lengths].reshape(-1)
     if len(segments) == len(counts):
@@ -117,7 +117,7 @@ def take(request: Arrays, place: int, segments: Array, lengths: str) -> Part:
 
 
 def join(parts: Sequence[Part], outputs: Sequence[Arrays]) -> Arrays:
-    """One request's outputs, [1, segments, ...] each, of those of all its parts."""
+    """One request's outputs, [1, segments, ...] each, put together from those of its parts."""
     if parts[0].segments is None or len(parts) == 1:
         return outputs[0]
     places = np.concatenate([part.segments for part in parts if part.segments is not None])

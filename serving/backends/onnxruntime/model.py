@@ -1,19 +1,21 @@
 """A stand-in for Triton's onnxruntime backend, where that C++ backend is not installed.
 
 Triton takes a backend folder with a `model.py` for a backend written in Python, so `backend: "onnxruntime"` in a
-config.pbtxt stays true, and the same model repository is served on a laptop and in production. It follows the config of
-any model: plain batched inputs, ragged inputs, `batch_input`, `batch_output`, models without batching, thread counts,
-`default_model_filename`. What it cannot do it refuses when the model is loaded, never in silence: TYPE_STRING,
-execution accelerators, sequence batching.
+config.pbtxt stays true, and the same model repository is served on a laptop and in production. The stand-in follows the
+config of any model: plain batched inputs, ragged inputs, `batch_input`, `batch_output`, models without batching, thread
+counts, `default_model_filename`. It refuses what it cannot do (TYPE_STRING, execution accelerators, sequence batching)
+when the model is loaded.
 
-One bad request does not fail the others: when a merged execution fails, its requests are executed one by one. Some
-parameters of a model's config are this backend's own. `nan_is_error`: NaN, or an output without elements, marks a
-malformed request, which is answered with an error. `max_elements.INPUT`: a request with more of that input is refused
-before it is merged with others, so that one request cannot cost them the memory. `chunk_by` and `chunk_elements`: the
-merged requests are cut into chunks of similar length (chunks.py), the instance's threads compute a chunk each instead
-of sharing every operator, and each request is answered as soon as its last chunk is done. A request whose `chunk_by`
-does not add up to its other inputs is refused without being computed. So is one without elements in a ragged input:
-behind such a request, Triton's C++ backends leave what the memory holds.
+One bad request does not fail the others: when a merged execution fails, the requests are executed one by one. A request
+without elements in a ragged input is refused before it is merged: behind one, Triton's C++ backends merge uninitialised
+memory. Some parameters of a model's config belong to this backend alone:
+
+- `nan_is_error`: NaN, or an output without elements, means that the request was malformed, and becomes an error.
+- `max_elements.INPUT`: a request with more elements of that input is refused before it is merged, so that one request
+  cannot take the others' memory.
+- `chunk_by` and `chunk_elements`: merged requests are cut into chunks of similar length (chunks.py). Each of the
+  instance's threads computes a chunk, instead of all sharing every operator, and a request is answered as soon as its
+  last chunk is done. A request whose `chunk_by` does not add up to its other inputs is refused without being computed.
 
 Arrays enter and leave by DLPack, because the Python backend's own conversion breaks with numpy 2 (it answers 0 bytes).
 """
@@ -78,7 +80,7 @@ class TritonPythonModel:
             self.workers = start_workers(threads, Path(__file__).parent)  # the server's own copy: lay_out_backends
         options.inter_op_num_threads = int(parameter(config, "inter_op_thread_count", "0"))
         keep_products_whole(options)
-        options.log_severity_level = 4  # what fails is answered to its caller; a bad caller must not fill the log
+        options.log_severity_level = 4  # the caller gets the error; a bad caller must not fill the log
         file = config.get("default_model_filename") or "model.onnx"
         path = Path(args["model_repository"]) / args["model_version"] / file
         self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -89,7 +91,7 @@ class TritonPythonModel:
         check_names("outputs", outputs, {value.name for value in self.session.get_outputs()} & outputs, path)
 
     def execute(self, requests: list[Any]) -> list[Any] | None:
-        """Answers a batch of requests: all in order by what it returns; where it chunks, each as it is done."""
+        """Answers a batch of requests: returns all answers in order, or, with chunks, sends each as it is done."""
         inputs = [self.read(request) for request in requests]
         if self.chunk_by:
             self.execute_chunks(requests, inputs)
@@ -121,7 +123,7 @@ class TritonPythonModel:
     def finish(self, request: Any, parts: list[tuple[Part, Arrays | str]]) -> None:
         """Answers a request whose parts are all done; what fails here is its own error, not its neighbours'."""
         try:
-            self.send(request, whole(parts))
+            self.send(request, assemble(parts))
         except Exception as exc:  # no room in shared memory, an output of another shape, ...
             self.send(request, f"the answer cannot be put together: {exc}")
 
@@ -165,13 +167,13 @@ class TritonPythonModel:
             return [self.answer([request])[0] for request in inputs]
         try:
             return [self.checked(outputs) for outputs in self.run(inputs)]
-        except Exception as exc:  # whatever ONNX Runtime or numpy raises is a request's fault, not the server's
+        except Exception as exc:  # whatever ONNX Runtime or numpy raises, the server must go on
             if len(inputs) == 1:
                 return [f"the model cannot be executed on this request: {exc}"]
             return [self.answer([request])[0] for request in inputs]
 
     def checked(self, outputs: Arrays) -> Arrays | str:
-        """The outputs, or an error's text where they say that the request was malformed."""
+        """The outputs, or an error's text where they show that the request was malformed."""
         if self.nan_is_error and any(array.size == 0 or np.isnan(array).any() for array in outputs.values()):
             return (
                 f"malformed request: {self.config['name']} answered NaN or nothing; its tensors contradict each other "
@@ -216,7 +218,7 @@ class TritonPythonModel:
 
 
 def refuse_unsupported(config: dict[str, Any]) -> None:
-    """Raises pb_utils.TritonModelException for what a config asks and this backend does not do."""
+    """Raises pb_utils.TritonModelException if a config asks for something that this backend cannot do."""
     reasons = [
         f"{entry['name']} is {entry['data_type']}"
         for entry in config["input"] + config["output"]
@@ -262,8 +264,8 @@ def check_names(kind: str, wanted: set[str], found: set[str], path: Path) -> Non
         )
 
 
-def whole(parts: list[tuple[Part, Arrays | str]]) -> Arrays | str:
-    """A request's answer of those of its parts; the first error where there is one."""
+def assemble(parts: list[tuple[Part, Arrays | str]]) -> Arrays | str:
+    """A request's answer, put together from its parts'; the first error if there is one."""
     outputs = []
     for _, answer in parts:
         if isinstance(answer, str):

@@ -20,24 +20,24 @@ Result = TypeVar("Result")
 class Core:
     """A core on which threads of several processes (the instances, the models of one Triton) compute in turns.
 
-    Two chunks at a time on a core drive each other out of its cache. Two files are locked, and a lock ends with its
-    process however that ends: `busy` by the thread that computes, `next` by the one that waits to be the next. So a
-    thread with many chunks cannot take `busy` again before one that waits has had it.
+    Two chunks at a time on a core drive each other out of its cache. The thread that computes locks the file `busy`,
+    the next in line locks `next`; so a thread with many chunks cannot take `busy` again before the next one has had it.
+    A lock ends with its process, however that ends.
 
     Raises:
-        OSError: the files cannot be made, or not locked.
+        OSError: the files cannot be made or locked.
     """
 
     def __init__(self, folder: Path, core: int) -> None:
-        self.next = (folder / f"core{core}.next").open("ab")  # (these close with the thread)
+        self.next = (folder / f"core{core}.next").open("ab")  # both close with the thread
         self.busy = (folder / f"core{core}.busy").open("ab")
-        with contextlib.suppress(BlockingIOError):  # a file system without locks says so now
+        with contextlib.suppress(BlockingIOError):  # a file system without locks raises now
             fcntl.flock(self.next, fcntl.LOCK_EX | fcntl.LOCK_NB)
             fcntl.flock(self.next, fcntl.LOCK_UN)
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
-        """Waits for the core, and has it until the end of the block."""
+        """Waits for the core, and keeps it until the end of the block."""
         with contextlib.ExitStack() as held:
             with locked(self.next):
                 held.enter_context(locked(self.busy))
@@ -46,7 +46,7 @@ class Core:
 
 @contextlib.contextmanager
 def locked(file: IO[bytes]) -> Iterator[None]:
-    """Has a file's lock until the end of the block."""
+    """Holds a file's lock until the end of the block."""
     fcntl.flock(file, fcntl.LOCK_EX)
     try:
         yield
@@ -55,27 +55,28 @@ def locked(file: IO[bytes]) -> Iterator[None]:
 
 
 def in_turn(compute: Callable[..., Result], *arguments: object) -> Result:
-    """A worker's task: computed alone on the thread's core where threads take turns there, else at once."""
+    """A worker's task: computes at once, or, where threads take turns, when the thread's core is free."""
     core: Core | None = getattr(BOUND, "core", None)
     with contextlib.ExitStack() as held:
         if core:
             try:
                 held.enter_context(core.turn())
-            except OSError:  # no locks any more (a network file system): no request may fail for that
+            except OSError:  # the file system lost its locks (a network's): no request may fail because of that
                 BOUND.core = None
         return compute(*arguments)
 
 
 def start_workers(threads: int, turns: Path | None = None) -> ThreadPoolExecutor:
-    """So many threads, all running; 0: one for each core that this process may use, bound to it.
+    """Starts worker threads, and returns when all of them run.
 
-    Left to themselves, threads that wake each other were seen to stay on one core while the other one idled. (ONNX
-    Runtime binds its own threads, too, where their number is left to it.) Where a container has a share of a machine's
-    cores and not cores of its own, they are as many as its share, and not bound: others would choose the same cores.
+    Unbound threads that wake each other stayed on one core while the other one idled. (ONNX Runtime binds its own
+    threads, too, unless their number is given.) A container with a share of a machine's cores instead of cores of its
+    own gets as many threads as its share, and they are not bound: other containers would choose the same cores.
 
     Args:
-        turns: a folder of the processes whose bound threads take turns (`in_turn`). None, or one that cannot be written
-            to: there are no turns, which costs some speed.
+        threads: how many; 0: one for each core that this process may use, bound to it.
+        turns: the folder in which the processes whose bound threads take turns lock files (`in_turn`). None, or a
+            folder that cannot be written to: there are no turns, which costs some speed.
     """
     cores = sorted(os.sched_getaffinity(0))
     usable = usable_cores()
@@ -83,7 +84,7 @@ def start_workers(threads: int, turns: Path | None = None) -> ThreadPoolExecutor
     free = iter(cores[first:] + cores[:first])
 
     def bind() -> None:
-        with contextlib.suppress(OSError):  # the core was taken away meanwhile, or this or files are forbidden here
+        with contextlib.suppress(OSError):  # the core was taken away meanwhile, or binding or writing is forbidden
             core = next(free)
             os.sched_setaffinity(0, {core})  # 0: the calling thread
             if turns:
@@ -91,11 +92,11 @@ def start_workers(threads: int, turns: Path | None = None) -> ThreadPoolExecutor
 
     count = threads or usable
     pool = ThreadPoolExecutor(count, initializer=None if threads or usable < len(cores) else bind)
-    together = Barrier(count, timeout=60)  # each waits for all others, so that each is one of its own
+    together = Barrier(count, timeout=60)  # each task waits for all others, so that each needs a thread of its own
     try:
         for begun in [pool.submit(together.wait) for _ in range(count)]:
             begun.result()
-    except BaseException:  # a limit of threads is met here, when the model is loaded, and not by a request
+    except BaseException:  # a limit on threads shows itself here, when the model is loaded, and not in a request
         together.abort()
         raise
     return pool
@@ -112,11 +113,11 @@ def cpu_limit(groups: Path, membership: Path) -> float | None:
     """How many cores' time the control groups of a process allow it (`docker run --cpus`, Kubernetes' limits).
 
     Args:
-        groups: where version 2 of control groups is mounted. (Version 1 is not read: then all cores are taken.)
+        groups: where version 2 of control groups is mounted. (Version 1 is not read: there, all cores count.)
         membership: the process's /proc/PID/cgroup.
 
     Returns:
-        The least limit of its group and those above it; None without any.
+        The least limit of its group and those above it; None if there is no limit.
     """
     limits = []
     with contextlib.suppress(OSError, ValueError, StopIteration):
