@@ -1,4 +1,4 @@
-"""How a server is reached: its address, TLS or plain gRPC, the token. All of it is in this file.
+"""How a server is reached: its address, TLS or plain gRPC, the token, proxies. All of it is in this file.
 
 An option of the connection is a field of `Connection`. Its check, its command-line option or environment variable, and
 its use where the channel is opened stand beside it, so that a new one is a change of this file alone.
@@ -35,7 +35,10 @@ _CHANNEL_OPTIONS = (
     ("grpc.keepalive_permit_without_calls", 0),
     ("grpc.max_reconnect_backoff_ms", 5_000),
 )
-_NO_PROXY = ("grpc.enable_http_proxy", 0)
+# The first for what http_proxy and its like name, the second for GRPC_ADDRESS_HTTP_PROXY.
+_PAST_PROXIES = (("grpc.enable_http_proxy", 0), ("grpc.address_http_proxy_enabled_addresses", ""))
+_PROXY_VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy")
+_EXCEPTION_VARIABLES = ("no_grpc_proxy", "no_proxy")
 
 
 class _Source(NamedTuple):
@@ -106,11 +109,14 @@ class Connection:
     @property
     def is_loopback(self) -> bool:
         """Whether the address is this machine's own: localhost, 127.0.0.0/8 or ::1."""
-        host = self.target.rpartition(":")[0].strip("[]")
         try:
-            return host.lower() == "localhost" or ipaddress.ip_address(host).is_loopback
+            return self._host.lower() == "localhost" or ipaddress.ip_address(self._host).is_loopback
         except ValueError:  # a name
             return False
+
+    @property
+    def _host(self) -> str:
+        return self.target.rpartition(":")[0].strip("[]")
 
     @cached_property
     def roots(self) -> bytes | None:
@@ -123,9 +129,19 @@ class Connection:
         return {} if self.token is None else {"authorization": f"Bearer {self.token}"}
 
     @property
-    def channel_options(self) -> list[tuple[str, int]]:
-        """The options of the gRPC channel. No proxy of the environment gets a call to this machine."""
-        return [*_CHANNEL_OPTIONS, _NO_PROXY] if self.is_loopback else list(_CHANNEL_OPTIONS)
+    def channel_options(self) -> list[tuple[str, int | str]]:
+        """The options of the gRPC channel. Calls to this machine go past every proxy of the environment."""
+        return [*_CHANNEL_OPTIONS, *_PAST_PROXIES] if self.is_loopback else list(_CHANNEL_OPTIONS)
+
+    @property
+    def proxy_variable(self) -> str | None:
+        """The environment variable with the proxy that gRPC uses for this address; None if it uses none."""
+        # gRPC's own rules, for error messages: the first variable that is set counts, be it empty.
+        name = next((name for name in _PROXY_VARIABLES if name in os.environ), None)
+        if self.is_loopback or name is None or not os.environ[name].startswith("http://"):
+            return None
+        exceptions = next((os.environ[name] for name in _EXCEPTION_VARIABLES if name in os.environ), "")
+        return None if any(_covers(entry.strip(), self._host) for entry in exceptions.split(",") if entry) else name
 
     @property
     def tritonclient_arguments(self) -> dict[str, Any]:
@@ -164,8 +180,8 @@ class Connection:
         mutually exclusive one, for a command that can start a server instead.
         """
         sources = _sources(cls)
-        variables = [f"{source.variable}: {source.help}" for source in sources.values() if source.variable]
-        group = parser.add_argument_group("connection", "; ".join(["from the environment", *variables]))
+        variables = [f"{source.variable}, {source.help}" for source in sources.values() if source.variable]
+        group = parser.add_argument_group("connection", "from the environment: " + "; ".join(variables))
         for name, source in sources.items():
             if source.variable:
                 continue
@@ -230,6 +246,16 @@ def _checked_url(url: object) -> str:
             " 'grpcs://ranking.example:8001' for TLS (no http://, no path; HTTP is another port)"
         )
     return address
+
+
+def _covers(entry: str, host: str) -> bool:
+    """Tell whether an entry of no_proxy, a name's end or a range of addresses, covers the host."""
+    if host.lower().endswith(entry.lower()):
+        return True
+    try:
+        return "/" in entry and ipaddress.ip_address(host) in ipaddress.ip_network(entry, strict=False)
+    except ValueError:
+        return False
 
 
 def _check_token(token: object) -> None:

@@ -75,6 +75,10 @@ _NO_TLS = (
     "what listens there does not speak TLS: leave grpcs:// out if plain gRPC is meant, or use the port of the gateway"
     " that does"
 )
+_PROXY = (
+    "the call went to the proxy that the environment variable {} names: check it, or add the host to no_grpc_proxy to"
+    " connect without it"
+)
 _TOKEN = "the server, or the gateway in front of it, wants a valid `token` (for the command, CLICKBERT_TOKEN)"
 _RESTRICTED = (
     "Triton restricts this to a header of its own (--grpc-restricted-protocol), which this client does not send: call"
@@ -150,16 +154,19 @@ _RULES = (
 )
 
 
-def from_status(status: str, message: str, *, where: str) -> ClickBertError:
+def from_status(status: str, message: str, *, where: str, proxy: str | None = None) -> ClickBertError:
     """Return the error for a gRPC failure; the caller raises it `from` the original.
 
-    `status` is gRPC's name ("StatusCode.UNAVAILABLE" or "UNAVAILABLE"), `message` its details, `where` the model and
-    the address, for the text.
+    `status` is gRPC's name ("StatusCode.UNAVAILABLE" or "UNAVAILABLE"), `message` its details. For the text, `where`
+    says the model and the address, and `proxy` the environment variable with the proxy that the call went through.
     """
     code, text = status.removeprefix("StatusCode."), message.lower()
     if code == "CANCELLED" and "channel" in text:
         return RankerClosedError(f"{where}: the ranker was closed while the call ran")
     for rule in _RULES:
         if code in rule.statuses or any(fragment in text for fragment in rule.fragments):
-            return rule.error(f"{where}: {message} [{code}]; {rule.next_step}")
+            next_step = rule.next_step
+            if proxy and (rule.error is ConnectionFailedError or code == "DEADLINE_EXCEEDED"):
+                next_step = f"{_PROXY.format(proxy)}; if the proxy works, {next_step}"
+            return rule.error(f"{where}: {message} [{code}]; {next_step}")
     return ServerError(f"{where}: {message} [{code}]; see the server's log")

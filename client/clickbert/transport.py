@@ -160,7 +160,8 @@ def _own_errors(model: str, connection: Connection) -> Iterator[None]:
         details = exc.details() or "no message"
         message = connection.hide_secrets(details)
         # The original repeats what was hidden.
-        raise from_status(exc.code().name, message, where=where) from (exc if message == details else None)
+        error = from_status(exc.code().name, message, where=where, proxy=connection.proxy_variable)
+        raise error from (exc if message == details else None)
     except (grpc.aio.UsageError, ValueError) as exc:
         # gRPC has no class of its own for a channel that another thread closed a moment ago.
         if "closed" not in str(exc).lower() or isinstance(exc, UnicodeError):
