@@ -23,6 +23,7 @@ from clickbert.errors import (
     ServerError,
     ServerOverloadedError,
     ServerTimeoutError,
+    ServerUnavailableError,
 )
 from clickbert.ranker import Ranker
 from clickbert.session import RankedDocument
@@ -42,4 +43,5 @@ __all__ = [
     "ServerError",
     "ServerOverloadedError",
     "ServerTimeoutError",
+    "ServerUnavailableError",
 ]

@@ -29,10 +29,27 @@ STATUSES = [
     ),
     ("UNAUTHENTICATED", "Invalid token", "AuthenticationError", "CLICKBERT_TOKEN"),
     ("PERMISSION_DENIED", "no", "AuthenticationError", "CLICKBERT_TOKEN"),
+    # A name or a number that is wrong, and stays so.
     ("NOT_FOUND", "Request for unknown model: 'x' is not found", "ModelNotFoundError", "name"),
-    ("INVALID_ARGUMENT", "Request for unknown model: 'x' version 3 is not found", "ModelNotFoundError", "name"),
-    ("UNAVAILABLE", "Request for unknown model: 'x' has no available versions", "ModelNotFoundError", "name"),
-    ("UNAVAILABLE", "'x' version 1 is not at ready state", "ModelNotFoundError", "log"),
+    ("NOT_FOUND", "Request for unknown model: 'x' version 3 is not found", "ModelNotFoundError", "name"),
+    # After SIGTERM, after an unload, and until a load is through. (tests/integration has the real ones.)
+    ("NOT_FOUND", "Request for unknown model: 'x' has no available versions", "ServerUnavailableError", "later"),
+    (
+        "UNAVAILABLE",
+        "Request for unknown model: 'x' version 1 is not at ready state",
+        "ServerUnavailableError",
+        "later",
+    ),
+    # A request that was waiting in a queue when SIGTERM came, and a call that the end of the server cut off.
+    (
+        "UNAVAILABLE",
+        "Server is stopping, scheduler for model has stopped accepting new inference requests",
+        "ServerUnavailableError",
+        "another server",
+    ),
+    ("UNAVAILABLE", "Server not ready", "ServerUnavailableError", "later"),
+    ("CANCELLED", "CANCELLED", "ServerUnavailableError", "later"),
+    ("UNAVAILABLE", "no healthy upstream", "ServerUnavailableError", "another server"),
     ("INVALID_ARGUMENT", "unexpected inference input 'lengths' for model 'x'", "ProtocolError", "ClickBERT"),
     ("UNIMPLEMENTED", "Method not found!", "ProtocolError", "not a Triton"),
     ("RESOURCE_EXHAUSTED", "Received message larger than max (5 vs. 4)", "ProtocolError", "larger"),

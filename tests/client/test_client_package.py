@@ -18,7 +18,8 @@ def test_the_public_names():
     assert set(clickbert.__all__) == {
         *("Ranker", "AsyncRanker", "Connection", "RankedDocument"),
         *("ClickBertError", "InvalidInputError", "RankerClosedError", "ServerError", "ConnectionFailedError"),
-        *("ServerTimeoutError", "ServerOverloadedError", "AuthenticationError", "ModelNotFoundError", "ProtocolError"),
+        *("ServerTimeoutError", "ServerOverloadedError", "ServerUnavailableError", "AuthenticationError"),
+        *("ModelNotFoundError", "ProtocolError"),
     }
     assert all(hasattr(clickbert, name) for name in clickbert.__all__)
 
