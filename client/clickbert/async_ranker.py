@@ -26,9 +26,10 @@ from clickbert.transport import AsyncGrpcTransport, AsyncTransport
 class AsyncRanker:
     """`Ranker` for asyncio: same arguments, same results, same errors.
 
-    One ranker serves any number of tasks of one event loop, the loop of its first call. Cancelling a call cancels its
-    requests. Texts are tokenized in threads, so that long ones do not hold up the loop. Nothing waits for the server
-    there, so any number of calls can be in flight.
+    One ranker serves any number of tasks, over one connection for each event loop that they run in: `asyncio.run` may
+    be called twice, and loops may run in several threads. Cancelling a call cancels its requests. Texts are tokenized
+    in threads, so that long ones do not hold up the loop. Nothing waits for the server there, so any number of calls
+    can be in flight.
     """
 
     def __init__(
@@ -43,7 +44,7 @@ class AsyncRanker:
         connection = as_connection(connection)
         self._session = Session(connection.url, model, timeout, max_documents)
         self._transport = transport or AsyncGrpcTransport(connection)
-        self._fetching = asyncio.Lock()
+        self._fetching: dict[asyncio.AbstractEventLoop, asyncio.Lock] = {}
 
     async def rank(self, query: str, documents: Sequence[str], top_k: int | None = None) -> list[RankedDocument]:
         """Return the documents best first, the `top_k` best if given; the earlier document wins a tie."""
@@ -108,13 +109,21 @@ class AsyncRanker:
                 task.cancel()
 
     async def _release(self, version: str | None, deadline: float) -> Release:
+        fetching = self._fetching_lock()
         try:
             async with asyncio.timeout(self._session.left(deadline)):
-                await self._fetching.acquire()
+                await fetching.acquire()
         except TimeoutError as exc:
             raise self._session.too_late() from exc
         try:
             known = self._session.releases.find(version)
             return known or await self._run(self._session.fetch_release(version), deadline)
         finally:
-            self._fetching.release()
+            fetching.release()
+
+    def _fetching_lock(self) -> asyncio.Lock:
+        """Return the running loop's lock: one of asyncio's is of use in one loop only."""
+        for loop in list(self._fetching):
+            if loop.is_closed():
+                self._fetching.pop(loop, None)
+        return self._fetching.setdefault(asyncio.get_running_loop(), asyncio.Lock())

@@ -91,40 +91,63 @@ class GrpcTransport:
 
 
 class AsyncGrpcTransport:
-    """One long-lived asyncio gRPC channel, opened by the first call and bound to that call's event loop."""
+    """One long-lived asyncio gRPC channel for each event loop that calls, opened by the loop's first call.
+
+    asyncio's channels work in the loop that opened them and in no other. Where loops follow each other, as with
+    `asyncio.run` twice, the channel of one that was closed is closed by the next call.
+    """
 
     def __init__(self, connection: Connection | str) -> None:
         self._connection = as_connection(connection)
-        self._stub: _Stub | None = None
+        self._lock = threading.Lock()  # loops may run in several threads
+        self._stubs: dict[asyncio.AbstractEventLoop, _Stub] = {}
         self._closed = False
 
     async def describe(self, model: str, *, timeout: float) -> ModelDescription:
         """Return the versions served and the configuration's parameters."""
         deadline = time.monotonic() + timeout
         with _own_errors(model, self._connection), self._closing():
-            metadata = await self._open().call("ModelMetadata", service_pb2.ModelMetadataRequest(name=model), timeout)
-            config = await self._open().call("ModelConfig", service_pb2.ModelConfigRequest(name=model), _left(deadline))
+            stub = await self._open()
+            metadata = await stub.call("ModelMetadata", service_pb2.ModelMetadataRequest(name=model), timeout)
+            config = await stub.call("ModelConfig", service_pb2.ModelConfigRequest(name=model), _left(deadline))
         return _description(metadata, config)
 
     async def infer(self, request: InferRequest, *, timeout: float) -> InferResponse:
         """Send one request and return its answer."""
         message = infer_message(request, timeout)
         with _own_errors(request.model, self._connection), self._closing():
-            answer = await self._open().call("ModelInfer", message, timeout)
+            stub = await self._open()
+            answer = await stub.call("ModelInfer", message, timeout)
         return read_answer(answer)
 
     async def close(self) -> None:
-        """Close the channel; calls in flight end with `RankerClosedError`."""
-        self._closed = True
-        if self._stub is not None:
-            await self._stub.channel.close()
+        """Close the channels; calls in flight end with `RankerClosedError`, in whichever loop they are."""
+        with self._lock:
+            self._closed = True
+            stubs, self._stubs = self._stubs, {}
+        here = asyncio.get_running_loop()
+        for loop, stub in stubs.items():
+            closing = stub.channel.close()
+            if loop is not here and loop.is_running():  # in another thread, which alone may cancel its calls
+                try:
+                    asyncio.run_coroutine_threadsafe(closing, loop)
+                    continue
+                except RuntimeError:  # it was closed this moment, and its calls were cancelled with it
+                    pass
+            await closing
 
-    def _open(self) -> "_Stub":
-        if self._closed:
-            raise _closed_error(self._connection)
-        if self._stub is None:
-            self._stub = _Stub(grpc.aio, self._connection)
-        return self._stub
+    async def _open(self) -> "_Stub":
+        loop = asyncio.get_running_loop()
+        with self._lock:
+            if self._closed:
+                raise _closed_error(self._connection)
+            former = [self._stubs.pop(each) for each in list(self._stubs) if each.is_closed()]
+            if loop not in self._stubs:
+                self._stubs[loop] = _Stub(grpc.aio, self._connection)
+            stub = self._stubs[loop]
+        for each in former:
+            await each.channel.close()
+        return stub
 
     @contextmanager
     def _closing(self) -> Iterator[None]:
