@@ -21,7 +21,7 @@ from clickbert.errors import InvalidInputError
 
 DEFAULT_URL = "localhost:8001"
 TLS = "grpcs://"
-_HOST_PORT = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^\s/:@\[\]]+):(\d{1,5})")
+_HOST_PORT = re.compile(r"(\[[0-9A-Fa-f:.]+(%[\w.-]+)?\]|[\w.-]+):(?P<port>[0-9]{1,5})", re.ASCII)
 _TOKEN = re.compile(r"[!-~]+")  # printable ASCII without spaces: what a bearer token and gRPC's metadata may hold
 _UNLIMITED = 2**31 - 1
 # Triton refuses keepalive pings that come more often than every five minutes, and there is no need to ping an idle
@@ -240,7 +240,7 @@ def _checked_url(url: object) -> str:
     """Return `host:port` or `grpcs://host:port`."""
     address = url.removeprefix("grpc://") if isinstance(url, str) else ""
     match = _HOST_PORT.fullmatch(address.removeprefix(TLS))
-    if match is None or not 0 < int(match[2]) < 65536:
+    if match is None or not 0 < int(match["port"]) < 65536:
         raise InvalidInputError(
             f"url is {url!r}, expected the host and the gRPC port of the server, like 'localhost:8001', or"
             " 'grpcs://ranking.example:8001' for TLS (no http://, no path; HTTP is another port)"

@@ -119,6 +119,34 @@ class FakeTriton:
         return self.after_infer(InferResponse(str(version), outputs))
 
 
+class Held:
+    """Requests that nobody answers until `answer` is set; `reached` says that there is one."""
+
+    def __init__(self) -> None:
+        self.reached, self.answer = threading.Event(), threading.Event()
+
+    def wait_until_reached(self) -> None:
+        assert self.reached.wait(30), "no request came"
+
+
+@contextmanager
+def held(server: FakeTriton, model: str = MODEL) -> Iterator[Held]:
+    """Leave requests to a model unanswered, until the block ends at the latest."""
+    hold = Held()
+
+    def wait(request: InferRequest) -> None:
+        if request.model == model:
+            hold.reached.set()
+            hold.answer.wait(60)
+
+    server.before_infer = wait
+    try:
+        yield hold
+    finally:
+        server.before_infer = lambda request: None
+        hold.answer.set()
+
+
 def _tokenizer_outputs(published: Published) -> dict[str, np.ndarray]:
     digest = published.sha256 or hashlib.sha256(published.tokenizer).hexdigest()
     texts = {"tokenizer_json": published.tokenizer, "tokenizer_sha256": digest.encode()}

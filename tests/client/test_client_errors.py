@@ -3,7 +3,6 @@
 import http.server
 import socket
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -16,7 +15,7 @@ import pytest
 import clickbert
 from clickbert import Ranker
 from clickbert.errors import from_status
-from tests.client.fakes import FakeStatusError, FakeTransport, FakeTriton, Published, rank_once
+from tests.client.fakes import FakeStatusError, FakeTransport, FakeTriton, Published, held, rank_once
 
 STATUSES = [
     ("UNAVAILABLE", "Exceeds maximum queue size", "ServerOverloadedError", "later"),
@@ -83,10 +82,8 @@ def test_an_unknown_model_is_named(url, blocking):
 def test_nothing_listens(blocking):
     with closing(socket.socket()) as taken:
         taken.bind(("127.0.0.1", 0))  # bound, not listening: refused, and nobody else gets the port
-        started = time.monotonic()
         with pytest.raises(clickbert.ConnectionFailedError, match="check that the server runs"):
             rank_once(f"127.0.0.1:{taken.getsockname()[1]}", blocking)
-    assert time.monotonic() - started < 5
 
 
 def test_an_unknown_host(blocking):
@@ -135,8 +132,7 @@ def test_a_grpc_server_that_is_no_triton(blocking):
 
 
 def test_a_slow_answer_is_a_timeout(server, url, blocking):
-    server.before_infer = lambda request: time.sleep(0.6)
-    with pytest.raises(clickbert.ServerTimeoutError):
+    with held(server), pytest.raises(clickbert.ServerTimeoutError, match="timeout"):
         rank_once(url, blocking, timeout=0.3)
 
 

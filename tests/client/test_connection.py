@@ -92,14 +92,24 @@ def test_it_is_frozen_and_equal_to_another_of_the_same_fields(roots):
         connection.url = "localhost:8002"
 
 
-@pytest.mark.parametrize(
-    "url",
-    ["", "localhost", "localhost:", "localhost:0", "localhost:65536", "http://localhost:8000", "a:1/b", 8001, None],
-)
-def test_a_wrong_address_is_refused(url):
+WRONG = ["", "localhost", "localhost:", ":1", "a:0", "a:65536", "a:b", "a:1/x", "a b:1", "a\0:1", None, 8001]
+WRONG += ["http://localhost:8000", "https://a:1", "grpcs://", "grpcs://a", "grpcs://grpc://a:1", "GRPCS://a:1"]
+WRONG += ["\ud800:1", "localhost:\uff18\uff10", "[::1", "[zz]:1", "[a%b]"]
+
+
+@pytest.mark.parametrize("url", WRONG)
+def test_a_wrong_address_is_refused_with_an_example(url):
     for make in (Connection, Ranker, AsyncRanker):
         with pytest.raises(InvalidInputError, match="like 'localhost:8001'"):
             make(url)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["localhost:8001", "grpc://a_b.c-d:1", "[::1]:8001", "[fe80::1%eth0]:1", "10.0.0.1:65535", "grpcs://a.example:443"],
+)
+def test_a_good_address_is_taken_without_connecting(url):
+    Ranker(url).close()
 
 
 def test_the_authoritys_certificate_is_read_once(tmp_path, roots):

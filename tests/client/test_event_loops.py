@@ -10,6 +10,7 @@ import grpc
 import pytest
 
 from clickbert import AsyncRanker, Connection, RankerClosedError
+from tests.client.fakes import held
 
 DOCUMENTS = ["a bar", "a bank", "a cafe"]
 
@@ -55,25 +56,13 @@ def test_a_ranker_works_in_one_loop_after_another(server, ranker, watched):
 
 
 def test_a_loop_that_was_closed_with_calls_in_flight_leaves_nothing_behind(server, ranker, watched):
-    asked, answer = threading.Event(), threading.Event()
-
-    def wait(request):
-        asked.set()
-        answer.wait(30)
-
-    server.before_infer = wait
-    loop = asyncio.new_event_loop()
-    call = loop.create_task(ranker.rank("tea", DOCUMENTS))
-
-    async def until_asked():
-        await asyncio.to_thread(asked.wait, 30)
-
-    loop.run_until_complete(until_asked())
-    call.cancel()
-    loop.run_until_complete(asyncio.gather(call, return_exceptions=True))
-    loop.close()
-    answer.set()
-    server.before_infer = lambda request: None
+    with held(server) as requests:
+        loop = asyncio.new_event_loop()
+        call = loop.create_task(ranker.rank("tea", DOCUMENTS))
+        loop.run_until_complete(asyncio.to_thread(requests.wait_until_reached))
+        call.cancel()
+        loop.run_until_complete(asyncio.gather(call, return_exceptions=True))
+        loop.close()
     assert len(asyncio.run(rank_at_once(ranker))) == 5
     assert watched.open == 1
 
@@ -101,21 +90,12 @@ def test_a_ranker_works_in_two_loops_at_once(server, ranker, watched):
 
 
 def test_closing_in_one_loop_ends_the_calls_of_another(server, ranker, watched):
-    asked, answer = threading.Event(), threading.Event()
-
-    def wait(request):
-        if request.model == "clickbert_onnx":
-            asked.set()
-            answer.wait(30)
-
-    server.before_infer = wait
-    with ThreadPoolExecutor(1) as thread:
+    with ThreadPoolExecutor(1) as thread, held(server) as requests:
         running = thread.submit(lambda: asyncio.run(rank_at_once(ranker, 1)))
-        assert asked.wait(30)
+        requests.wait_until_reached()
         asyncio.run(ranker.close())
         with pytest.raises(RankerClosedError):
             running.result(timeout=30)
-        answer.set()
     assert watched.open == 0
     with pytest.raises(RankerClosedError):
         asyncio.run(rank_at_once(ranker))
