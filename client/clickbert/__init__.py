@@ -11,6 +11,7 @@ same for asyncio. All errors are `ClickBertError`s; `clickbert.errors` shows the
 """
 
 from clickbert.async_ranker import AsyncRanker
+from clickbert.connection import Connection
 from clickbert.errors import (
     AuthenticationError,
     ClickBertError,
@@ -22,6 +23,7 @@ from clickbert.errors import (
     ServerError,
     ServerOverloadedError,
     ServerTimeoutError,
+    ServerUnavailableError,
 )
 from clickbert.ranker import Ranker
 from clickbert.session import RankedDocument
@@ -30,6 +32,7 @@ __all__ = [
     "AsyncRanker",
     "AuthenticationError",
     "ClickBertError",
+    "Connection",
     "ConnectionFailedError",
     "InvalidInputError",
     "ModelNotFoundError",
@@ -40,4 +43,5 @@ __all__ = [
     "ServerError",
     "ServerOverloadedError",
     "ServerTimeoutError",
+    "ServerUnavailableError",
 ]

@@ -1,17 +1,19 @@
 """Checks of what callers pass in. Each raises `InvalidInputError`, before anything is sent."""
 
-import math
 from collections.abc import Sequence
 
 from clickbert.errors import InvalidInputError
 
+MAX_TIMEOUT = 365 * 24 * 3600.0  # seconds; gRPC's clock, in nanoseconds, overflows two centuries later
+
 
 def check_settings(model: str, timeout: float, max_documents: int) -> None:
     """Check a ranker's own settings."""
-    if not isinstance(model, str) or not model:
-        raise InvalidInputError(f"model is {model!r}, expected a model's name")
-    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout < math.inf:
-        raise InvalidInputError(f"timeout is {timeout!r}, expected seconds above 0")
+    _check_text(model, "model")
+    if not model:
+        raise InvalidInputError("model is empty, expected a model's name")
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout <= MAX_TIMEOUT:
+        raise InvalidInputError(f"timeout is {timeout!r}, expected seconds above 0, at most a year")
     _check_count("max_documents", max_documents)
 
 

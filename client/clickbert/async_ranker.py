@@ -2,10 +2,10 @@
 
 import asyncio
 from collections.abc import Callable, Generator, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from clickbert.connection import Connection, as_connection
 from clickbert.errors import ServerError
 from clickbert.protocol import DEFAULT_MODEL, InferRequest, InferResponse, Release
 from clickbert.session import (
@@ -26,25 +26,25 @@ from clickbert.transport import AsyncGrpcTransport, AsyncTransport
 class AsyncRanker:
     """`Ranker` for asyncio: same arguments, same results, same errors.
 
-    One ranker serves any number of tasks of one event loop, the loop of its first call. Cancelling a call cancels its
-    requests. Texts are tokenized in threads, so that long ones do not hold up the loop. Nothing waits for the server
-    there, so any number of calls can be in flight.
+    One ranker serves any number of tasks, over one connection for each event loop that they run in: `asyncio.run` may
+    be called twice, and loops may run in several threads. Cancelling a call cancels its requests. Texts are tokenized
+    in threads, so that long ones do not hold up the loop. Nothing waits for the server there, so any number of calls
+    can be in flight.
     """
 
     def __init__(
         self,
-        url: str,
+        connection: Connection | str,
         model: str = DEFAULT_MODEL,
         *,
         timeout: float = 10.0,
         max_documents: int = 1000,
-        ca_file: str | Path | None = None,
-        token: str | None = None,
         transport: AsyncTransport | None = None,
     ) -> None:
-        self._session = Session(url, model, timeout, max_documents)
-        self._transport = transport or AsyncGrpcTransport(url, ca_file, token)
-        self._fetching = asyncio.Lock()
+        connection = as_connection(connection)
+        self._session = Session(connection.url, model, timeout, max_documents)
+        self._transport = transport or AsyncGrpcTransport(connection)
+        self._fetching: dict[asyncio.AbstractEventLoop, asyncio.Lock] = {}
 
     async def rank(self, query: str, documents: Sequence[str], top_k: int | None = None) -> list[RankedDocument]:
         """Return the documents best first, the `top_k` best if given; the earlier document wins a tie."""
@@ -109,13 +109,21 @@ class AsyncRanker:
                 task.cancel()
 
     async def _release(self, version: str | None, deadline: float) -> Release:
+        fetching = self._fetching_lock()
         try:
             async with asyncio.timeout(self._session.left(deadline)):
-                await self._fetching.acquire()
+                await fetching.acquire()
         except TimeoutError as exc:
             raise self._session.too_late() from exc
         try:
             known = self._session.releases.find(version)
             return known or await self._run(self._session.fetch_release(version), deadline)
         finally:
-            self._fetching.release()
+            fetching.release()
+
+    def _fetching_lock(self) -> asyncio.Lock:
+        """Return the running loop's lock: one of asyncio's is of use in one loop only."""
+        for loop in list(self._fetching):
+            if loop.is_closed():
+                self._fetching.pop(loop, None)
+        return self._fetching.setdefault(asyncio.get_running_loop(), asyncio.Lock())

@@ -1,19 +1,21 @@
-"""Every error this package raises on purpose, and the one map that turns Triton's and gRPC's errors into them.
+"""Every error of this package, and the one map that turns Triton's and gRPC's errors into them.
 
     ClickBertError
     ├── InvalidInputError (also a ValueError)   the call is wrong: nothing was sent
     ├── RankerClosedError                       the ranker was closed before or during the call
-    └── ServerError                             the server answered with an error that has no class of its own
-        ├── ConnectionFailedError               nothing answers at the address, it is no gRPC port, or TLS does not fit
+    └── ServerError                             the server failed in a way that has no class of its own
+        ├── ConnectionFailedError               nothing answers there, it is no gRPC port, or TLS or a proxy fails
         ├── ServerTimeoutError                  the deadline passed, here or in the server's queue
         ├── ServerOverloadedError               the server's queue is full: nothing was computed
+        ├── ServerUnavailableError              the server drains, or loads or unloads the model: a passing state
         ├── AuthenticationError                 the server or a gateway wants a token, or refuses the one sent
-        ├── ModelNotFoundError                  the model, or the version asked for, is unknown or not ready
+        ├── ModelNotFoundError                  the server has no such model, or no such version of it
         └── ProtocolError                       the answer is not what a ClickBERT model on Triton answers
 
 The gRPC status alone does not tell these apart. Triton answers UNAVAILABLE for a full queue, for a request that
 expired in the queue, for a missing protocol key and for a model that is loading, and gRPC itself uses UNAVAILABLE
-for a refused connection. So `from_status` looks at the message first, the status second.
+for a refused connection. A model that is being unloaded is NOT_FOUND, as if its name was wrong. So `from_status` looks
+at the message first, the status second.
 """
 
 from typing import NamedTuple
@@ -36,7 +38,7 @@ class ServerError(ClickBertError):
 
 
 class ConnectionFailedError(ServerError):
-    """Nothing listens at the address, its name is unknown, it does not speak gRPC, or TLS fails."""
+    """Nothing listens at the address, its name is unknown, it does not speak gRPC, or TLS or a proxy fails."""
 
 
 class ServerTimeoutError(ServerError):
@@ -44,7 +46,14 @@ class ServerTimeoutError(ServerError):
 
 
 class ServerOverloadedError(ServerError):
-    """The server's queue is full. Nothing was computed; ask again later."""
+    """The server's queue is full. Nothing was computed; try again after a pause."""
+
+
+class ServerUnavailableError(ServerError):
+    """The server answers, but does not serve the model right now: it drains, or loads or unloads the model.
+
+    Nothing is wrong with the call. Try another server at once, or this one later.
+    """
 
 
 class AuthenticationError(ServerError):
@@ -52,7 +61,7 @@ class AuthenticationError(ServerError):
 
 
 class ModelNotFoundError(ServerError):
-    """The server does not have the model or the version asked for, or it is not ready."""
+    """The server does not have the model, or the version asked for."""
 
 
 class ProtocolError(ServerError):
@@ -72,13 +81,20 @@ _HTTP_PORT = (
     " if it wants TLS, write grpcs:// in front of the address"
 )
 _NO_TLS = (
-    "what listens there does not speak TLS: leave grpcs:// out if plain gRPC is meant, or use the port of the gateway"
-    " that does"
+    "what listens there does not speak TLS: leave grpcs:// out for plain gRPC, or use the port of the gateway that does"
+)
+_PROXY = (
+    "the call went to the proxy that the environment variable {} names: check it, or add the host to no_grpc_proxy to"
+    " connect without it"
 )
 _TOKEN = "the server, or the gateway in front of it, wants a valid `token` (for the command, CLICKBERT_TOKEN)"
 _RESTRICTED = (
     "Triton restricts this to a header of its own (--grpc-restricted-protocol), which this client does not send: call"
     " through a gateway that adds it"
+)
+_LATER = (
+    "the server is draining, or loading or unloading the model: try another server, or this one later; if it stays so,"
+    " see the server's log"
 )
 _REPOSITORY = "check the model's name and the server's log, or list the models with Triton's repository index"
 
@@ -91,17 +107,20 @@ _RULES = (
         ("request timeout expired", "request timeout dynamicbatch"),
     ),
     _Rule(AuthenticationError, _RESTRICTED, ("is restricted, expecting header",)),
+    # Before the rule of unknown models: most of Triton's messages for this begin with the words of that rule.
     _Rule(
-        ModelNotFoundError,
-        _REPOSITORY,
+        ServerUnavailableError,
+        _LATER,
         (
-            "request for unknown model",
-            "not at ready state",
+            "has no available versions",
+            "is not at ready state",
             "is not ready",
-            "no available versions",
-            "not found in any",
+            "server not ready",
+            "server is stopping",
+            "no healthy upstream",  # Envoy's
         ),
     ),
+    _Rule(ModelNotFoundError, _REPOSITORY, ("request for unknown model", "not found in any")),
     # Before the rule of handshakes in general: these say so, too.
     _Rule(ConnectionFailedError, _NO_TLS, ("wrong_version_number", "handshake read failed (socket closed)")),
     _Rule(
@@ -134,11 +153,9 @@ _RULES = (
     ),
     _Rule(AuthenticationError, _TOKEN, statuses=("UNAUTHENTICATED", "PERMISSION_DENIED")),
     _Rule(ModelNotFoundError, _REPOSITORY, statuses=("NOT_FOUND",)),
-    _Rule(
-        ProtocolError,
-        "a gRPC server answers there, but not a Triton server",
-        statuses=("UNIMPLEMENTED",),
-    ),
+    # A server that ends cancels what it has not answered.
+    _Rule(ServerUnavailableError, _LATER, statuses=("CANCELLED",)),
+    _Rule(ProtocolError, "a gRPC server answers there, but not a Triton server", statuses=("UNIMPLEMENTED",)),
     _Rule(ProtocolError, "a message is larger than the server allows", ("larger than max",)),
     _Rule(ServerOverloadedError, "try again later or send less", statuses=("RESOURCE_EXHAUSTED",)),
     _Rule(ConnectionFailedError, _GRPC_PORT, statuses=("UNAVAILABLE",)),
@@ -150,16 +167,19 @@ _RULES = (
 )
 
 
-def from_status(status: str, message: str, *, where: str) -> ClickBertError:
+def from_status(status: str, message: str, *, where: str, proxy: str | None = None) -> ClickBertError:
     """Return the error for a gRPC failure; the caller raises it `from` the original.
 
-    `status` is gRPC's name ("StatusCode.UNAVAILABLE" or "UNAVAILABLE"), `message` its details, `where` the model and
-    the address, for the text.
+    `status` is gRPC's name ("StatusCode.UNAVAILABLE" or "UNAVAILABLE"), `message` its details. For the text, `where`
+    says the model and the address, and `proxy` the environment variable with the proxy that the call went through.
     """
     code, text = status.removeprefix("StatusCode."), message.lower()
     if code == "CANCELLED" and "channel" in text:
         return RankerClosedError(f"{where}: the ranker was closed while the call ran")
     for rule in _RULES:
         if code in rule.statuses or any(fragment in text for fragment in rule.fragments):
-            return rule.error(f"{where}: {message} [{code}]; {rule.next_step}")
+            next_step = rule.next_step
+            if proxy and (rule.error is ConnectionFailedError or code == "DEADLINE_EXCEEDED"):
+                next_step = f"{_PROXY.format(proxy)}; if the proxy works, {next_step}"
+            return rule.error(f"{where}: {message} [{code}]; {next_step}")
     return ServerError(f"{where}: {message} [{code}]; see the server's log")

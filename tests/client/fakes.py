@@ -20,7 +20,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import np_to_triton_dtype, triton_to_np_dtype
 
-from clickbert import AsyncRanker, RankedDocument, Ranker
+from clickbert import AsyncRanker, Connection, RankedDocument, Ranker
 from clickbert.errors import from_status
 from clickbert.protocol import InferRequest, InferResponse, ModelDescription
 
@@ -117,6 +117,34 @@ class FakeTriton:
         else:
             outputs = {"logits": _logits(published, request)}
         return self.after_infer(InferResponse(str(version), outputs))
+
+
+class Held:
+    """Requests that nobody answers until `answer` is set; `reached` says that there is one."""
+
+    def __init__(self) -> None:
+        self.reached, self.answer = threading.Event(), threading.Event()
+
+    def wait_until_reached(self) -> None:
+        assert self.reached.wait(30), "no request came"
+
+
+@contextmanager
+def held(server: FakeTriton, model: str = MODEL) -> Iterator[Held]:
+    """Leave requests to a model unanswered, until the block ends at the latest."""
+    hold = Held()
+
+    def wait(request: InferRequest) -> None:
+        if request.model == model:
+            hold.reached.set()
+            hold.answer.wait(60)
+
+    server.before_infer = wait
+    try:
+        yield hold
+    finally:
+        server.before_infer = lambda request: None
+        hold.answer.set()
 
 
 def _tokenizer_outputs(published: Published) -> dict[str, np.ndarray]:
@@ -251,14 +279,14 @@ def grpc_server(
         grpc_side.stop(0.2).wait()
 
 
-def rank_once(url: str, blocking: bool, **settings) -> list[RankedDocument]:
+def rank_once(connection: Connection | str, blocking: bool, **settings) -> list[RankedDocument]:
     """One call of `Ranker` or of `AsyncRanker`, made for it."""
     if blocking:
-        with Ranker(url, **settings) as ranker:
+        with Ranker(connection, **settings) as ranker:
             return ranker.rank("tea", ["a bar", "a bank"])
 
     async def rank() -> list[RankedDocument]:
-        async with AsyncRanker(url, **settings) as ranker:
+        async with AsyncRanker(connection, **settings) as ranker:
             return await ranker.rank("tea", ["a bar", "a bank"])
 
     return asyncio.run(rank())

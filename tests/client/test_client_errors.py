@@ -3,7 +3,6 @@
 import http.server
 import socket
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -16,7 +15,7 @@ import pytest
 import clickbert
 from clickbert import Ranker
 from clickbert.errors import from_status
-from tests.client.fakes import FakeStatusError, FakeTransport, FakeTriton, Published, rank_once
+from tests.client.fakes import FakeStatusError, FakeTransport, FakeTriton, Published, held, rank_once
 
 STATUSES = [
     ("UNAVAILABLE", "Exceeds maximum queue size", "ServerOverloadedError", "later"),
@@ -29,10 +28,27 @@ STATUSES = [
     ),
     ("UNAUTHENTICATED", "Invalid token", "AuthenticationError", "CLICKBERT_TOKEN"),
     ("PERMISSION_DENIED", "no", "AuthenticationError", "CLICKBERT_TOKEN"),
+    # A name or a number that is wrong, and stays so.
     ("NOT_FOUND", "Request for unknown model: 'x' is not found", "ModelNotFoundError", "name"),
-    ("INVALID_ARGUMENT", "Request for unknown model: 'x' version 3 is not found", "ModelNotFoundError", "name"),
-    ("UNAVAILABLE", "Request for unknown model: 'x' has no available versions", "ModelNotFoundError", "name"),
-    ("UNAVAILABLE", "'x' version 1 is not at ready state", "ModelNotFoundError", "log"),
+    ("NOT_FOUND", "Request for unknown model: 'x' version 3 is not found", "ModelNotFoundError", "name"),
+    # After SIGTERM, after an unload, and until a load is through. (tests/integration has the real ones.)
+    ("NOT_FOUND", "Request for unknown model: 'x' has no available versions", "ServerUnavailableError", "later"),
+    (
+        "UNAVAILABLE",
+        "Request for unknown model: 'x' version 1 is not at ready state",
+        "ServerUnavailableError",
+        "later",
+    ),
+    # A request that was waiting in a queue when SIGTERM came, and a call that the end of the server cut off.
+    (
+        "UNAVAILABLE",
+        "Server is stopping, scheduler for model has stopped accepting new inference requests",
+        "ServerUnavailableError",
+        "another server",
+    ),
+    ("UNAVAILABLE", "Server not ready", "ServerUnavailableError", "later"),
+    ("CANCELLED", "CANCELLED", "ServerUnavailableError", "later"),
+    ("UNAVAILABLE", "no healthy upstream", "ServerUnavailableError", "another server"),
     ("INVALID_ARGUMENT", "unexpected inference input 'lengths' for model 'x'", "ProtocolError", "ClickBERT"),
     ("UNIMPLEMENTED", "Method not found!", "ProtocolError", "not a Triton"),
     ("RESOURCE_EXHAUSTED", "Received message larger than max (5 vs. 4)", "ProtocolError", "larger"),
@@ -66,10 +82,8 @@ def test_an_unknown_model_is_named(url, blocking):
 def test_nothing_listens(blocking):
     with closing(socket.socket()) as taken:
         taken.bind(("127.0.0.1", 0))  # bound, not listening: refused, and nobody else gets the port
-        started = time.monotonic()
         with pytest.raises(clickbert.ConnectionFailedError, match="check that the server runs"):
             rank_once(f"127.0.0.1:{taken.getsockname()[1]}", blocking)
-    assert time.monotonic() - started < 5
 
 
 def test_an_unknown_host(blocking):
@@ -118,8 +132,7 @@ def test_a_grpc_server_that_is_no_triton(blocking):
 
 
 def test_a_slow_answer_is_a_timeout(server, url, blocking):
-    server.before_infer = lambda request: time.sleep(0.6)
-    with pytest.raises(clickbert.ServerTimeoutError):
+    with held(server), pytest.raises(clickbert.ServerTimeoutError, match="timeout"):
         rank_once(url, blocking, timeout=0.3)
 
 

@@ -1,6 +1,7 @@
 """The distribution: its public names, what it imports, and that it works where nothing else is installed."""
 
 import os
+import shutil
 import subprocess
 import sys
 import venv
@@ -16,9 +17,10 @@ ROOT = Path(__file__).parents[2]
 def test_the_public_names():
     assert clickbert.__all__ == sorted(clickbert.__all__)
     assert set(clickbert.__all__) == {
-        *("Ranker", "AsyncRanker", "RankedDocument"),
+        *("Ranker", "AsyncRanker", "Connection", "RankedDocument"),
         *("ClickBertError", "InvalidInputError", "RankerClosedError", "ServerError", "ConnectionFailedError"),
-        *("ServerTimeoutError", "ServerOverloadedError", "AuthenticationError", "ModelNotFoundError", "ProtocolError"),
+        *("ServerTimeoutError", "ServerOverloadedError", "ServerUnavailableError", "AuthenticationError"),
+        *("ModelNotFoundError", "ProtocolError"),
     }
     assert all(hasattr(clickbert, name) for name in clickbert.__all__)
 
@@ -45,27 +47,48 @@ def test_importing_it_imports_nothing_heavy():
     assert not imported & {"torch", "transformers", "onnx", "onnxruntime", "huggingface_hub", "export", "finetune"}
 
 
+class Environment:
+    """A virtual environment of the test's own."""
+
+    def __init__(self, folder: Path) -> None:
+        venv.create(folder, with_pip=True)
+        self.python = folder / "bin/python"
+        self.variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+    def install(self, *what: object) -> None:
+        done = self.run("-m", "pip", "install", "--quiet", *what)
+        if "connection" in done.stderr.lower() or "No matching distribution" in done.stderr:
+            pytest.skip(f"the package index cannot be reached: {done.stderr[-300:]}")
+        assert done.returncode == 0, done.stderr
+
+    def run(self, *arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+        command = [self.python, *map(str, arguments)]
+        return subprocess.run(
+            command, capture_output=True, text=True, env=self.variables, cwd=cwd, timeout=600, check=False
+        )
+
+
+def copy_of_the_client(folder: Path) -> Path:
+    """Return a copy to install from: building in place would leave build folders in the tree."""
+    return shutil.copytree(ROOT / "client", folder, ignore=shutil.ignore_patterns("*.egg-info", "build", "__pycache__"))
+
+
 @pytest.mark.slow
 def test_a_clean_environment_needs_only_the_client_and_pytest(tmp_path):
-    venv.create(tmp_path / "env", with_pip=True)
-    python = tmp_path / "env/bin/python"
-    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    source = tmp_path / "client"  # building in place would leave build folders in the tree
-    subprocess.run(["cp", "-r", ROOT / "client", source], check=True)
-    installed = subprocess.run(
-        [python, "-m", "pip", "install", "--quiet", source, "pytest"],
-        capture_output=True,
-        text=True,
-        env=clean,
-        timeout=600,
-        check=False,
-    )
-    if "connection" in installed.stderr.lower() or "No matching distribution" in installed.stderr:
-        pytest.skip(f"the package index cannot be reached: {installed.stderr[-300:]}")
-    assert installed.returncode == 0, installed.stderr
-    listed = subprocess.run([python, "-m", "pip", "list"], capture_output=True, text=True, env=clean, check=True)
-    assert not {"torch", "transformers", "onnx"} & {line.split()[0] for line in listed.stdout.splitlines() if line}
-    command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow", ROOT / "tests/client"]
-    tested = subprocess.run(command, capture_output=True, text=True, env=clean, cwd=ROOT, timeout=600, check=False)
+    environment = Environment(tmp_path / "env")
+    environment.install(copy_of_the_client(tmp_path / "client"), "pytest")
+    listed = environment.run("-m", "pip", "list").stdout
+    assert not {"torch", "transformers", "onnx"} & {line.split()[0] for line in listed.splitlines() if line}
+    tested = environment.run("-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow", ROOT / "tests/client")
     assert tested.returncode == 0, tested.stdout[-3000:] + tested.stderr[-1000:]
     assert "transformers is not installed" in tested.stdout
+
+
+@pytest.mark.slow
+def test_a_script_beside_a_clone_of_the_same_name_imports_the_package(tmp_path):
+    environment = Environment(tmp_path / "env")
+    environment.install("--no-deps", "--editable", copy_of_the_client(tmp_path / "clickbert/client"))
+    (tmp_path / "script.py").write_text("import importlib.util as i; print(i.find_spec('clickbert').origin)\n")
+    for arguments in (["script.py"], ["-c", (tmp_path / "script.py").read_text()]):
+        done = environment.run(*arguments, cwd=tmp_path)
+        assert done.stdout.strip() == str(tmp_path / "clickbert/client/clickbert/__init__.py"), done.stderr

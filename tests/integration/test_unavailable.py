@@ -1,0 +1,84 @@
+"""A real tritonserver that does not serve right now: what the client says, and that it never blames the model's name.
+
+What Triton 2.51 answers (a gRPC status, and its message):
+
+    starting                      (nothing listens until all models are ready)
+    draining, unloaded, loading   NOT_FOUND    Request for unknown model: 'M' has no available versions
+    the same, asked by version    UNAVAILABLE  Request for unknown model: 'M' version 1 is not at ready state
+    reloading                     OK           (the former version answers until the new one is ready)
+    ending, calls in flight       CANCELLED    CANCELLED
+    wrong name, or never loaded   NOT_FOUND    Request for unknown model: 'M' is not found
+    no such version               NOT_FOUND    Request for unknown model: 'M' version 7 is not found
+
+Not seen, but among the strings of its library: "Server not ready", and "Server is stopping, scheduler for model has
+stopped accepting new inference requests".
+"""
+
+from __future__ import annotations
+
+import signal
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from clickbert import ConnectionFailedError, ModelNotFoundError, Ranker, ServerError, ServerUnavailableError
+from clickbert.protocol import tokenizer_request
+from clickbert.transport import GrpcTransport
+from serving.server import Addresses, Server
+
+PATIENCE = 60  # seconds: these tests are about answers; the machine may be busy
+
+
+@pytest.fixture
+def own_server(repository: Path, tmp_path: Path) -> Iterator[Server]:
+    with (tmp_path / "triton.log").open("wb") as log, Server(repository, Addresses.free(), log=log) as server:
+        yield server
+
+
+@pytest.fixture
+def ranker(own_server: Server) -> Iterator[Ranker]:
+    with Ranker(own_server.addresses.grpc, timeout=PATIENCE) as ranker:
+        assert len(ranker.rank("w1", ["w2", "w3"])) == 2
+        yield ranker
+
+
+def control(server: Server, action: str) -> None:
+    url = f"{server.addresses.http}/v2/repository/models/clickbert_onnx/{action}"
+    with urllib.request.urlopen(urllib.request.Request(url, method="POST")) as answer:
+        assert answer.status == 200
+
+
+def test_a_draining_server_is_unavailable_until_it_is_gone(own_server: Server, ranker: Ranker) -> None:
+    assert own_server.process
+    own_server.process.send_signal(signal.SIGTERM)
+    seen: set[type[ServerError]] = set()
+    while ConnectionFailedError not in seen:
+        with Ranker(own_server.addresses.grpc, timeout=PATIENCE) as newcomer:
+            for each in (ranker, newcomer):  # one that has the tokenizer, and one that asks for it first
+                try:
+                    each.rank("w1", ["w2", "w3"])
+                except ServerError as exc:
+                    seen.add(type(exc))
+    assert seen == {ServerUnavailableError, ConnectionFailedError}
+
+
+def test_an_unloaded_model_is_unavailable_and_answers_when_it_is_loaded_again(
+    own_server: Server, ranker: Ranker
+) -> None:
+    control(own_server, "unload")
+    with pytest.raises(ServerUnavailableError, match=r"has no available versions.*try another server"):
+        ranker.rank("w1", ["w2", "w3"])
+    control(own_server, "load")
+    assert len(ranker.rank("w1", ["w2", "w3"])) == 2
+
+
+def test_what_is_not_there_is_not_found(server: Server) -> None:
+    with Ranker(server.addresses.grpc, "clickbert_nowhere", timeout=PATIENCE) as ranker:
+        with pytest.raises(ModelNotFoundError, match=r"'clickbert_nowhere' is not found.*check the model's name"):
+            ranker.rank("w1", ["w2"])
+    transport = GrpcTransport(server.addresses.grpc)
+    with pytest.raises(ModelNotFoundError, match="version 7 is not found"):
+        transport.infer(tokenizer_request("7"), timeout=PATIENCE)
+    transport.close()
