@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 from datetime import UTC, datetime
@@ -14,17 +13,6 @@ from release.files import sha256
 from release.names import MANIFEST_FILE
 
 TOOLS = ("torch", "transformers", "tokenizers", "onnx", "onnxscript", "onnxruntime", "numpy")
-
-
-def hash_checkpoint(folder: Path) -> dict[str, Any]:
-    """The hashes of a checkpoint's weights, config and tokenizer, and one over them all.
-
-    Returns:
-        {"name": folder name, "sha256": over the sorted lines "hash  name", "files": {name: hash}}
-    """
-    files = {path.name: sha256(path) for path in sorted(folder.iterdir()) if path.suffix in (".safetensors", ".json")}
-    lines = "".join(f"{digest}  {name}\n" for name, digest in files.items())
-    return {"name": folder.resolve().name, "sha256": hashlib.sha256(lines.encode()).hexdigest(), "files": files}
 
 
 def write_manifest(folder: Path, facts: dict[str, Any]) -> None:

@@ -13,8 +13,8 @@ from transformers import AutoTokenizer, BertForSequenceClassification, RobertaCo
 from finetune.__main__ import main
 from finetune.checkpoint import base_model
 from finetune.checkpoint.base_model import check_config, load_base, resolve_base
-from finetune.checkpoint.folder import save_checkpoint
 from finetune.checkpoint.load import CheckpointError, load_checkpoint
+from finetune.checkpoint.save import save_checkpoint
 from finetune.data.clicklog import ClickLogError, read_click_log
 from finetune.scoring import score_rows
 from finetune.training import TrainingError, TrainSettings, click_loss, length_batches, train
