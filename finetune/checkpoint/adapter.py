@@ -11,7 +11,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 from transformers import BertForSequenceClassification
 
-from finetune.checkpoint.config import is_number, read_shapes
+from finetune.checkpoint.config import Shapes, is_number, read_shapes
 from finetune.checkpoint.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CheckpointError, read_object
 
 PREFIX = "base_model.model."
@@ -27,10 +27,10 @@ HARMLESS = {
 PLAIN: dict[str, tuple[object, ...]] = {"bias": ("none",), "init_lora_weights": (True, "gaussian", "orthogonal")}
 
 
-def count_labels(folder: Path) -> int | None:
-    """Return how many labels the adapter's own classifier has; None if it has none and the base's is used."""
-    shape = read_shapes([folder / ADAPTER_WEIGHTS]).get(f"{PREFIX}classifier.weight")
-    return shape[0] if shape else None
+def read_adapter_shapes(folder: Path) -> Shapes:
+    """Read the shapes of the adapter's weights; those that replace a weight of the base have its name."""
+    shapes = read_shapes([folder / ADAPTER_WEIGHTS])
+    return {name.removeprefix(PREFIX): shape for name, shape in shapes.items()}
 
 
 def merge_adapter(model: BertForSequenceClassification, folder: Path) -> set[str]:
@@ -40,7 +40,7 @@ def merge_adapter(model: BertForSequenceClassification, folder: Path) -> set[str
         CheckpointError: the adapter holds something else than plain LoRA, or does not fit the base.
     """
     rank, scale = _read_settings(folder)
-    read_shapes([folder / ADAPTER_WEIGHTS])  # refuses a broken file
+    read_shapes([folder / ADAPTER_WEIGHTS])  # refuses a broken file, and weights that are no floats
     tensors = {name: tensor.float() for name, tensor in load_file(folder / ADAPTER_WEIGHTS).items()}
     weights = model.state_dict()
     replaced = set()

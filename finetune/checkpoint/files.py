@@ -20,11 +20,12 @@ WEIGHTS_INDEX = "model.safetensors.index.json"
 TOKENIZER = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 VOCABULARY = "vocab.txt"
+ADDED_TOKENS = "added_tokens.json"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 # All that transformers opens to make a tokenizer. Chat templates change no token; they are opened nevertheless.
 TOKENIZER_FILES = (
-    TOKENIZER, TOKENIZER_CONFIG, VOCABULARY, "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
+    TOKENIZER, TOKENIZER_CONFIG, VOCABULARY, "special_tokens_map.json", ADDED_TOKENS, "chat_template.jinja",
 )  # fmt: skip
 GIT_LFS = b"version https://git-lfs"
 

@@ -8,7 +8,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
-from finetune.checkpoint.adapter import count_labels, merge_adapter
+from finetune.checkpoint.adapter import merge_adapter, read_adapter_shapes
 from finetune.checkpoint.config import check_shapes, make_config, read_config, read_shapes
 from finetune.checkpoint.files import CheckpointError, Sources, find_sources, find_weights, hash_checkpoint
 from finetune.checkpoint.labels import MULTI_LABEL, choose_click, name_click, read_labels
@@ -55,10 +55,7 @@ def load_incomplete(
     sources = find_sources(folder)
     fields = read_config(sources.config)
     try:
-        labels = read_labels(fields)
-        trained = count_labels(sources.adapter) if sources.adapter else None
-        if trained and trained != len(labels):  # the adapter has a head of its own, and the base's names are not its
-            labels = read_labels({"num_labels": trained})
+        labels = _read_labels(sources, fields)
         column = choose_click(labels, click_label, fields.get("problem_type"))
     except CheckpointError as error:
         raise CheckpointError(f"{folder}: {error}") from None
@@ -112,12 +109,26 @@ def load_model(sources: Sources, config: BertConfig) -> tuple[BertForSequenceCla
     return model, sorted(missing)
 
 
+def _read_labels(sources: Sources, fields: dict[str, Any]) -> list[str]:
+    """Read the labels' names, as many as the classifier has rows."""
+    shapes = read_shapes(find_weights(sources.weights))
+    if sources.adapter:
+        shapes |= read_adapter_shapes(sources.adapter)
+    rows = shapes["classifier.weight"][0] if shapes.get("classifier.weight") else None
+    labels = read_labels(fields)
+    if rows in (None, len(labels)):
+        return labels
+    if sources.adapter and sources.config != sources.adapter:
+        return read_labels({"num_labels": rows})  # the adapter has a head of its own; the names are its base's
+    raise CheckpointError(f"config.json names {len(labels)} labels {labels}, but the classifier has {rows} rows")
+
+
 def _keep_label(model: BertForSequenceClassification, column: int) -> None:
     """Reduce the classifier to one label's row, so that everything downstream sees a model of one label."""
     row = nn.Linear(model.classifier.in_features, 1)
     with torch.no_grad():
         row.weight.copy_(model.classifier.weight[column : column + 1])
         row.bias.copy_(model.classifier.bias[column : column + 1])
-    model.classifier = row.requires_grad_(False) if not model.classifier.weight.requires_grad else row
+    model.classifier = row
     model.num_labels = 1
     model.config.id2label, model.config.label2id = {0: "click"}, {"click": 0}

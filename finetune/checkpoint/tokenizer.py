@@ -14,6 +14,7 @@ from tokenizers.models import WordPiece
 from transformers import AutoTokenizer, BertConfig, PreTrainedTokenizerFast
 
 from finetune.checkpoint.files import (
+    ADDED_TOKENS,
     CONFIG,
     TOKENIZER,
     TOKENIZER_CONFIG,
@@ -136,15 +137,11 @@ def _check_against_files(folder: Path, tokenizer: PreTrainedTokenizerFast) -> No
     tokenizer_config.json (do_lower_case, strip_accents, tokenize_chinese_chars). Where the two disagree, one of them is
     not what the model was trained with, and every other reader of tokenizer.json makes other tokens.
     """
-    if (folder / TOKENIZER).exists():
+    has_rules = (folder / TOKENIZER).exists()
+    if has_rules:
         stored = Tokenizer.from_file(str(folder / TOKENIZER))
-        in_file, in_use = (json.loads(each.to_str()) for each in (stored, tokenizer.backend_tokenizer))
-        for part in ("normalizer", "pre_tokenizer", "model"):
-            if in_file[part] != in_use[part]:
-                raise CheckpointError(
-                    f"{folder}: {TOKENIZER} and {TOKENIZER_CONFIG} disagree on "
-                    f"{part}{_difference(in_file[part], in_use[part])}; make both what the model was trained with"
-                )
+        stored.no_truncation()
+        stored.no_padding()
     else:
         stored = Tokenizer(WordPiece.from_file(str(folder / VOCABULARY), unk_token=str(tokenizer.unk_token)))
     for name in SPECIAL:
@@ -153,15 +150,44 @@ def _check_against_files(folder: Path, tokenizer: PreTrainedTokenizerFast) -> No
             raise CheckpointError(
                 f"{folder}: its vocabulary does not hold the {name} {token!r}; give a BERT with its own tokenizer"
             )
+    for token, index in _added_tokens(folder).items():
+        if tokenizer.convert_tokens_to_ids(token) != index:
+            raise CheckpointError(
+                f"{folder}: gives {token!r} the id {index}, it gets {tokenizer.convert_tokens_to_ids(token)}; "
+                f"save the tokenizer again, so that {TOKENIZER} holds it"
+            )
+    difference = _difference(stored, tokenizer.backend_tokenizer) if has_rules else None
+    if difference:
+        raise CheckpointError(
+            f"{folder}: {TOKENIZER} and {TOKENIZER_CONFIG} disagree on {difference}; "
+            "make both what the model was trained with"
+        )
 
 
-def _difference(in_file: object, in_use: object) -> str:
-    """Name the first setting that differs, as in `.lowercase (false against true)`."""
-    if isinstance(in_file, dict) and isinstance(in_use, dict):
-        for name, value in in_use.items():
-            if name != "vocab" and in_file.get(name) != value:
-                return f".{name} ({json.dumps(in_file.get(name))} against {json.dumps(value)})"
-    return ""
+def _difference(stored: Tokenizer, used: Tokenizer) -> str | None:
+    """Name the first setting on which two tokenizers differ, as in `normalizer.lowercase (false against true)`."""
+    in_file, in_use = json.loads(stored.to_str()), json.loads(used.to_str())
+    for part in ("normalizer", "pre_tokenizer", "model"):
+        first, second = in_file[part] or {}, in_use[part] or {}
+        for name in {**second, **first}:
+            if first.get(name) != second.get(name):
+                values = "" if name == "vocab" else f" ({first.get(name)!r} against {second.get(name)!r})"
+                return f"{part}.{name}{values}"
+    pairs = [each.encode("a b", "c") for each in (stored, used)]
+    if stored.post_processor is not None and pairs[0].ids != pairs[1].ids:
+        return f"the tokens of a pair ({pairs[0].tokens} against {pairs[1].tokens})"
+    return None
+
+
+def _added_tokens(folder: Path) -> dict[str, int]:
+    """Read which ids the folder gives to tokens that were added to the vocabulary."""
+    added = {}
+    if (folder / TOKENIZER_CONFIG).exists():
+        decoder = read_object(folder / TOKENIZER_CONFIG).get("added_tokens_decoder") or {}
+        added = {token["content"]: int(index) for index, token in decoder.items()}
+    if (folder / ADDED_TOKENS).exists():
+        added |= read_object(folder / ADDED_TOKENS)
+    return added
 
 
 def _check_vocabulary(folder: Path, rows: int, tokenizer: PreTrainedTokenizerFast) -> None:
