@@ -19,10 +19,11 @@ from tqdm import tqdm
 
 from benchmarks.load_gen.workload import WorkloadError, newest_version
 from clickbert import Ranker
+from finetune.checkpoint.files import hash_checkpoint
 from finetune.data.clicklog import ClickRow, read_click_log
 from finetune.metrics import evaluate_ranking
 from release.files import sha256
-from release.manifest import CheckpointRecord, Manifest, ManifestError, hash_checkpoint, read_manifest
+from release.manifest import CheckpointRecord, Manifest, ManifestError, read_manifest
 from release.names import ONNX_MODEL
 from serving.server import Addresses, Server
 

@@ -32,13 +32,13 @@ from export.verify.report import Result, screen_table, write_report
 from export.verify.saved_gate import gate, save_gate
 from export.verify.sensitivity import describe_sensitivity, measure_sensitivity
 from export.verify.speed import measure_speed
-from finetune.checkpoint.load import label_names, load_checkpoint
+from finetune.checkpoint.load import hash_checkpoint, label_names, load_checkpoint
 from finetune.data.clicklog import ClickLogError, ClickRow, read_click_log
 from finetune.metrics import click_column, click_probability, evaluate_ranking
 from finetune.scoring import score_rows, tokenize_pairs
 from finetune.training import find_split
 from release.files import sha256
-from release.manifest import CheckpointRecord, EvaluationRecord, Manifest, hash_checkpoint, write_manifest
+from release.manifest import CheckpointRecord, EvaluationRecord, Manifest, write_manifest
 from release.names import MODEL_FILE, TOKENIZER_MODEL
 from release.stamp import PlanError, find_machine
 

@@ -73,6 +73,9 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--data", type=Path, default=SAMPLE / "test.jsonl", help="a click log, .jsonl[.gz]; default: %(default)s"
     )
+    evaluate.add_argument(
+        "--click-label", help="name or index of the label that means a click, where the checkpoint's names do not tell"
+    )
     return parser
 
 
@@ -108,7 +111,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     from finetune.data.clicklog import read_click_log  # noqa: PLC0415
     from finetune.evaluation import evaluate  # noqa: PLC0415
 
-    metrics, missing = evaluate(options.checkpoint, read_click_log(options.data))
+    metrics, missing = evaluate(options.checkpoint, read_click_log(options.data), options.click_label)
     if missing:
         print(f"{options.checkpoint}: no weights for {', '.join(missing)}: drawn from seed 0", file=sys.stderr)
     for name, value in metrics.items():

@@ -4,25 +4,25 @@ from collections.abc import Sequence
 
 import torch
 
-from finetune.checkpoint.base_model import check_config, check_encoder, resolve_base
-from finetune.checkpoint.load import label_names, load_model, load_tokenizer, longest_pair
+from finetune.checkpoint.base_model import check_encoder, resolve_base
+from finetune.checkpoint.load import label_names, load_incomplete
 from finetune.data.clicklog import ClickRow
 from finetune.metrics import click_probability, evaluate_ranking
 from finetune.scoring import score_rows
 
 
-def evaluate(name: str, rows: Sequence[ClickRow]) -> tuple[dict[str, float], list[str]]:
+def evaluate(
+    name: str, rows: Sequence[ClickRow], click_label: str | int | None = None
+) -> tuple[dict[str, float], list[str]]:
     """Evaluate a checkpoint folder, "minilm" or a hub name: the metrics, and the weights it lacks (drawn from seed 0).
 
     Raises:
-        CheckpointError: the model cannot be used.
-        MetricError: it answers NaN, has no label "click" among three or more, or the rows cannot be evaluated.
+        CheckpointError: the model cannot be used, or its labels do not tell which one is the click.
+        MetricError: it answers NaN, or the rows cannot be evaluated.
     """
-    source = resolve_base(name)
-    check_config(source)
+    folder = resolve_base(name)
     torch.manual_seed(0)
-    model, missing = load_model(source)
-    check_encoder(source, missing)
-    tokenizer = load_tokenizer(source)
-    logits = score_rows(model, tokenizer, rows, longest_pair(source, model, tokenizer))
+    model, tokenizer, max_length, missing = load_incomplete(folder, click_label)
+    check_encoder(folder, missing)
+    logits = score_rows(model, tokenizer, rows, max_length)
     return evaluate_ranking(rows, click_probability(logits, label_names(model))), missing

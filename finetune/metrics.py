@@ -24,7 +24,12 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
+from finetune.checkpoint.labels import click_column
 from finetune.data.clicklog import ClickRow
+
+__all__ = [
+    "MetricError", "calibration_error", "click_column", "click_probability", "evaluate_ranking", "group_rows",
+]  # fmt: skip
 
 FloatArray = NDArray[np.float64]
 THRESHOLD = 0.5
@@ -39,11 +44,12 @@ class MetricError(ValueError):
 def click_probability(logits: ArrayLike, labels: Sequence[str]) -> FloatArray:
     """Turn classifier logits [rows, labels] into click probabilities [rows], each in 0..1, computed in float64.
 
-    One label: sigmoid. More: softmax at the label called "click" (in any case), of two else at the second.
-    `labels` are the label names in the order of their ids, as in the checkpoint's `config.id2label`.
+    One label: sigmoid. More: softmax at the label that means a click (`click_column`).
+    `labels` are the label names in the order of their ids, as `label_names` returns them.
 
     Raises:
-        MetricError: the shape does not fit the labels, a logit is not finite, or no label is called "click".
+        MetricError: the shape does not fit the labels, or a logit is not finite.
+        CheckpointError: the labels do not tell which one is the click.
     """
     values = np.asarray(logits, dtype=np.float64)
     if values.ndim != 2 or values.shape[1] != len(labels) or not labels:
@@ -121,24 +127,6 @@ def calibration_error(probabilities: FloatArray, clicks: FloatArray, impressions
     bins = np.minimum((probabilities * BINS).astype(int), BINS - 1)
     gaps = np.bincount(bins, clicks - probabilities * impressions, minlength=BINS)
     return float(np.abs(gaps).sum() / impressions.sum())
-
-
-def click_column(labels: Sequence[str]) -> int:
-    """Return which label's probability is the click's: the only one, the one called "click", or the second of two.
-
-    Raises:
-        MetricError: there are more than two, and none has that name.
-    """
-    if len(labels) == 1:
-        return 0
-    for column, name in enumerate(labels):
-        if name.casefold() == "click":
-            return column
-    if len(labels) == 2:
-        return 1
-    raise MetricError(
-        f'none of the {len(labels)} labels {list(labels)} is called "click"; rename one in config.id2label'
-    )
 
 
 def _checked(rows: Sequence[ClickRow], probabilities: ArrayLike) -> FloatArray:

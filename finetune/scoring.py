@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import BertForSequenceClassification, PreTrainedTokenizerFast
 
-from finetune.checkpoint.load import quiet_transformers
+from finetune.checkpoint.quiet import quiet_transformers
 from finetune.data.clicklog import ClickRow
 
 
@@ -56,7 +56,12 @@ def tokenize_pairs(
 
 
 def pad(tokenizer: PreTrainedTokenizerFast, pairs: Sequence[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
-    """Pad pairs to the longest of them: the model's three inputs, each int64 [pairs, longest]."""
+    """Pad pairs on the right to the longest of them: the model's three inputs, each int64 [pairs, longest].
+
+    The tokenizer's own `padding_side` does not count: on the left, padding would shift BERT's position ids.
+    """
     with quiet_transformers():  # a fast tokenizer warns that pad() after encoding is slow; it is needed for sorting
-        padded = tokenizer.pad(list(pairs), padding=True, return_attention_mask=True, return_tensors="pt")
+        padded = tokenizer.pad(
+            list(pairs), padding=True, padding_side="right", return_attention_mask=True, return_tensors="pt"
+        )
     return {key: padded[key] for key in ("input_ids", "token_type_ids", "attention_mask")}

@@ -16,8 +16,9 @@ from tqdm import tqdm
 from transformers import BertForSequenceClassification, PreTrainedTokenizerFast
 
 from finetune.checkpoint.base_model import FRESH, load_base, resolve_base
-from finetune.checkpoint.folder import check_output, save_checkpoint
-from finetune.checkpoint.load import SHORTEST, label_names
+from finetune.checkpoint.load import label_names
+from finetune.checkpoint.save import check_output, save_checkpoint
+from finetune.checkpoint.tokenizer import SHORTEST
 from finetune.data.clicklog import ClickLogError, ClickRow, read_click_log
 from finetune.metrics import click_probability, evaluate_ranking
 from finetune.scoring import pad, score_rows, tokenize_pairs

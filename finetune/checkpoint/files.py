@@ -1,0 +1,174 @@
+"""The files of a checkpoint: where they lie, whether they are whole, and their hashes. Reads no weights.
+
+A checkpoint is one Hugging Face folder, or a PEFT adapter's folder together with the folder of its base model. The list
+of the files that loading reads lives here, so that `hash_checkpoint` covers all of them.
+
+This module needs neither torch nor transformers.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from release.files import sha256
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+WEIGHTS_INDEX = "model.safetensors.index.json"
+TOKENIZER = "tokenizer.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
+VOCABULARY = "vocab.txt"
+ADDED_TOKENS = "added_tokens.json"
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+# All that transformers opens to make a tokenizer. Chat templates change no token; they are opened nevertheless.
+TOKENIZER_FILES = (
+    TOKENIZER, TOKENIZER_CONFIG, VOCABULARY, "special_tokens_map.json", ADDED_TOKENS, "chat_template.jinja",
+)  # fmt: skip
+GIT_LFS = b"version https://git-lfs"
+
+
+class CheckpointError(ValueError):
+    """A model folder that cannot be used: the message names the folder, what is wrong and what to do."""
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where the parts of a checkpoint lie. All three are one folder, unless the checkpoint is an adapter."""
+
+    config: Path  # the folder with config.json
+    weights: Path  # the folder with the whole model's weights
+    tokenizer: Path  # the folder with the tokenizer's files
+    adapter: Path | None = None  # the folder with the LoRA weights to merge into the others
+
+
+def find_sources(folder: Path) -> Sources:
+    """Find the parts of a checkpoint; for a PEFT adapter, in its base model's folder, too.
+
+    Raises:
+        CheckpointError: the folder does not exist, or it is an adapter whose base is not at hand.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: there is no such folder; make one with `python -m finetune train`")
+    if not (folder / ADAPTER_CONFIG).exists():
+        return Sources(folder, folder, folder)
+    if (folder / WEIGHTS).exists() or (folder / WEIGHTS_INDEX).exists():
+        raise CheckpointError(
+            f"{folder}: holds a whole model and a PEFT adapter ({ADAPTER_CONFIG}); keep the one that is meant"
+        )
+    base = _adapter_base(folder)
+    own_tokenizer = any((folder / name).exists() for name in (TOKENIZER, VOCABULARY))
+    return Sources(
+        config=folder if (folder / CONFIG).exists() else base,
+        weights=base,
+        tokenizer=folder if own_tokenizer else base,
+        adapter=folder,
+    )
+
+
+def find_weights(folder: Path) -> list[Path]:
+    """Return the safetensors files with a folder's weights: one file, or the shards that its index names.
+
+    Raises:
+        CheckpointError: there are none, only pickled ones, or a shard is missing.
+    """
+    if (folder / WEIGHTS).exists():
+        paths = [folder / WEIGHTS]
+    elif (folder / WEIGHTS_INDEX).exists():
+        paths = _shards(folder / WEIGHTS_INDEX)
+    else:
+        pickled = (folder / "pytorch_model.bin").exists()
+        found = "holds pickled weights only (pytorch_model.bin), which can run code" if pickled else "has no weights"
+        raise CheckpointError(f"{folder}: {found}; save it with save_pretrained as {WEIGHTS}")
+    for path in paths:
+        check_file(path)
+    return paths
+
+
+def check_file(path: Path) -> None:
+    """Refuse a file that cannot be read, is empty, or is a git-LFS pointer instead of the file it stands for.
+
+    Raises:
+        CheckpointError: with the reason.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(GIT_LFS))
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror}); check the path and its rights") from error
+    if not start:
+        raise CheckpointError(f"{path}: is empty; copy or download it again")
+    if start == GIT_LFS:
+        raise CheckpointError(f"{path}: is a git-LFS pointer, not the file itself; run `git lfs pull` where it is from")
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON file that must hold an object.
+
+    Raises:
+        CheckpointError: it cannot be read, or holds something else.
+    """
+    check_file(path)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: is not JSON ({error}); save the checkpoint again") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: holds {type(content).__name__}, not a JSON object; save the checkpoint again")
+    return content
+
+
+def hash_checkpoint(folder: Path) -> dict[str, Any]:
+    """Hash every file that loading reads: config, weights with their index and shards, tokenizer, adapter and its base.
+
+    What lies beside them (optimizer state, logs, other formats) does not count.
+
+    Returns:
+        {"name": folder name, "sha256": over the sorted lines "hash  name", "files": {name: hash}}; the names of an
+        adapter's base begin with "base/".
+
+    Raises:
+        CheckpointError: a file is missing or cannot be read.
+    """
+    sources = find_sources(folder)
+    paths = [sources.config / CONFIG, *find_weights(sources.weights)]
+    if not (sources.weights / WEIGHTS).exists():
+        paths.append(sources.weights / WEIGHTS_INDEX)
+    paths += [sources.tokenizer / name for name in TOKENIZER_FILES if (sources.tokenizer / name).exists()]
+    if sources.adapter:
+        paths += [sources.adapter / ADAPTER_CONFIG, sources.adapter / ADAPTER_WEIGHTS]
+    files = {}
+    for path in paths:
+        check_file(path)
+        files[path.name if path.parent == folder else f"base/{path.name}"] = sha256(path)
+    files = dict(sorted(files.items()))
+    lines = "".join(f"{digest}  {name}\n" for name, digest in files.items())
+    return {"name": folder.resolve().name, "sha256": hashlib.sha256(lines.encode()).hexdigest(), "files": files}
+
+
+def _shards(index: Path) -> list[Path]:
+    names = read_object(index).get("weight_map")
+    if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
+        raise CheckpointError(f"{index}: has no weight_map from weights to files; save the checkpoint again")
+    paths = [index.parent / name for name in sorted(set(names.values()))]
+    for path in paths:
+        if path.parent != index.parent or not path.exists():
+            raise CheckpointError(f"{index}: names {path.name}, which is not beside it; copy all shards")
+    return paths
+
+
+def _adapter_base(folder: Path) -> Path:
+    if not (folder / ADAPTER_WEIGHTS).exists():
+        raise CheckpointError(f"{folder}: has {ADAPTER_CONFIG}, but no {ADAPTER_WEIGHTS}; save the adapter again")
+    name = read_object(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
+    if isinstance(name, str) and name:
+        for base in (Path(name), folder / name):
+            if base.is_dir() and not (base / ADAPTER_CONFIG).exists():
+                return base
+    raise CheckpointError(
+        f"{folder}: is a PEFT adapter of {name!r}, and there is no such folder; set base_model_name_or_path in "
+        f"{ADAPTER_CONFIG} to the base's folder, or merge them with `peft.AutoPeftModelForSequenceClassification"
+        f".from_pretrained(...).merge_and_unload().save_pretrained(...)` and save the tokenizer there, too"
+    )
