@@ -41,6 +41,10 @@ BARS = {
     "INT8": {"triton_cpp_int8": "Triton's C++ backend *", "clickbert_onnx_int8": "this project"},
 }
 WORKLOADS = {"mixed lengths": "Mixed lengths", "titles": "Titles"}
+NOTES = (
+    "Bars are the median of three rounds, thin lines the slowest and the fastest. Servers answer 8 callers.",
+    "* Measured in another run on this machine, as a share of this project's figure.",
+)
 
 
 class Palette(NamedTuple):
@@ -170,8 +174,8 @@ def draw_throughput(palette: Palette, measured: dict[str, Any]) -> str:
             for workload in WORKLOADS
         ),
     )
-    drawing.text(20, 30, "Pairs ranked per second, 20 candidates a request, 8 callers", size=16, more=BOLD)
-    drawing.text(20, 51, f"MiniLM-L6 on {measured['machine']}; no GPU", fill=palette.muted)
+    drawing.text(20, 30, "Pairs ranked per second, 20 candidates a request", size=16, more=BOLD)
+    drawing.text(20, 51, f"MiniLM-L6 on {measured['machine']}, {measured['date']}", fill=palette.muted)
     for place, (workload, heading) in enumerate(WORKLOADS.items()):
         x = labels + place * (panel + between)
         drawing.text(x, top - 10, heading, more=BOLD)
@@ -187,10 +191,8 @@ def draw_throughput(palette: Palette, measured: dict[str, Any]) -> str:
         for name, label in bars.items():
             weight = BOLD if name.startswith("clickbert") else ""
             drawing.text(labels - 12, places[name] + 17, label, more=AT_END + weight)
-    drawing.text(20, bottom + 40, "Bars are the median of three rounds, thin lines the slowest and fastest round.",
-                 size=12, fill=palette.muted)  # fmt: skip
-    drawing.text(20, bottom + 57, "* Measured in another run on this machine, as a share of this project's figure.",
-                 size=12, fill=palette.muted)  # fmt: skip
+    for place, note in enumerate(NOTES):
+        drawing.text(20, bottom + 40 + 17 * place, note, size=12, fill=palette.muted)
     return str(drawing)
 
 
