@@ -23,16 +23,21 @@ def publish(checkpoint: Path, repository: Path, click_log: Path, *engines: str) 
 
 
 @contextmanager
-def serve(repository: Path, *flags: str, log: Path | None = None) -> Iterator[Server]:
-    """A server on free ports.
+def serve(
+    repository: Path, *flags: str, addresses: Addresses | None = None, log: Path | None = None
+) -> Iterator[Server]:
+    """A server, on free ports of loopback by default. It is killed at the end: draining takes Triton some seconds.
 
     Args:
         flags: of tritonserver.
         log: where its log goes; None: beside the repository.
     """
     log = log or repository.with_name(f"{repository.name}-triton.log")
-    with log.open("wb") as file, Server(repository, Addresses.free(), flags, file) as server:
-        yield server
+    with log.open("wb") as file, Server(repository, addresses or Addresses.free(), flags, file) as server:
+        try:
+            yield server
+        finally:
+            server.kill()
 
 
 @contextmanager

@@ -55,7 +55,8 @@ def test_a_tensorrt_graph_gets_the_longest_pair_as_a_shape(
 
 @pytest.mark.skipif(usable_cores() < len(os.sched_getaffinity(0)), reason="a CPU limit: threads are not bound to cores")
 def test_a_ranking_waits_for_its_turn_on_the_cores(published_server: Server, ranker: Ranker) -> None:
-    folder = Path(published_server.links.name) / "onnxruntime"
+    assert published_server.folder
+    folder = published_server.folder.path / "backends" / "onnxruntime"
     busy = [folder / f"core{core}.busy" for core in os.sched_getaffinity(0)]
     with ExitStack() as held, ThreadPoolExecutor(1) as pool:
         ranker.rank("w1", ["w2"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 import urllib.error
 from pathlib import Path
 
@@ -52,4 +53,21 @@ def test_a_broken_new_version_leaves_the_old_one_serving(repository: Path) -> No
         (repository / "clickbert_onnx" / "2" / "model.onnx").write_bytes(b"no graph")
         with pytest.raises(urllib.error.HTTPError):
             load(server, "clickbert_onnx")
+        assert ranker.score_pairs([("w1", "w2")]) == pytest.approx(expected)
+
+
+def test_a_cleaner_of_temporary_files_does_not_keep_a_new_version_from_being_loaded(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if shutil.which("systemd-tmpfiles") is None:
+        pytest.skip("systemd-tmpfiles is not installed")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    with serve(repository) as server, Ranker(server.addresses.grpc, timeout=PATIENCE) as ranker:
+        expected = ranker.score_pairs([("w1", "w2")])
+        (tmp_path / "state" / "clickbert" / "old").mkdir()
+        (tmp_path / "cleaner.conf").write_text(f"d {tmp_path}/state/clickbert - - - 0\n")  # all is too old for it
+        subprocess.run(["systemd-tmpfiles", "--clean", tmp_path / "cleaner.conf"], check=True, timeout=60)
+        assert not (tmp_path / "state" / "clickbert" / "old").exists()
+        shutil.copytree(repository / "clickbert_onnx" / "1", repository / "clickbert_onnx" / "2")
+        load(server, "clickbert_onnx")
         assert ranker.score_pairs([("w1", "w2")]) == pytest.approx(expected)
