@@ -23,8 +23,9 @@ import sys
 from pathlib import Path
 from types import FrameType
 
+from serving.addresses import LOOPBACK, Addresses, find_address
 from serving.checks import check_triton
-from serving.server import LOOPBACK, Addresses, Server
+from serving.server import Server, why_not_ready
 from serving.triton import ServingError, find_triton
 
 
@@ -45,6 +46,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--grpc-port", type=port, default=8001)
     parser.add_argument("--metrics-port", type=port, default=8002)
     parser.add_argument("--check", action="store_true", help="check what tritonserver needs on this machine, and end")
+    parser.add_argument(
+        "--health",
+        action="store_true",
+        help="ask whether the server with these addresses is ready, and end with 0 or 1",
+    )
     options = parser.parse_args(own)
     try:
         if options.check:
@@ -52,7 +58,10 @@ def main(arguments: list[str] | None = None) -> int:
             check_triton(triton)
             print(f"serving: {triton.binary} can run here")
             return 0
-        addresses = Addresses(options.address, options.http_port, options.grpc_port, options.metrics_port)
+        address = find_address(options.address)
+        addresses = Addresses(address, options.http_port, options.grpc_port, options.metrics_port)
+        if options.health:
+            return report_health(addresses)
         return serve(Server(options.repository, addresses, tuple(flags)))
     except ServingError as exc:
         print(f"serving: {exc}", file=sys.stderr)
@@ -61,10 +70,16 @@ def main(arguments: list[str] | None = None) -> int:
 
 def port(text: str) -> int:
     """A port number."""
-    number = int(text)
-    if not 0 < number < 65536:
-        raise argparse.ArgumentTypeError(f"{number} is no port; give one from 1 to 65535")
-    return number
+    if not (text.isascii() and text.isdecimal() and 0 < int(text) < 65536):
+        raise argparse.ArgumentTypeError(f"{text!r} is none; a port is a number from 1 to 65535")
+    return int(text)
+
+
+def report_health(addresses: Addresses) -> int:
+    """Says whether a server that was started with these addresses is ready. Returns the exit code."""
+    reason = why_not_ready(addresses)
+    print(f"serving: {addresses.http} is {f'not ready: {reason}' if reason else 'ready'}")
+    return 1 if reason else 0
 
 
 def serve(server: Server) -> int:

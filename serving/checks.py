@@ -146,16 +146,17 @@ def check_ports(address: str, ports: dict[str, int]) -> None:
     if len(set(ports.values())) < len(ports):
         raise ServingError(f"the ports must differ, they are {', '.join(f'{k} {v}' for k, v in ports.items())}")
     for option, port in ports.items():
-        with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
+        try:
+            with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 probe.bind((address, port))
-            except OSError as exc:
-                if exc.errno == errno.EADDRINUSE:
-                    raise ServingError(
-                        f"port {port} on {address} is taken; stop what listens there (`ss -ltnp 'sport = :{port}'` "
-                        f"names it), or give another {option}"
-                    ) from exc
+        except OSError as exc:
+            if exc.errno == errno.EADDRINUSE:
                 raise ServingError(
-                    f"cannot listen on {address}, port {port}: {exc.strerror}; give another {option}"
+                    f"port {port} on {address} is taken; stop what listens there (`ss -ltnp 'sport = :{port}'` "
+                    f"names it), or give another {option}"
                 ) from exc
+            other = option if exc.errno == errno.EACCES else "--address"
+            raise ServingError(
+                f"cannot listen on {address}, port {port}: {exc.strerror}; give another {other}"
+            ) from exc

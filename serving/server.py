@@ -6,65 +6,28 @@ What this module does not know: what the models compute. It speaks to Triton by 
 from __future__ import annotations
 
 import contextlib
+import http.client
 import os
+import re
+import shlex
 import signal
-import socket
 import subprocess
-import tempfile
 import time
+import urllib.error
 import urllib.request
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
+from serving.addresses import LOOPBACK, Addresses
 from serving.checks import check_ports, check_triton, published_models
-from serving.triton import ServingError, environment, find_triton, lay_out_backends
+from serving.runtime import RuntimeFolder
+from serving.triton import ServingError, Triton, environment, find_triton, lay_out_backends
 
-LOOPBACK = "127.0.0.1"
-# Triton answers what it has accepted before it ends; past this it ends all the same. Seconds.
-DRAIN = 30
+__all__ = ["LOOPBACK", "Addresses", "Server", "open_directly", "why_not_ready"]
+
+DRAIN = 30  # seconds in which Triton answers what it has accepted; then it ends all the same
 DIRECTLY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-
-
-@dataclass(frozen=True)
-class Addresses:
-    """Where the server listens."""
-
-    address: str = LOOPBACK
-    http_port: int = 8000
-    grpc_port: int = 8001
-    metrics_port: int = 8002
-
-    @classmethod
-    def free(cls) -> Self:
-        """Three ports on loopback that nobody listens on, for a server that lives as long as one command."""
-        with contextlib.ExitStack() as stack:
-            probes = [stack.enter_context(socket.socket()) for _ in range(3)]
-            for probe in probes:
-                probe.bind((LOOPBACK, 0))
-            return cls(LOOPBACK, *(probe.getsockname()[1] for probe in probes))
-
-    @property
-    def host(self) -> str:
-        """The address as a URL writes it, and one that can be connected to where the server listens on all."""
-        reachable = {"0.0.0.0": LOOPBACK, "::": "::1"}.get(self.address, self.address)
-        return f"[{reachable}]" if ":" in reachable else reachable
-
-    @property
-    def http(self) -> str:
-        """URL of the HTTP endpoint."""
-        return f"http://{self.host}:{self.http_port}"
-
-    @property
-    def grpc(self) -> str:
-        """host:port of the gRPC endpoint, as `clickbert.Ranker` takes it."""
-        return f"{self.host}:{self.grpc_port}"
-
-    @property
-    def metrics(self) -> str:
-        """URL of the Prometheus metrics."""
-        return f"http://{self.host}:{self.metrics_port}/metrics"
 
 
 class Server:
@@ -88,46 +51,42 @@ class Server:
         log: IO[bytes] | None = None,
     ) -> None:
         self.addresses = addresses or Addresses()
-        self.repository = repository.resolve()
+        self.repository = Path(os.path.realpath(repository))
         self.flags = flags
         self.log = log
         self.triton = find_triton()
         check_triton(self.triton)
-        self.models = published_models(self.repository, self.triton)
+        self.models = find_models(self.repository, self.triton)
         self.process: subprocess.Popen[bytes] | None = None
-        self.shared_memory = f"clickbert-{os.getpid()}-{id(self):x}-"
-        self.links = tempfile.TemporaryDirectory(prefix="clickbert-backends-")
+        self.folder: RuntimeFolder | None = None
+        refuse_flags(flags, self.own_flags(self.repository, self.triton.backends))
 
-    def command(self) -> list[str]:
-        """The command line that starts tritonserver."""
-        backends = lay_out_backends(self.triton, Path(self.links.name))
-        addresses = self.addresses
-        own = [
-            f"--model-repository={self.repository}",
+    def own_flags(self, repository: Path, backends: Path) -> list[str]:
+        """The flags that follow from this server's own settings, and that nobody else may set."""
+        return [
+            f"--model-repository={repository}",
             f"--backend-directory={backends}",
-            f"--http-address={addresses.address}",
-            f"--http-port={addresses.http_port}",
-            f"--grpc-address={addresses.address}",
-            f"--grpc-port={addresses.grpc_port}",
-            f"--metrics-address={addresses.address}",
-            f"--metrics-port={addresses.metrics_port}",
+            *self.addresses.flags,
             # Only what is published is loaded; a new version is loaded when it is asked for, not when files appear.
             "--model-control-mode=explicit",
             *(f"--load-model={model}" for model in self.models),
         ]
-        others = [
-            f"--exit-timeout-secs={DRAIN}",
-            # A crash leaves its backends' shared memory behind; by its name, `kill` finds it.
-            f"--backend-config=python,shm-region-prefix-name={self.shared_memory}",
-        ]
+
+    def prepare(self) -> list[str]:
+        """Makes the runtime folder if Triton lacks backends; returns the command line that starts tritonserver."""
+        repository, backends = self.repository, self.triton.backends
+        others = [f"--exit-timeout-secs={DRAIN}"]
+        if not self.triton.has_onnxruntime:
+            self.folder = RuntimeFolder(lambda folder: lay_out_backends(self.triton, folder / "backends"))
+            backends = self.folder.path / "backends"
+            if shlex.quote(str(repository)) != str(repository):
+                # The Python backend puts the path into a shell's command line, unquoted.
+                repository = self.folder.path / "repository"
+                repository.symlink_to(self.repository)
+            others.append(f"--backend-config=python,shm-region-prefix-name={self.folder.path.name}-")
         if self.triton.is_wheel:  # it computes on the CPU alone, and would only complain about the missing driver
-            others += ["--allow-gpu-metrics=false"]
-        if owned := {flag.split("=")[0] for flag in own} & {flag.split("=")[0] for flag in self.flags}:
-            raise ServingError(
-                f"{', '.join(sorted(owned))} cannot be passed on: `python -m serving` sets it by its own options, and "
-                "waits for the server where they say"
-            )
-        return [str(self.triton.binary), *own, *others, *self.flags]
+            others.append("--allow-gpu-metrics=false")
+        return [str(self.triton.binary), *self.own_flags(repository, backends), *others, *self.flags]
 
     def start(self) -> None:
         """Starts tritonserver; returns at once."""
@@ -140,14 +99,16 @@ class Server:
                 "--metrics-port": addresses.metrics_port,
             },
         )
+        command = self.prepare()
         # A session of its own: Ctrl-C at the terminal reaches this process alone, which then lets Triton drain.
         self.process = subprocess.Popen(
-            self.command(),
+            command,
             env=environment(self.triton),
             stdin=subprocess.DEVNULL,
             stdout=self.log,
             stderr=self.log,
             start_new_session=True,
+            pass_fds=[self.folder.lock] if self.folder and self.folder.lock is not None else [],
         )
 
     def wait_until_ready(self, timeout: float = 120.0) -> None:
@@ -169,15 +130,11 @@ class Server:
 
     def is_ready(self) -> bool:
         """Whether the server answers that all its models are ready."""
-        try:
-            with self.get("/v2/health/ready") as answer:
-                return bool(answer.status == 200)
-        except OSError:  # not listening yet, or not ready (400): urllib's errors are OSErrors
-            return False
+        return why_not_ready(self.addresses) is None
 
     def get(self, path: str) -> Any:
-        """Asks the HTTP endpoint, past any proxy of the environment; a response to be closed. Raises OSError."""
-        return DIRECTLY.open(f"{self.addresses.http}{path}", timeout=5)
+        """Asks the HTTP endpoint; a response to be closed. Raises OSError."""
+        return open_directly(f"{self.addresses.http}{path}")
 
     def running(self) -> subprocess.Popen[bytes]:
         """The process.
@@ -207,14 +164,13 @@ class Server:
             self.kill()
 
     def kill(self) -> None:
-        """Ends the server, and what a crash left of its backends' processes, without draining."""
+        """Ends the server without draining, and what a crash left of its backends' processes."""
         if self.process is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
-        for region in Path("/dev/shm").glob(f"{self.shared_memory}*"):
-            region.unlink(missing_ok=True)
-        self.links.cleanup()
+        if self.folder is not None:
+            self.folder.remove()
 
     def __enter__(self) -> Self:
         try:
@@ -229,3 +185,50 @@ class Server:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.stop()
+
+
+def open_directly(url: str, method: str = "GET", timeout: float = 4) -> Any:
+    """Opens a URL of a server past any proxy of the environment; a response to be closed. Raises OSError."""
+    return DIRECTLY.open(urllib.request.Request(url, method=method), timeout=timeout)
+
+
+def why_not_ready(addresses: Addresses) -> str | None:
+    """Why the server there is not ready to answer for all its models; None if it is."""
+    try:
+        with open_directly(f"{addresses.http}/v2/health/ready"):
+            return None
+    except urllib.error.HTTPError as exc:
+        return f"it answers {exc.code}"
+    except (OSError, http.client.HTTPException) as exc:  # not listening yet; something else than an HTTP server
+        return str(getattr(exc, "reason", exc))
+
+
+def find_models(repository: Path, triton: Triton) -> list[str]:
+    """The models to serve.
+
+    Raises:
+        ServingError: the repository is none, or cannot be read, or `published_models` refuses it.
+    """
+    advice = "give --repository a folder that `python -m export` publishes to"
+    try:
+        next(repository.iterdir(), None)
+        models = published_models(repository, triton)
+    except OSError as exc:
+        raise ServingError(f"{exc.filename or repository} cannot be read ({exc.strerror}); {advice}") from exc
+    for model in models:
+        if not triton.has_onnxruntime and not re.fullmatch(r"[\w.-]+", model, re.ASCII):
+            raise ServingError(
+                f"{model!r} cannot be served: Triton's Python backend passes a model's name through a shell; rename "
+                f"{repository / model} to letters, digits, `_`, `-` and `.`"
+            )
+    return models
+
+
+def refuse_flags(flags: tuple[str, ...], own: list[str]) -> None:
+    """Raises ServingError where a flag of the user's would contradict one of the server's own."""
+    names = {flag.split("=")[0] for flag in own} | {"--model-store"}  # another name of --model-repository
+    if refused := names & {flag.split("=")[0] for flag in flags}:
+        raise ServingError(
+            f"{', '.join(sorted(refused))} cannot be passed on: `python -m serving` sets it by its own options, and "
+            "waits for the server where they say"
+        )

@@ -95,7 +95,8 @@ def environment(triton: Triton) -> dict[str, str]:
         # A Python that is not the system's (pyenv, uv) has its libpython in a folder of its own. It comes last, so that
         # nothing else in that folder takes the place of a system library.
         prepend(variables, "LD_LIBRARY_PATH", str(libraries))
-        variables["LD_LIBRARY_PATH"] += f":{sysconfig.get_config_var('LIBDIR') or ''}"
+        if own := sysconfig.get_config_var("LIBDIR"):  # (an empty entry would be the working folder)
+            variables["LD_LIBRARY_PATH"] += f":{own}"
     return variables
 
 
@@ -104,16 +105,15 @@ def prepend(variables: dict[str, str], name: str, *folders: str) -> None:
     variables[name] = ":".join([*folders, *filter(None, [variables.get(name)])])
 
 
-def lay_out_backends(triton: Triton, folder: Path) -> Path:
-    """The backend folder to start with: the server's own, or a made one that adds the stub and the stand-in.
+def lay_out_backends(triton: Triton, folder: Path) -> None:
+    """Makes the backend folder to start with, for a server that lacks the onnxruntime backend.
 
     Args:
-        folder: an empty folder to make it in. The Python backend and the stand-ins are copied (a few MB: Triton refuses
-            a backend library that is a link out of its folder; a stand-in's instances lock files in its own), the other
+        folder: where to make it. The Python backend and the stand-ins are copied (a few MB: Triton refuses a backend
+            library that is a link out of its folder, and a stand-in's processes lock files in its own); the other
             backends are links to their folders. A stand-in cannot import `release`, so what it needs is copied along.
     """
-    if triton.has_onnxruntime:
-        return triton.backends
+    folder.mkdir()
     for backend in triton.backends.iterdir():
         if backend.name == "python":
             shutil.copytree(backend, folder / backend.name)
@@ -125,7 +125,6 @@ def lay_out_backends(triton: Triton, folder: Path) -> Path:
         if not (folder / stand_in.name).exists():
             shutil.copytree(stand_in, folder / stand_in.name, ignore=shutil.ignore_patterns("__pycache__"))
             shutil.copy2(str(hardware.__file__), folder / stand_in.name)
-    return folder
 
 
 def missing_libraries(binary: Path, variables: dict[str, str]) -> list[str]:

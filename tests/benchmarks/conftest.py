@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,9 +16,9 @@ import pytest
 from benchmarks.__main__ import main
 from benchmarks.load_gen import pool as generator
 from benchmarks.measure import stats as figures
-from serving.server import Addresses, Server
-from tests.integration.conftest import publish
-from tests.tiny import make_checkpoint, make_click_log
+from serving.server import Server
+from tests.published import serve
+from tests.tiny import make_click_log
 
 
 @pytest.fixture(scope="session")
@@ -26,21 +27,21 @@ def click_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_checkpoint(tmp_path_factory.mktemp("model") / "checkpoint")
+def checkpoint(published_checkpoint: Path) -> Path:
+    return published_checkpoint
 
 
 @pytest.fixture(scope="session")
-def repository(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, click_log: Path) -> Path:
+def repository(tmp_path_factory: pytest.TempPathFactory, published_repository: Path) -> Path:
+    """fp32 alone: what a benchmark finds here it measures."""
     folder = tmp_path_factory.mktemp("published") / "repository"
-    publish(checkpoint, folder, click_log, "onnx")
-    return folder
+    return shutil.copytree(published_repository, folder, ignore=shutil.ignore_patterns("clickbert_onnx_int8"))
 
 
 @pytest.fixture(scope="session")
 def server(repository: Path) -> Iterator[Server]:
-    with (repository.parent / "log").open("wb") as log, Server(repository, Addresses.free(), log=log) as running:
-        yield running
+    with serve(repository) as server:
+        yield server
 
 
 class Said(NamedTuple):

@@ -26,10 +26,9 @@ def serve_plans(patch: pytest.MonkeyPatch) -> None:
     if find_triton().has_onnxruntime:
         return
 
-    def with_plans(triton: Triton, folder: Path) -> Path:
-        backends = lay_out_backends(triton, folder)
-        shutil.copytree(BACKEND, backends / "tensorrt")
-        return backends
+    def with_plans(triton: Triton, folder: Path) -> None:
+        lay_out_backends(triton, folder)
+        shutil.copytree(BACKEND, folder / "tensorrt")
 
     patch.setattr(serving.server, "lay_out_backends", with_plans)
     patch.setattr(serving.checks, "why_no_plans", lambda _: None)

@@ -1,15 +1,17 @@
-"""`python -m serving`: what it checks before the start, and how it starts and ends a real tritonserver."""
+"""`python -m serving`: what it checks before the start, and how it starts, answers and ends a real tritonserver."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
-import time
-import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Self
 
@@ -23,27 +25,39 @@ import serving.triton
 from serving.__main__ import main
 from serving.server import Addresses, Server
 from serving.triton import PYTHON, ServingError, find_triton
+from tests.published import serve
 from tests.serving.test_stand_in import value, write_model
+from tests.waiting import eventually
+
+# Nothing listens there: whatever asks loopback by a proxy fails.
+PROXIES = {f"{kind}_proxy": "http://127.0.0.1:1" for kind in ("http", "https", "all", "grpc")}
+# Undoes what nohup or a shell's background job, should the tests run in one, would hand on: ignored signals. (Not by
+# preexec_fn: with it Python forks, and gRPC, which other tests of this process use, may abort the child.)
+LISTENING = ("env", "--default-signal=HUP,INT,TERM")
 
 
 @pytest.fixture
-def repository(tmp_path: Path) -> Path:
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where this test's servers keep their files."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    return tmp_path / "state" / "clickbert"
+
+
+@pytest.fixture(scope="module")
+def slow_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One model that is slow enough to be caught computing: a chain of matrix products."""
-    nodes = [helper.make_node("MatMul", [f"x{step}", "x0"], [f"x{step + 1}"]) for step in range(12)]
+    folder = tmp_path_factory.mktemp("slow") / "repository"
     write_model(
-        tmp_path / "repository",
+        folder,
         "slow",
-        nodes,
+        [helper.make_node("MatMul", [f"x{step}", "x0"], [f"x{step + 1}"]) for step in range(12)],
         [value("x0", TensorProto.FLOAT, "n", "n")],
         [value("x12", TensorProto.FLOAT, "n", "n")],
         """max_batch_size: 0 input { name: "x0" data_type: TYPE_FP32 dims: [ -1, -1 ] }
         output { name: "x12" data_type: TYPE_FP32 dims: [ -1, -1 ] }
         parameters { key: "intra_op_thread_count" value { string_value: "1" } }""",
     )
-    unpublished = tmp_path / "repository" / "unpublished"
-    unpublished.mkdir()
-    (unpublished / "config.pbtxt").write_text('name: "unpublished" backend: "tensorrt"')
-    return tmp_path / "repository"
+    return folder
 
 
 def options(repository: Path, addresses: Addresses) -> list[str]:
@@ -55,172 +69,291 @@ def options(repository: Path, addresses: Addresses) -> list[str]:
     ]
 
 
-def processes_of(repository: Path) -> list[str]:
-    """Command lines of processes that name the repository: tritonserver and its backends' stubs."""
-    lines = subprocess.run(["ps", "-ww", "-eo", "args"], capture_output=True, text=True, check=True).stdout.splitlines()
-    return [line for line in lines if str(repository) in line and not line.startswith("ps ")]
-
-
-def shared_memory_of(command: Command) -> list[Path]:
-    return list(Path("/dev/shm").glob(f"clickbert-{command.process.pid}-*"))
-
-
-# Undoes what nohup or a shell's background job, should the tests run in one, would hand on: ignored signals. (Not by
-# preexec_fn: with it Python forks, and gRPC, which other tests of this process use, may abort the child.)
-LISTENING = ("env", "--default-signal=HUP,INT,TERM")
-
-
 class Command:
     """`python -m serving` in a process of its own, started and ready."""
 
-    def __init__(self, repository: Path, addresses: Addresses, *more: str) -> None:
-        self.log = (repository.parent / "log").open("w+")
-        command = [*LISTENING, sys.executable, "-m", "serving", *options(repository, addresses), *more]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self.log, text=True)
+    def __init__(self, repository: Path, folder: Path, *more: str) -> None:
+        self.addresses = Addresses.free()
+        self.log_file = folder / "log"
+        self.log = self.log_file.open("w")
+        command = [*LISTENING, sys.executable, "-m", "serving", *options(repository, self.addresses), *more]
+        environment = os.environ | PROXIES
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self.log, text=True, env=environment)
         assert self.process.stdout
-        self.said = [self.process.stdout.readline() for _ in range(2)]
+        self.printed = [self.process.stdout.readline() for _ in range(2)]
+
+    def triton(self) -> int:
+        """tritonserver's process id."""
+        found = subprocess.run(["pgrep", "-P", str(self.process.pid)], capture_output=True, text=True, check=True)
+        return int(found.stdout)
+
+    def end(self, number: signal.Signals) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(timeout=60)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         """A test that failed half-way leaves no server behind either: the second signal ends it at once."""
-        for _ in range(2):
+        while self.process.poll() is None:
             self.process.terminate()
-            time.sleep(0.2)
-        self.process.wait(timeout=30)
+            try:
+                self.process.wait(timeout=0.2)
+            except subprocess.TimeoutExpired:
+                continue
         self.log.close()
 
 
-def read_metrics(addresses: Addresses) -> bytes:
-    """Triton opens this port last, a moment after its models are ready."""
-    deadline = time.monotonic() + 10
-    while True:
-        try:
-            with urllib.request.urlopen(addresses.metrics) as metrics:
-                return bytes(metrics.read())
-        except urllib.error.URLError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.05)
+def processes_of(state: Path) -> list[str]:
+    """Command lines of processes that name the state folder: tritonserver and its backends' processes."""
+    lines = subprocess.run(["ps", "-ww", "-eo", "args"], capture_output=True, text=True, check=True).stdout.splitlines()
+    return [line for line in lines if str(state) in line and not line.startswith("ps ")]
 
 
-def test_it_serves_prints_the_addresses_passes_flags_on_and_leaves_nothing_behind(repository: Path) -> None:
-    addresses = Addresses.free()
-    with Command(repository, addresses, "--", "--log-verbose=1") as command:
-        assert command.said == [
-            "serving: slow ready\n",
+def left_of_servers(state: Path) -> list:
+    """Processes, folders and shared memory of the servers that had their files there."""
+    folders = list(state.iterdir())
+    regions = [path for folder in folders for path in Path("/dev/shm").glob(f"{folder.name}-*")]
+    return [*processes_of(state), *folders, *regions]
+
+
+def test_it_serves_prints_the_addresses_passes_flags_on_and_leaves_nothing_behind(
+    small_repository: Path, state: Path, tmp_path: Path
+) -> None:
+    with Command(small_repository, tmp_path, "--", "--log-verbose=1") as command:
+        addresses = command.addresses
+        assert command.printed == [
+            "serving: small ready\n",
             f"serving: gRPC {addresses.grpc}  HTTP {addresses.http}  metrics {addresses.metrics}\n",
         ]
-        assert b"nv_inference_request_success" in read_metrics(addresses)
-        assert processes_of(repository)
-        assert shared_memory_of(command)
-        command.process.send_signal(signal.SIGINT)
-        assert command.process.wait(timeout=60) == 0
-        assert not processes_of(repository)
-        log = (repository.parent / "log").read_text()
-        assert "log_verbose" in log or "TRITONBACKEND" in log
+        (folder,) = state.iterdir()
+        regions = f"{folder.name}-*"
+        assert processes_of(state)
+        assert list(Path("/dev/shm").glob(regions))
+        assert command.end(signal.SIGINT) == 0
+        assert not left_of_servers(state)
+        assert not list(Path("/dev/shm").glob(regions))
+        log = command.log_file.read_text()
+        assert "TRITONBACKEND" in log, "it is verbose"
         assert "ended on SIGINT" in log
-        assert not shared_memory_of(command)
 
 
-def test_sigterm_lets_triton_answer_what_it_accepted(repository: Path) -> None:
-    addresses = Addresses.free()
-    with Command(repository, addresses) as command:
-        size = 2600  # some seconds of work; the product of matrices full of 1 / size is such a matrix again
+def test_sigterm_lets_triton_answer_what_it_accepted(slow_repository: Path, state: Path, tmp_path: Path) -> None:
+    with Command(slow_repository, tmp_path, "--", "--log-verbose=1") as command:
+        size = 1800  # the product of matrices full of 1 / size is such a matrix again
         array = np.full((size, size), 1 / size, dtype=np.float32)
         answers: list = []
 
         def ask() -> None:
             tensor = triton.InferInput("x0", list(array.shape), "FP32")
             tensor.set_data_from_numpy(array)
-            answers.append(triton.InferenceServerClient(addresses.grpc).infer("slow", [tensor]).as_numpy("x12"))
+            answers.append(triton.InferenceServerClient(command.addresses.grpc).infer("slow", [tensor]))
 
         asking = threading.Thread(target=ask)
         asking.start()
-        time.sleep(1)
-        assert not answers  # still computing
-        command.process.send_signal(signal.SIGTERM)
+        eventually(lambda: "executing 1 requests" in command.log_file.read_text())
+        assert not answers
+        assert command.end(signal.SIGTERM) == 0
         asking.join(timeout=60)
-        assert command.process.wait(timeout=60) == 0
-        assert np.allclose(answers[0], array, rtol=1e-3)
-        assert not processes_of(repository)
+        assert np.allclose(answers[0].as_numpy("x12"), array, rtol=1e-3)
+        assert not left_of_servers(state)
 
 
-def test_a_closed_terminal_ends_it(repository: Path) -> None:
-    with Command(repository, Addresses.free()) as command:
-        command.process.send_signal(signal.SIGHUP)
-        assert command.process.wait(timeout=60) == 0
-        assert not processes_of(repository)
+def test_a_closed_terminal_ends_it_as_ctrl_c_does(small_repository: Path, state: Path, tmp_path: Path) -> None:
+    with Command(small_repository, tmp_path) as command:
+        assert command.end(signal.SIGHUP) == 0
+        assert not left_of_servers(state)
 
 
-def test_a_second_signal_ends_it_at_once(repository: Path) -> None:
-    with Command(repository, Addresses.free()) as command:
-        stubs = processes_of(repository)
-        assert stubs
+def test_a_second_signal_ends_it_at_once(small_repository: Path, state: Path, tmp_path: Path) -> None:
+    with Command(small_repository, tmp_path) as command:
         os.kill(command.process.pid, signal.SIGTERM)
-        time.sleep(0.2)
-        os.kill(command.process.pid, signal.SIGTERM)
-        command.process.wait(timeout=20)
-        assert not processes_of(repository)
+        eventually(lambda: "Waiting for in-flight requests" in command.log_file.read_text())
+        assert command.end(signal.SIGTERM) == 1, "it did not drain"
+        assert "All models are unloaded" not in command.log_file.read_text()
+        assert not left_of_servers(state)
 
 
-def test_a_server_that_dies_is_reported(repository: Path) -> None:
-    with Command(repository, Addresses.free()) as command:
-        triton_process = subprocess.run(
-            ["pgrep", "-P", str(command.process.pid)], capture_output=True, text=True, check=True
-        ).stdout.split()
-        os.kill(int(triton_process[0]), signal.SIGKILL)
-        assert command.process.wait(timeout=30) != 0
-        assert "ended by itself with code -9" in (repository.parent / "log").read_text()
-        assert not processes_of(repository)
-        assert not shared_memory_of(command)
+def test_a_server_that_dies_is_reported(small_repository: Path, state: Path, tmp_path: Path) -> None:
+    with Command(small_repository, tmp_path) as command:
+        os.kill(command.triton(), signal.SIGKILL)
+        assert command.process.wait(timeout=30) == 247  # -9
+        assert "ended by itself with code -9" in command.log_file.read_text()
+        assert not left_of_servers(state)
 
 
-@pytest.mark.parametrize("flag", ["--http-port=1", "--model-repository=x", "--load-model=y"])
-def test_flags_that_have_an_option_of_their_own_are_refused(repository: Path, flag: str, capsys) -> None:
-    assert main([*options(repository, Addresses.free()), "--", flag]) == 1
+def test_a_killed_server_is_tidied_up_by_the_next_start_but_not_before_triton_is_gone(
+    small_repository: Path, state: Path, tmp_path: Path
+) -> None:
+    with Command(small_repository, tmp_path) as command:
+        orphan = command.triton()
+        (folder,) = state.iterdir()
+        command.end(signal.SIGKILL)
+    try:
+        with serve(small_repository, log=tmp_path / "second"):
+            assert (folder / "backends").is_dir(), "Triton still uses it"
+    finally:
+        os.killpg(orphan, signal.SIGKILL)
+    eventually(lambda: not any(folder.name in line for line in processes_of(state)))
+    with serve(small_repository, log=tmp_path / "third"):
+        assert not folder.exists()
+    assert not list(Path("/dev/shm").glob(f"{folder.name}-*"))
+
+
+@pytest.mark.parametrize("name", ["two words;$(exit)'\"&", "-naïve\n"])
+def test_any_path_of_a_repository_is_served(small_repository: Path, tmp_path: Path, name: str, monkeypatch) -> None:
+    (tmp_path / name).mkdir()
+    shutil.copytree(small_repository, tmp_path / name / "-repository")
+    monkeypatch.chdir(tmp_path / name)
+    monkeypatch.setenv("TMPDIR", str(tmp_path / name))
+    with (tmp_path / "log").open("wb") as log:
+        server = Server(Path("-repository"), Addresses.free(), log=log)
+        monkeypatch.chdir("/")
+        with server:
+            assert server.models == ["small"]
+            server.kill()
+
+
+@contextmanager
+def http_server(status: int) -> Iterator[Addresses]:
+    """It answers everything with one status."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield Addresses("127.0.0.1", server.server_port)
+        server.shutdown()
+
+
+def health(addresses: Addresses) -> tuple[int, str]:
+    """What a container's health check finds, in a container with proxies."""
+    words = [sys.executable, "-m", "serving", "--health", f"--http-port={addresses.http_port}"]
+    done = subprocess.run(
+        words, capture_output=True, text=True, check=False, env=os.environ | PROXIES | {"no_proxy": ""}
+    )
+    assert not done.stderr
+    return done.returncode, done.stdout
+
+
+def test_the_health_check_finds_a_ready_server_whatever_proxies_there_are(
+    small_repository: Path, tmp_path: Path
+) -> None:
+    with serve(small_repository, log=tmp_path / "log") as server:
+        assert health(server.addresses) == (0, f"serving: {server.addresses.http} is ready\n")
+        code, printed = health(Addresses(http_port=server.addresses.grpc_port))
+        assert code == 1, "gRPC is not HTTP"
+        assert printed.startswith(f"serving: http://127.0.0.1:{server.addresses.grpc_port} is not ready: ")
+
+
+def test_the_health_check_says_why_a_server_is_not_ready() -> None:
+    with http_server(400) as addresses:
+        assert health(addresses) == (1, f"serving: {addresses.http} is not ready: it answers 400\n")
+    code, printed = health(Addresses.free())
+    assert code == 1
+    assert "Connection refused" in printed
+
+
+@pytest.mark.parametrize("flag", ["--http-port=1", "--model-repository=x", "--model-store=x", "--load-model=y"])
+def test_flags_that_have_an_option_of_their_own_are_refused(small_repository: Path, flag: str, capsys) -> None:
+    assert main([*options(small_repository, Addresses.free()), "--", flag]) == 1
     assert f"{flag.split('=', maxsplit=1)[0]} cannot be passed on" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("port", ["0", "70000", "-1", "x"])
-def test_a_port_that_is_none_is_refused(port: str) -> None:
+@pytest.mark.parametrize("port", ["0", "70000", "-1", "http", ""])
+def test_a_port_that_is_none_is_refused(port: str, capsys) -> None:
     with pytest.raises(SystemExit, match="2"):
         main([f"--grpc-port={port}"])
+    assert "a port is a number from 1 to 65535" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", ["--http-port", "--grpc-port", "--metrics-port"])
-def test_a_taken_port_is_named_before_the_start(repository: Path, option: str, capsys) -> None:
+def test_a_taken_port_is_named_before_the_start(small_repository: Path, option: str, capsys) -> None:
     addresses = Addresses.free()
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        assert main([*options(repository, addresses), f"{option}={port}"]) == 1
+        assert main([*options(small_repository, addresses), f"{option}={port}"]) == 1
     assert f"port {port} on 127.0.0.1 is taken" in capsys.readouterr().err
 
 
-def test_an_address_of_another_machine_is_refused(repository: Path, capsys) -> None:
-    assert main([*options(repository, Addresses.free()), "--address=192.0.2.1"]) == 1
-    assert "cannot listen on 192.0.2.1" in capsys.readouterr().err
+def test_an_address_of_another_machine_is_refused(small_repository: Path, capsys) -> None:
+    assert main([*options(small_repository, Addresses.free()), "--address=192.0.2.1"]) == 1
+    error = capsys.readouterr().err
+    assert "cannot listen on 192.0.2.1" in error
+    assert "give another --address" in error
 
 
-def test_equal_ports_are_refused(repository: Path, capsys) -> None:
-    assert main([f"--repository={repository}", "--http-port=9000", "--grpc-port=9000"]) == 1
+def test_an_ipv6_address_without_ipv6_is_refused(small_repository: Path, monkeypatch, capsys) -> None:
+    def no_ipv6(family: int = socket.AF_INET, *others: int) -> socket.socket:
+        if family == socket.AF_INET6:
+            raise OSError(97, "Address family not supported by protocol")
+        return real(family, *others)
+
+    real = socket.socket
+    ports = options(small_repository, Addresses.free())
+    monkeypatch.setattr(serving.checks.socket, "socket", no_ipv6)
+    assert main([*ports, "--address=::"]) == 1
+    assert "cannot listen on ::" in capsys.readouterr().err
+
+
+def test_equal_ports_are_refused(small_repository: Path, capsys) -> None:
+    assert main([f"--repository={small_repository}", "--http-port=9000", "--grpc-port=9000"]) == 1
     assert "ports must differ" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("folder", ["nowhere", "."])
-def test_a_repository_without_published_models_says_what_to_do(tmp_path: Path, folder: str, capsys) -> None:
-    assert main([f"--repository={tmp_path / folder}"]) == 1
+def test_a_repository_without_published_models_says_what_to_do(tmp_path: Path, capsys) -> None:
+    assert main([f"--repository={tmp_path}"]) == 1
     assert "publish one with `python -m export`" in capsys.readouterr().err
 
 
-def test_a_python_model_is_refused_where_numpy_2_would_empty_its_tensors(repository: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("nowhere", "No such file"), ("file", "Not a directory"), ("loop", "Too many levels of symbolic links")],
+)
+def test_what_is_no_repository_is_refused_with_a_sentence(tmp_path: Path, name: str, reason: str, capsys) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    assert main([f"--repository={tmp_path / name}"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{tmp_path / name} cannot be read ({reason}" in line
+    assert "give --repository" in line
+
+
+def test_a_config_that_cannot_be_read_is_named(small_repository: Path, tmp_path: Path, capsys) -> None:
+    repository = shutil.copytree(small_repository, tmp_path / "repository")
+    config = repository / "small" / "config.pbtxt"
+    config.unlink()
+    config.mkdir()
+    assert main([f"--repository={repository}"]) == 1
+    assert f"{config} cannot be read (Is a directory)" in capsys.readouterr().err
+
+
+def test_a_model_whose_name_a_shell_would_change_is_refused(small_repository: Path, tmp_path: Path, capsys) -> None:
+    if find_triton().has_onnxruntime:
+        pytest.skip("this Triton needs no Python backend")
+    repository = shutil.copytree(small_repository, tmp_path / "repository")
+    (repository / "small").rename(repository / "two words")
+    assert main([f"--repository={repository}"]) == 1
+    assert "'two words' cannot be served" in capsys.readouterr().err
+
+
+def test_a_python_model_is_refused_where_numpy_2_would_empty_its_tensors(
+    small_repository: Path, tmp_path: Path
+) -> None:
     if not find_triton().is_wheel or np.__version__.startswith("1."):
         pytest.skip("only the wheel's Triton with numpy 2 has this fault")
-    (repository / "slow" / "config.pbtxt").write_text('# a comment\nname: "slow" backend: "python"')
-    with pytest.raises(ServingError, match=r"slow is a Python model.*'numpy<2'"):
+    repository = shutil.copytree(small_repository, tmp_path / "repository")
+    (repository / "small" / "config.pbtxt").write_text('# a comment\nname: "small" backend: "python"')
+    with pytest.raises(ServingError, match=r"small is a Python model.*'numpy<2'"):
         Server(repository, Addresses.free())
 
 
@@ -256,16 +389,20 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, capsys) -> 
     assert "the stand-in backend needs onnxruntime" in capsys.readouterr().err
 
 
-def test_a_tritonserver_on_path_with_its_own_backend_is_preferred(tmp_path: Path, monkeypatch) -> None:
+def test_a_tritonserver_on_path_with_its_own_backend_is_preferred_and_needs_no_folder_of_ours(
+    small_repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for file in ("bin/tritonserver", "backends/onnxruntime/libtriton_onnxruntime.so"):
         (tmp_path / file).parent.mkdir(parents=True)
         (tmp_path / file).touch(mode=0o755)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
-    triton = find_triton()
-    assert triton.binary == tmp_path / "bin" / "tritonserver"
-    assert triton.has_onnxruntime
-    assert not triton.is_wheel
-    assert serving.triton.lay_out_backends(triton, tmp_path / "links") == tmp_path / "backends"
+    monkeypatch.setattr("serving.server.check_triton", lambda _: None)
+    server = Server(small_repository, Addresses.free())
+    assert server.triton.binary == tmp_path / "bin" / "tritonserver"
+    assert server.triton.has_onnxruntime
+    assert not server.triton.is_wheel
+    assert f"--backend-directory={tmp_path / 'backends'}" in server.prepare()
+    assert server.folder is None
 
 
 def test_check_says_what_can_run(capsys) -> None:
