@@ -17,7 +17,6 @@ stopped accepting new inference requests".
 from __future__ import annotations
 
 import signal
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,14 +25,14 @@ import pytest
 from clickbert import ConnectionFailedError, ModelNotFoundError, Ranker, ServerError, ServerUnavailableError
 from clickbert.protocol import tokenizer_request
 from clickbert.transport import GrpcTransport
-from serving.server import Addresses, Server
-
-PATIENCE = 60  # seconds: these tests are about answers; the machine may be busy
+from serving.server import Server, open_directly
+from tests.integration.scores import PATIENCE
+from tests.published import serve
 
 
 @pytest.fixture
-def own_server(repository: Path, tmp_path: Path) -> Iterator[Server]:
-    with (tmp_path / "triton.log").open("wb") as log, Server(repository, Addresses.free(), log=log) as server:
+def own_server(published_repository: Path, tmp_path: Path) -> Iterator[Server]:
+    with serve(published_repository, log=tmp_path / "triton.log") as server:
         yield server
 
 
@@ -46,7 +45,7 @@ def ranker(own_server: Server) -> Iterator[Ranker]:
 
 def control(server: Server, action: str) -> None:
     url = f"{server.addresses.http}/v2/repository/models/clickbert_onnx/{action}"
-    with urllib.request.urlopen(urllib.request.Request(url, method="POST")) as answer:
+    with open_directly(url, method="POST", timeout=PATIENCE) as answer:
         assert answer.status == 200
 
 
