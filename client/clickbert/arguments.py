@@ -1,4 +1,4 @@
-"""Checks of what callers pass in. Each raises `InvalidInputError`, before anything is sent."""
+"""Checks of what callers pass. Each raises `InvalidInputError`, before anything is sent."""
 
 from collections.abc import Sequence
 
@@ -23,7 +23,7 @@ def check_query(query: str) -> None:
 
 
 def check_documents(documents: Sequence[str], max_documents: int) -> tuple[str, ...]:
-    """Return a copy of the documents, so that a caller who changes the list meanwhile changes nothing here."""
+    """Return a copy of the documents: the caller may change the list while the call runs."""
     _check_sequence(documents, "documents", "texts", max_documents)
     for index, document in enumerate(documents):
         _check_text(document, f"documents[{index}]")
@@ -36,7 +36,7 @@ def check_pairs(pairs: Sequence[tuple[str, str]], max_documents: int) -> tuple[t
     checked = []
     for index, pair in enumerate(pairs):
         if not isinstance(pair, Sequence) or isinstance(pair, str | bytes) or len(pair) != 2:
-            raise InvalidInputError(f"pairs[{index}] is {_kind(pair)}, expected (query, document)")
+            raise InvalidInputError(f"pairs[{index}] is {_type_of(pair)}, expected (query, document)")
         query, document = pair
         _check_text(query, f"pairs[{index}][0]")
         _check_text(document, f"pairs[{index}][1]")
@@ -57,7 +57,7 @@ def _check_count(name: str, value: int) -> None:
 
 def _check_sequence(values: object, name: str, of_what: str, limit: int) -> None:
     if isinstance(values, str | bytes) or not isinstance(values, Sequence):
-        raise InvalidInputError(f"{name} is {_kind(values)}, expected a list of {of_what}: wrap it in list() or []")
+        raise InvalidInputError(f"{name} is {_type_of(values)}, expected a list of {of_what}: wrap it in list() or []")
     if not values:
         raise InvalidInputError(f"{name} is empty: there is nothing to score")
     if len(values) > limit:
@@ -69,7 +69,7 @@ def _check_sequence(values: object, name: str, of_what: str, limit: int) -> None
 
 def _check_text(text: object, name: str) -> None:
     if not isinstance(text, str):
-        raise InvalidInputError(f"{name} is {_kind(text)}, expected a str")
+        raise InvalidInputError(f"{name} is {_type_of(text)}, expected a str")
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as exc:
@@ -79,5 +79,5 @@ def _check_text(text: object, name: str) -> None:
         ) from exc
 
 
-def _kind(value: object) -> str:
+def _type_of(value: object) -> str:
     return f"of type {type(value).__name__}"

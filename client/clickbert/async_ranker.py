@@ -10,11 +10,11 @@ from clickbert.errors import ServerError
 from clickbert.protocol import DEFAULT_MODEL, InferRequest, InferResponse, Release
 from clickbert.session import (
     MAX_IN_FLIGHT,
-    Ask,
     Compute,
-    Describe,
+    DescribeModel,
     Done,
-    NeedRelease,
+    GetRelease,
+    Infer,
     RankedDocument,
     Session,
     Step,
@@ -69,37 +69,37 @@ class AsyncRanker:
     ) -> None:
         await self.close()
 
-    async def _call(self, course: Generator[Step, Any, Any]) -> Any:
-        return await self._run(course, self._session.deadline())
+    async def _call(self, flow: Generator[Step, Any, Any]) -> Any:
+        return await self._run(flow, self._session.deadline())
 
-    async def _run(self, course: Generator[Step, Any, Any], deadline: float) -> Any:
-        outcome = advance(course)
+    async def _run(self, flow: Generator[Step, Any, Any], deadline: float) -> Any:
+        outcome = advance(flow)
         while not isinstance(outcome, Done):
             try:
                 reply, error = await self._perform(outcome, deadline), None
             except ServerError as exc:
                 reply, error = None, exc
-            outcome = advance(course, reply, error)
+            outcome = advance(flow, reply, error)
         return outcome.value
 
     async def _perform(self, step: Step, deadline: float) -> object:
         match step:
-            case Describe(model):
-                return await self._transport.describe(model, timeout=self._session.left(deadline))
-            case Ask(requests):
-                return await self._ask(requests, deadline)
+            case DescribeModel(model):
+                return await self._transport.describe(model, timeout=self._session.time_left(deadline))
+            case Infer(requests):
+                return await self._infer(requests, deadline)
             case Compute(function):
                 return await asyncio.to_thread(function)
-            case NeedRelease(version):
-                return await self._release(version, deadline)
+            case GetRelease(version):
+                return await self._get_release(version, deadline)
 
-    async def _ask(self, requests: Sequence[Callable[[], InferRequest]], deadline: float) -> list[InferResponse]:
+    async def _infer(self, requests: Sequence[Callable[[], InferRequest]], deadline: float) -> list[InferResponse]:
         in_flight = asyncio.Semaphore(MAX_IN_FLIGHT)
 
         async def send(make: Callable[[], InferRequest]) -> InferResponse:
             async with in_flight:
                 request = await asyncio.to_thread(make)
-                return await self._transport.infer(request, timeout=self._session.left(deadline))
+                return await self._transport.infer(request, timeout=self._session.time_left(deadline))
 
         tasks = [asyncio.create_task(send(request)) for request in requests]
         try:
@@ -108,13 +108,13 @@ class AsyncRanker:
             for task in tasks:
                 task.cancel()
 
-    async def _release(self, version: str | None, deadline: float) -> Release:
+    async def _get_release(self, version: str | None, deadline: float) -> Release:
         fetching = self._fetching_lock()
         try:
-            async with asyncio.timeout(self._session.left(deadline)):
+            async with asyncio.timeout(self._session.time_left(deadline)):
                 await fetching.acquire()
         except TimeoutError as exc:
-            raise self._session.too_late() from exc
+            raise self._session.timeout_error() from exc
         try:
             known = self._session.releases.find(version)
             return known or await self._run(self._session.fetch_release(version), deadline)
@@ -122,7 +122,7 @@ class AsyncRanker:
             fetching.release()
 
     def _fetching_lock(self) -> asyncio.Lock:
-        """Return the running loop's lock: one of asyncio's is of use in one loop only."""
+        """Return the running loop's lock: a lock of asyncio works in one loop only."""
         for loop in list(self._fetching):
             if loop.is_closed():
                 self._fetching.pop(loop, None)

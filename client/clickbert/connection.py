@@ -1,7 +1,8 @@
 """How a server is reached: its address, TLS or plain gRPC, the token, proxies. All of it is in this file.
 
-An option of the connection is a field of `Connection`. Its check, its command-line option or environment variable, and
-its use where the channel is opened stand beside it, so that a new one is a change of this file alone.
+A connection option is a field of `Connection`. Its check, its command-line option or environment variable, and its use
+where the channel is opened are here too, so adding one changes this file alone: declare the field with `option` or
+`variable` as its metadata, check it in `__post_init__`, and use it in `channel_options`, `headers` or `open_channel`.
 """
 
 import argparse
@@ -42,7 +43,7 @@ _EXCEPTION_VARIABLES = ("no_grpc_proxy", "no_proxy")
 
 
 class _Source(NamedTuple):
-    """Where a command gets a field's value: an option, or the environment variable if it has one."""
+    """Where a command gets a field's value: from its environment variable if it has one, else from an option."""
 
     help: str
     metavar: str = ""
@@ -50,12 +51,12 @@ class _Source(NamedTuple):
 
 
 def option(metavar: str, text: str) -> dict[str, _Source]:
-    """Return the metadata of a field that commands take as an option, named after the field."""
+    """Return the metadata of a field that commands take as an option, which has the field's name."""
     return {"source": _Source(text, metavar=metavar)}
 
 
 def variable(name: str, text: str) -> dict[str, _Source]:
-    """Return the metadata of a field that commands take from the environment: `ps` shows options to everybody."""
+    """Return the metadata of a secret field. Commands take it from the environment: `ps` shows options to everybody."""
     return {"source": _Source(text, variable=name)}
 
 
@@ -85,7 +86,7 @@ class Connection:
         if self.token is not None:
             _check_token(self.token)
         if self.tls:
-            _ = self.roots  # read now, so that a wrong file is an error here and not in some later call
+            _ = self.roots  # read now: a wrong file is an error here, and not in some later call
         elif self.ca_file is not None:
             raise InvalidInputError(
                 f"ca_file is for TLS, but url is {self.url!r}: write '{TLS}{self.url}', or leave ca_file out"
@@ -108,7 +109,7 @@ class Connection:
 
     @property
     def is_loopback(self) -> bool:
-        """Whether the address is this machine's own: localhost, 127.0.0.0/8 or ::1."""
+        """Whether the address is on this machine: localhost, 127.0.0.0/8 or ::1."""
         try:
             return self._host.lower() == "localhost" or ipaddress.ip_address(self._host).is_loopback
         except ValueError:  # a name
@@ -125,18 +126,18 @@ class Connection:
 
     @property
     def headers(self) -> dict[str, str]:
-        """What goes with every call."""
+        """The headers of every call."""
         return {} if self.token is None else {"authorization": f"Bearer {self.token}"}
 
     @property
     def channel_options(self) -> list[tuple[str, int | str]]:
-        """The options of the gRPC channel. Calls to this machine go past every proxy of the environment."""
+        """The options of the gRPC channel. Calls to this machine ignore the proxies of the environment."""
         return [*_CHANNEL_OPTIONS, *_PAST_PROXIES] if self.is_loopback else list(_CHANNEL_OPTIONS)
 
     @property
     def proxy_variable(self) -> str | None:
-        """The environment variable with the proxy that gRPC uses for this address; None if it uses none."""
-        # gRPC's own rules, for error messages: the first variable that is set counts, be it empty.
+        """The environment variable whose proxy gRPC uses for this address; None if it uses none."""
+        # gRPC's own rules, repeated here for error messages. Only the first variable that is set counts, even if empty.
         name = next((name for name in _PROXY_VARIABLES if name in os.environ), None)
         if self.is_loopback or name is None or not os.environ[name].startswith("http://"):
             return None
@@ -154,7 +155,7 @@ class Connection:
         }
 
     def hide_secrets(self, text: str) -> str:
-        """Return the text without the token: a server that repeats it must not get it into our errors and logs."""
+        """Return the text without secrets: a server may repeat the token in a message, which ends up in logs."""
         for name, source in _sources(type(self)).items():
             if source.variable and (secret := getattr(self, name)):
                 text = text.replace(secret, "***")
@@ -174,10 +175,10 @@ class Connection:
         default_url: str | None = DEFAULT_URL,
         url_group: Any = None,
     ) -> None:
-        """Add the options of a connection to a command, in a group that names the environment variables, too.
+        """Add the connection's options to a command, in a group whose help names the environment variables, too.
 
-        Without a `default_url` the option may be left out. `url_group` is the argparse group that gets `--url`: a
-        mutually exclusive one, for a command that can start a server instead.
+        If `default_url` is None, a user may leave `--url` out, and it is None. A command with an alternative to `--url`
+        passes a mutually exclusive group of argparse as `url_group`.
         """
         sources = _sources(cls)
         variables = [f"{source.variable}, {source.help}" for source in sources.values() if source.variable]
@@ -195,16 +196,16 @@ class Connection:
 
     @classmethod
     def from_arguments(cls, arguments: argparse.Namespace, environment: Mapping[str, str] = os.environ) -> Self:
-        """Make the connection of a command's options and the environment; a variable set to nothing is not set."""
+        """Make the connection from a command's options and the environment. An empty variable counts as unset."""
         values: dict[str, Any] = {
             name: (environment.get(source.variable) or None) if source.variable else getattr(arguments, name)
             for name, source in _sources(cls).items()
         }
-        # A field that is not given has its default; the address has none, and its check says so.
+        # A field that is not given keeps its default. The address has none, and its check says what is missing.
         return cls(**{name: value for name, value in values.items() if value is not None or name == "url"})
 
     def to_arguments(self) -> list[str]:
-        """Return the options that give a child process this connection, together with `to_environment`."""
+        """Return the options for a child process; its environment needs `to_environment`, too."""
         return [
             f"{_flag(name)}={getattr(self, name)}"
             for name, source in _sources(type(self)).items()
@@ -212,9 +213,9 @@ class Connection:
         ]
 
     def to_environment(self) -> dict[str, str]:
-        """Return the environment variables that a child process needs.
+        """Return the environment variables for a child process.
 
-        What is not set is there with an empty value, so that the child does not inherit another server's.
+        A secret that is not set is an empty variable, so that the child does not inherit another server's.
         """
         return {
             source.variable: "" if getattr(self, name) is None else str(getattr(self, name))
@@ -224,7 +225,7 @@ class Connection:
 
 
 def as_connection(connection: Connection | str) -> Connection:
-    """Return the connection, made of the address where only that is given."""
+    """Return a connection as it is, and make one from an address."""
     return connection if isinstance(connection, Connection) else Connection(connection)
 
 
@@ -249,7 +250,7 @@ def _checked_url(url: object) -> str:
 
 
 def _covers(entry: str, host: str) -> bool:
-    """Tell whether an entry of no_proxy, a name's end or a range of addresses, covers the host."""
+    """Tell whether an entry of no_proxy covers the host: it is the end of its name, or a range of addresses."""
     if host.lower().endswith(entry.lower()):
         return True
     try:

@@ -1,7 +1,7 @@
-"""What goes over the wire: names of models and tensors, requests, and answers read back with every field checked.
+"""What goes over the wire: the names of models and tensors, the requests, and the answers with every field checked.
 
-Nothing here does I/O. The contract is that of `model_repository/`: a click model takes packed pairs, and version N of
-`clickbert_tokenizer`, which takes no inputs, answers with the tokenizer that version N of the click models reads.
+Nothing here does I/O. The contract is that of `model_repository/`: a click model takes packed pairs. Version N of
+`clickbert_tokenizer` takes no inputs, and answers with the tokenizer of version N of the click models.
 """
 
 import hashlib
@@ -69,8 +69,8 @@ class Release:
     max_pairs: int  # in one request
     takes_longest: bool = False  # whether a request has the input LONGEST
 
-    def reads_like(self, other: "Release") -> bool:
-        """Tell whether both releases turn the same texts into the same requests, and logits into the same scores."""
+    def is_interchangeable_with(self, other: "Release") -> bool:
+        """Tell whether both releases turn texts into the same requests, and logits into the same scores."""
         mine, theirs = (
             (release.sha256, release.tokenizer.max_length, release.labels, release.click_label)
             for release in (self, other)
@@ -101,7 +101,7 @@ def logits_request(model: str, version: str, packed: PackedPairs, *, takes_longe
 def newest_version(description: ModelDescription, where: str) -> str:
     """Return the highest version served: the one that answers a request without a version.
 
-    Raises `ProtocolError` when there is none, or one that is no number.
+    Raises `ProtocolError` when there is none, or one that is not a number.
     """
     if not description.versions or not all(version.isdecimal() for version in description.versions):
         raise ProtocolError(
@@ -112,7 +112,7 @@ def newest_version(description: ModelDescription, where: str) -> str:
 
 
 def read_max_pairs(description: ModelDescription, where: str) -> int:
-    """Return how many pairs a request may have (64 where the model's configuration does not say)."""
+    """Return how many pairs a request may have: 64 if the model's configuration does not say."""
     text = description.parameters.get(MAX_PAIRS_PARAMETER, str(DEFAULT_MAX_PAIRS)).strip()
     if not text.isdecimal() or int(text) < 1:
         raise ProtocolError(
@@ -177,17 +177,19 @@ def click_probability(logits: npt.NDArray[np.floating[Any]], click_label: int) -
 
 
 def _output(response: InferResponse, name: str, dtype: Any, shape: tuple[int, ...], where: str) -> Array:
-    """Return one output, its dtype and shape checked; -1 stands for any size but zero."""
+    """Return one output after checking its dtype and shape; -1 stands for any size except zero."""
     array = response.outputs.get(name)
     if array is None:
-        raise ProtocolError(f"{where}: the answer has no {name!r}, only {sorted(response.outputs)}; is it this model?")
+        raise ProtocolError(
+            f"{where}: the answer has no {name!r}, only {sorted(response.outputs)}; is it a ClickBERT model?"
+        )
     fits = len(array.shape) == len(shape) and all(
         has == wants or (wants == -1 and has > 0) for has, wants in zip(array.shape, shape, strict=True)
     )
     if array.dtype != dtype or not fits:
         raise ProtocolError(
             f"{where}: {name!r} is {array.dtype}{list(array.shape)}, expected {np.dtype(dtype)}{list(shape)};"
-            " is it this model?"
+            " is it a ClickBERT model?"
         )
     return array
 

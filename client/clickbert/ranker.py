@@ -11,11 +11,11 @@ from clickbert.errors import ServerError
 from clickbert.protocol import DEFAULT_MODEL, InferRequest, InferResponse, Release
 from clickbert.session import (
     MAX_IN_FLIGHT,
-    Ask,
     Compute,
-    Describe,
+    DescribeModel,
     Done,
-    NeedRelease,
+    GetRelease,
+    Infer,
     RankedDocument,
     Session,
     Step,
@@ -27,13 +27,13 @@ from clickbert.transport import GrpcTransport, Transport
 class Ranker:
     """Ranks documents for a query by click probability, with a model on a Triton server.
 
-    `connection` is a `Connection`, or just the server's host and gRPC port. `timeout` is seconds for a whole call, all
-    its requests together. A call may have `max_documents` documents; one that occurs twice in it is scored once.
+    `connection` is a `Connection`, or just the server's host and gRPC port. `timeout` is in seconds and covers a whole
+    call with all its requests. A call may have `max_documents` documents, and scores one that occurs twice once.
 
     One ranker serves any number of threads over one connection, which the first call opens. Close it, or use it as a
     context manager. `transport` replaces the connection, for tests.
 
-    Raises `InvalidInputError` for bad arguments; its calls raise the errors of `clickbert.errors`.
+    Raises `InvalidInputError` for bad arguments. Its calls raise the errors of `clickbert.errors`.
     """
 
     def __init__(
@@ -73,34 +73,34 @@ class Ranker:
     ) -> None:
         self.close()
 
-    def _call(self, course: Generator[Step, Any, Any]) -> Any:
-        return self._run(course, self._session.deadline())
+    def _call(self, flow: Generator[Step, Any, Any]) -> Any:
+        return self._run(flow, self._session.deadline())
 
-    def _run(self, course: Generator[Step, Any, Any], deadline: float) -> Any:
-        outcome = advance(course)
+    def _run(self, flow: Generator[Step, Any, Any], deadline: float) -> Any:
+        outcome = advance(flow)
         while not isinstance(outcome, Done):
             try:
                 reply, error = self._perform(outcome, deadline), None
             except ServerError as exc:
                 reply, error = None, exc
-            outcome = advance(course, reply, error)
+            outcome = advance(flow, reply, error)
         return outcome.value
 
     def _perform(self, step: Step, deadline: float) -> object:
         match step:
-            case Describe(model):
-                return self._transport.describe(model, timeout=self._session.left(deadline))
-            case Ask(requests):
-                return self._ask(requests, deadline)
+            case DescribeModel(model):
+                return self._transport.describe(model, timeout=self._session.time_left(deadline))
+            case Infer(requests):
+                return self._infer(requests, deadline)
             case Compute(function):
                 return function()
-            case NeedRelease(version):
-                return self._release(version, deadline)
+            case GetRelease(version):
+                return self._get_release(version, deadline)
 
-    def _ask(self, requests: Sequence[Callable[[], InferRequest]], deadline: float) -> list[InferResponse]:
+    def _infer(self, requests: Sequence[Callable[[], InferRequest]], deadline: float) -> list[InferResponse]:
         def send(make: Callable[[], InferRequest]) -> InferResponse:
             request = make()
-            return self._transport.infer(request, timeout=self._session.left(deadline))
+            return self._transport.infer(request, timeout=self._session.time_left(deadline))
 
         if len(requests) == 1:
             return [send(requests[0])]
@@ -111,9 +111,9 @@ class Ranker:
             # Waiting for the others' answers would only delay an error, or Ctrl-C.
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _release(self, version: str | None, deadline: float) -> Release:
-        if not self._fetching.acquire(timeout=self._session.left(deadline)):
-            raise self._session.too_late()
+    def _get_release(self, version: str | None, deadline: float) -> Release:
+        if not self._fetching.acquire(timeout=self._session.time_left(deadline)):
+            raise self._session.timeout_error()
         try:
             known = self._session.releases.find(version)
             return known or self._run(self._session.fetch_release(version), deadline)

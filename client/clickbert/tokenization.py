@@ -17,15 +17,15 @@ import numpy as np
 import numpy.typing as npt
 
 # The tokenizers library starts threads of its own for batches, warns on every fork after that, and reads this variable
-# on each call. A thin client lives in servers that fork workers and have threads enough; who wants more sets "true".
+# on each call. The default here is "false": a thin client runs in servers that fork workers and have their own threads.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from tokenizers import Encoding, Tokenizer
 
 Int32Array = npt.NDArray[np.int32]
 
-# Characters that no token of BERT's spans, and that change nothing in the tokens before them. The last two end clauses
-# in Chinese, which has no spaces.
+# Characters that no BERT token spans, and that do not change the tokens before them. The last two end clauses in
+# Chinese, which has no spaces.
 _BREAKS = " \t\n\r\uff0c\u3002"
 
 
@@ -41,9 +41,9 @@ class PackedPairs:
 class PairTokenizer:
     """A BERT tokenizer for (query, document) pairs. Safe to share between threads.
 
-    `tokenizer_json` is the content of `tokenizer.json`; truncation and padding that it may ask for are ignored.
-    `max_length` is the limit of tokens in a pair, the three special ones included. Raises ValueError when the content
-    is no BERT tokenizer or leaves no room.
+    `tokenizer_json` is the content of `tokenizer.json`; its own settings of truncation and padding are ignored. A pair
+    has at most `max_length` tokens, the three special ones included. Raises ValueError if the content is not a BERT
+    tokenizer, or if `max_length` leaves no room.
     """
 
     def __init__(self, tokenizer_json: bytes, max_length: int) -> None:
@@ -86,10 +86,10 @@ class PairTokenizer:
         return [encoding.ids for encoding in encodings]
 
     def _encode_documents(self, documents: Sequence[str], query_length: int) -> list[list[int]]:
-        """Tokenize the documents, of a very long one only as much as can matter.
+        """Tokenize the documents, but of a very long one only as much as can matter.
 
-        What is beyond the room is cut off anyway; but which of two long texts is the longer one decides the odd token,
-        so a document counts up to the query's length, too.
+        Truncation drops what exceeds the room. The longer of two long texts gets the odd token, so a document must also
+        be tokenized up to the query's length.
         """
         enough = max(self._room, query_length) + 1
         heads = [self._head(document, enough) for document in documents]
@@ -129,10 +129,10 @@ class PairTokenizer:
 
 
 def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
-    """Return how many tokens of either text stay, as the tokenizers library's `longest_first` has it.
+    """Return how many tokens of each text are kept, by the tokenizers library's strategy `longest_first`.
 
-    The shorter text stays whole while the longer can make room; otherwise both get half, and an odd token goes to the
-    longer one (to the second where they tie).
+    The shorter text stays whole while the longer one can make room. Otherwise both get half, and the longer one gets
+    the odd token (the second text, if they tie).
     """
     if first + second <= room:
         return first, second
@@ -145,7 +145,7 @@ def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
 
 
 def _special_ids(empty: Encoding, filled: Encoding) -> tuple[int, int]:
-    """Return the ids of [CLS] and [SEP], read off an empty and a filled pair instead of trusting names."""
+    """Return the ids of [CLS] and [SEP], as they occur in an empty and a filled pair: names may differ."""
     parts = list(zip(filled.sequence_ids, filled.type_ids, strict=True))
     runs = [part for part, _ in groupby(parts)]
     # [CLS] a [SEP] b [SEP], seen as (text or None, type): the query's [SEP] is of type 0, the document's of type 1.

@@ -1,7 +1,7 @@
-"""How requests reach the server. A ranker takes anything that has a transport's methods, so tests need no network.
+"""How requests reach the server. A ranker takes anything with a transport's methods, so tests need no network.
 
-A transport raises the errors of `clickbert.errors` and no others, and keeps every call within its `timeout` (seconds).
-The messages are tritonclient's; its client classes are not used, because the two of them would need all of this twice.
+A transport raises the errors of `clickbert.errors` and no others, and ends every call within its `timeout` (seconds).
+The messages are tritonclient's. Its two client classes are not used: each would need all of this again.
 """
 
 import asyncio
@@ -81,7 +81,7 @@ class GrpcTransport:
                 self._stub.channel.close()
 
     def _open(self) -> "_Stub":
-        # Not in the constructor: a server that forks its workers may make its ranker before it forks.
+        # Not in the constructor: a server that forks workers may make its ranker before it forks.
         with self._lock:
             if self._closed:
                 raise _closed_error(self._connection)
@@ -91,10 +91,10 @@ class GrpcTransport:
 
 
 class AsyncGrpcTransport:
-    """One long-lived asyncio gRPC channel for each event loop that calls, opened by the loop's first call.
+    """One long-lived asyncio gRPC channel for each event loop, opened by the loop's first call.
 
-    asyncio's channels work in the loop that opened them and in no other. Where loops follow each other, as with
-    `asyncio.run` twice, the channel of one that was closed is closed by the next call.
+    Such a channel works only in the loop that opened it. When a loop was closed, as at the end of `asyncio.run`, the
+    next call from another loop closes its channel.
     """
 
     def __init__(self, connection: Connection | str) -> None:
@@ -106,7 +106,7 @@ class AsyncGrpcTransport:
     async def describe(self, model: str, *, timeout: float) -> ModelDescription:
         """Return the versions served and the configuration's parameters."""
         deadline = time.monotonic() + timeout
-        with _own_errors(model, self._connection), self._closing():
+        with _own_errors(model, self._connection), self._closed_as_error():
             stub = await self._open()
             metadata = await stub.call("ModelMetadata", service_pb2.ModelMetadataRequest(name=model), timeout)
             config = await stub.call("ModelConfig", service_pb2.ModelConfigRequest(name=model), _left(deadline))
@@ -115,7 +115,7 @@ class AsyncGrpcTransport:
     async def infer(self, request: InferRequest, *, timeout: float) -> InferResponse:
         """Send one request and return its answer."""
         message = infer_message(request, timeout)
-        with _own_errors(request.model, self._connection), self._closing():
+        with _own_errors(request.model, self._connection), self._closed_as_error():
             stub = await self._open()
             answer = await stub.call("ModelInfer", message, timeout)
         return read_answer(answer)
@@ -128,11 +128,11 @@ class AsyncGrpcTransport:
         here = asyncio.get_running_loop()
         for loop, stub in stubs.items():
             closing = stub.channel.close()
-            if loop is not here and loop.is_running():  # in another thread, which alone may cancel its calls
+            if loop is not here and loop.is_running():  # in another thread: only that one may cancel the calls
                 try:
                     asyncio.run_coroutine_threadsafe(closing, loop)
                     continue
-                except RuntimeError:  # it was closed this moment, and its calls were cancelled with it
+                except RuntimeError:  # the loop was closed a moment ago, and its calls ended with it
                     pass
             await closing
 
@@ -150,8 +150,8 @@ class AsyncGrpcTransport:
         return stub
 
     @contextmanager
-    def _closing(self) -> Iterator[None]:
-        """Tell a closed channel, which gRPC reports as a cancelled call, from a caller who cancelled."""
+    def _closed_as_error(self) -> Iterator[None]:
+        """Raise `RankerClosedError` for calls that gRPC cancels because the channel was closed, not by the caller."""
         try:
             yield
         except asyncio.CancelledError as exc:
@@ -162,7 +162,7 @@ class AsyncGrpcTransport:
 
 
 class _Stub:
-    """A channel of `grpc` or of `grpc.aio`, and Triton's calls over it, each with the connection's headers."""
+    """A channel of `grpc` or `grpc.aio`, and Triton's calls over it, each with the connection's headers."""
 
     def __init__(self, api: Any, connection: Connection) -> None:
         self.channel = connection.open_channel(api)
@@ -170,7 +170,7 @@ class _Stub:
         self._metadata = tuple(connection.headers.items())
 
     def call(self, name: str, message: Any, timeout: float) -> Any:
-        """Start a call, within `timeout` seconds: the answer, or for `grpc.aio` what to await for it."""
+        """Make a call that may take `timeout` seconds; returns the answer, or with `grpc.aio` an awaitable of it."""
         return getattr(self._calls, name)(message, timeout=timeout, metadata=self._metadata)
 
 
@@ -218,7 +218,7 @@ def infer_message(request: InferRequest, timeout: float) -> Any:
 
 
 def read_answer(answer: Any) -> InferResponse:
-    """Read Triton's `ModelInferResponse`; raises `ProtocolError` where a tensor has not the bytes that it announces."""
+    """Read Triton's `ModelInferResponse`; raises `ProtocolError` if a tensor's bytes do not fill its shape."""
     result = triton.InferResult(answer)
     outputs = {}
     for output in answer.outputs:

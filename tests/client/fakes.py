@@ -261,6 +261,23 @@ def _as_status(context: grpc.ServicerContext) -> Iterator[None]:
         context.abort(grpc.StatusCode[exc.status], exc.message)
 
 
+class Guard(grpc.ServerInterceptor):
+    """Lets calls with this value of a header pass; others get the status, with what they sent in its message."""
+
+    def __init__(self, header: str, value: str | None) -> None:
+        self.header, self.value, self.status = header, value, grpc.StatusCode.UNAUTHENTICATED
+        self.calls: list[tuple[str, str | None]] = []
+
+    def intercept_service(self, continuation, details):
+        sent = dict(details.invocation_metadata).get(self.header)
+        self.calls.append((details.method.rpartition("/")[2], sent))
+        if sent == self.value:
+            return continuation(details)
+        return grpc.unary_unary_rpc_method_handler(
+            lambda request, context: context.abort(self.status, f"not with {sent}")
+        )
+
+
 @contextmanager
 def grpc_server(
     server: FakeTriton, *interceptors: grpc.ServerInterceptor, certificate: tuple[bytes, bytes] | None = None

@@ -8,20 +8,29 @@ from pathlib import Path
 import pytest
 import tritonclient.grpc as triton
 
-from clickbert import AsyncRanker, Connection, InvalidInputError, Ranker
+from clickbert import AsyncRanker, AuthenticationError, Connection, InvalidInputError, Ranker
 from clickbert.connection import option, variable
 from tests.client.certificates import Authority
-from tests.client.fakes import rank_once
+from tests.client.fakes import Guard, grpc_server, rank_once
 
 SECRET = "s3cret"
 
 
 @dataclass(frozen=True)
 class Wider(Connection):
-    """A connection with two options more: nothing but the fields is added."""
+    """A connection with two more options: a field each, and its use. Nothing else has to know them."""
 
     server_name: str | None = field(default=None, metadata=option("NAME", "the name in the certificate"))
     api_key: str | None = field(default=None, repr=False, metadata=variable("CLICKBERT_API_KEY", "the gateway's key"))
+
+    @property
+    def channel_options(self) -> list[tuple[str, int | str]]:
+        own = [] if self.server_name is None else [("grpc.ssl_target_name_override", self.server_name)]
+        return [*super().channel_options, *own]
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return super().headers | ({} if self.api_key is None else {"x-api-key": self.api_key})
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +59,19 @@ def test_a_connection_reaches_a_child_process_whole(full):
 def test_each_field_may_be_left_out(full, name):
     partial = replace(full, **{name: None})
     assert parse(Wider, partial.to_arguments(), partial.to_environment()) == partial
+
+
+def test_a_new_option_works_without_a_change_elsewhere(server, tmp_path, blocking):
+    authority = Authority(tmp_path / "ours")
+    key, certificate = authority.issue("DNS:elsewhere")
+    guard = Guard("x-api-key", "k3y")
+    with grpc_server(server, guard, certificate=(key.read_bytes(), certificate.read_bytes())) as address:
+        given = Wider(f"grpcs://{address}", authority.file, server_name="elsewhere", api_key="k3y")
+        in_child = parse(Wider, given.to_arguments(), given.to_environment())
+        assert len(rank_once(in_child, blocking)) == 2
+        with pytest.raises(AuthenticationError, match=r"not with \*\*\*") as caught:
+            rank_once(replace(given, api_key="wr0ng"), blocking)
+        assert "wr0ng" not in str(caught.value) and caught.value.__cause__ is None
 
 
 def test_a_child_does_not_inherit_the_token_of_another_server():

@@ -14,26 +14,9 @@ import clickbert
 from clickbert import Connection, Ranker
 from clickbert.__main__ import main
 from tests.client.certificates import Authority
-from tests.client.fakes import grpc_server, rank_once
+from tests.client.fakes import Guard, grpc_server, rank_once
 
 SECRET = "s3cret-t0ken.with~signs"
-
-
-class Guard(grpc.ServerInterceptor):
-    """Lets calls with the header pass; others get the status, with what they sent in its message."""
-
-    def __init__(self, token: str | None = SECRET, status: grpc.StatusCode = grpc.StatusCode.UNAUTHENTICATED) -> None:
-        self.token, self.status = token, status
-        self.calls: list[tuple[str, str | None]] = []
-
-    def intercept_service(self, continuation, details):
-        sent = dict(details.invocation_metadata).get("authorization")
-        self.calls.append((details.method.rpartition("/")[2], sent))
-        if sent == (f"Bearer {self.token}" if self.token else None):
-            return continuation(details)
-        return grpc.unary_unary_rpc_method_handler(
-            lambda request, context: context.abort(self.status, f"not with {sent}")
-        )
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +32,7 @@ def certificate(authority) -> tuple[bytes, bytes]:
 
 @pytest.fixture
 def guard() -> Guard:
-    return Guard()
+    return Guard("authorization", f"Bearer {SECRET}")
 
 
 @pytest.fixture
@@ -61,7 +44,7 @@ def guarded(server, guard, certificate):
 
 def test_over_tls_the_ranking_is_the_same(server, url, certificate, authority, blocking):
     expected = rank_once(url, blocking)
-    with grpc_server(server, Guard(token=None), certificate=certificate) as address:
+    with grpc_server(server, Guard("authorization", None), certificate=certificate) as address:
         for name in (address, address.replace("127.0.0.1", "localhost")):
             assert rank_once(Connection(f"grpcs://{name}", ca_file=authority.file), blocking) == expected
         assert rank_once(Connection(f"grpcs://{address}", ca_file=str(authority.file)), blocking) == expected
