@@ -1,4 +1,4 @@
-# ClickBERT on Triton: the targets, in the order of the data flow. `make` alone explains them.
+# ClickBERT on Triton. The targets follow the data; `make` alone lists them.
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -8,10 +8,10 @@ INSTALLED := $(VENV)/.installed
 .DEFAULT_GOAL := help
 .PHONY: help install sample finetune export serve rank benchmark demo check test clean clean-venv
 
-help: ## explain the targets
+help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
-install: $(INSTALLED) ## a virtual environment in .venv with everything pinned, and the client
+install: $(INSTALLED) ## make .venv with all packages, each at its pinned version, and the client
 
 $(INSTALLED): pyproject.toml constraints.txt client/pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info < (3, 14) else "install: this needs Python 3.11 to 3.13, \
@@ -28,13 +28,13 @@ $(INSTALLED): pyproject.toml constraints.txt client/pyproject.toml
 sample: install ## write the sample click log to data/sample
 	$(PY) -m finetune sample --output data/sample
 
-finetune: install ## fine-tune the demo model on it, to checkpoints/demo
+finetune: install ## fine-tune the demo model on the sample, to checkpoints/demo
 	$(PY) -m finetune train --data data/sample --output checkpoints/demo
 
-export: install ## gate and publish checkpoints/demo as every engine that this machine can build
+export: install ## check checkpoints/demo as every engine that this machine can build, and publish all or none
 	$(PY) -m export --checkpoint checkpoints/demo --repository model_repository --evaluation data/sample/test.jsonl
 
-serve: install ## serve model_repository with Triton (gRPC 8001, HTTP 8000, metrics 8002), until Ctrl-C
+serve: install ## serve model_repository with Triton until Ctrl-C (gRPC 8001, HTTP 8000, metrics 8002)
 	$(PY) -m serving --repository model_repository
 
 rank: install ## rank four documents on the running server
@@ -42,24 +42,25 @@ rank: install ## rank four documents on the running server
 	'how to choose running shoes for muddy paths' 'election night: the results' \
 	| $(VENV)/bin/clickbert rank --url localhost:8001 --query 'shoes for running in the rain' --documents -
 
-benchmark: install ## every published engine by Locust up to saturation, beside its ceiling: benchmarks/results
+benchmark: install ## load each published engine up to saturation, and compare it with its own ceiling
 	$(PY) -m benchmarks saturate
 
-demo: install ## the whole way on real parts: sample, fine-tune, export, serve, rank
+demo: install ## run the whole pipeline on a small model: sample, fine-tune, export, serve, rank
 	@$(PY) -m benchmarks demo
 
-check: install ## lint, format and types
+check: install ## lint, and check the format and the types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-test: install ## all tests, each file's in one of two processes
+test: install ## run all tests, in two processes
 	$(VENV)/bin/pytest --numprocesses 2 --dist loadfile
 
-clean: ## remove the sample, the demo checkpoint and all published versions, but not .venv
-	rm -rf data/sample checkpoints/demo checkpoints/demo-triton.log export/report.html
+clean: ## remove what the targets made, published versions too; keep .venv and measured results
+	rm -rf data/sample checkpoints/demo checkpoints/demo-triton.log
+	rm -rf export/report.html benchmarks/results/report.html
 	rm -rf model_repository/*/[0-9]* model_repository/*/.staging model_repository/*/*.staging model_repository/*/timing.cache
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-clean-venv: ## remove .venv and .peers
-	rm -rf $(VENV) .peers
+clean-venv: ## remove .venv
+	rm -rf $(VENV)

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent import futures
@@ -74,7 +73,7 @@ def once_it_runs(action: Callable[[], object]) -> threading.Thread:
 
 def executions(server: Server) -> tuple[int, int]:
     """Requests that the model computed, and executions that it took."""
-    with urllib.request.urlopen(f"{server.addresses.http}/v2/models/clickbert_onnx/stats") as answer:
+    with server.get("/v2/models/clickbert_onnx/stats") as answer:
         statistics = json.load(answer)["model_stats"][0]
     return statistics["inference_count"], statistics["execution_count"]
 

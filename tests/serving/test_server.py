@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -19,11 +20,12 @@ import numpy as np
 import pytest
 import tritonclient.grpc as triton
 from onnx import TensorProto, helper
+from tritonclient.utils import InferenceServerException
 
 import serving.checks
 import serving.triton
 from serving.__main__ import main
-from serving.server import Addresses, Server
+from serving.server import Addresses, Server, why_not_ready
 from serving.triton import PYTHON, ServingError, find_triton
 from tests.published import serve
 from tests.serving.test_stand_in import value, write_model
@@ -84,8 +86,8 @@ class Command:
 
     def triton(self) -> int:
         """tritonserver's process id."""
-        found = subprocess.run(["pgrep", "-P", str(self.process.pid)], capture_output=True, text=True, check=True)
-        return int(found.stdout)
+        (process,) = children(self.process.pid)
+        return process
 
     def end(self, number: signal.Signals) -> int:
         self.process.send_signal(number)
@@ -139,25 +141,46 @@ def test_it_serves_prints_the_addresses_passes_flags_on_and_leaves_nothing_behin
         assert "ended on SIGINT" in log
 
 
-def test_sigterm_lets_triton_answer_what_it_accepted(slow_repository: Path, state: Path, tmp_path: Path) -> None:
-    with Command(slow_repository, tmp_path, "--", "--log-verbose=1") as command:
-        size = 1800  # the product of matrices full of 1 / size is such a matrix again
+def test_sigterm_lets_triton_answer_what_it_accepted_and_take_no_more(
+    slow_repository: Path, state: Path, tmp_path: Path
+) -> None:
+    with Command(slow_repository, tmp_path, "--", "--log-verbose=1") as command, ThreadPoolExecutor(1) as pool:
+        client, computing = triton.InferenceServerClient(command.addresses.grpc), children(command.triton())
+        size = 1200  # the product of matrices full of 1 / size is such a matrix again
         array = np.full((size, size), 1 / size, dtype=np.float32)
-        answers: list = []
-
-        def ask() -> None:
-            tensor = triton.InferInput("x0", list(array.shape), "FP32")
-            tensor.set_data_from_numpy(array)
-            answers.append(triton.InferenceServerClient(command.addresses.grpc).infer("slow", [tensor]))
-
-        asking = threading.Thread(target=ask)
-        asking.start()
+        tensor = triton.InferInput("x0", list(array.shape), "FP32")
+        tensor.set_data_from_numpy(array)
+        answer = pool.submit(client.infer, "slow", [tensor])
         eventually(lambda: "executing 1 requests" in command.log_file.read_text())
-        assert not answers
-        assert command.end(signal.SIGTERM) == 0
-        asking.join(timeout=60)
-        assert np.allclose(answers[0].as_numpy("x12"), array, rtol=1e-3)
+        with paused(computing):
+            command.process.send_signal(signal.SIGTERM)
+            eventually(lambda: "Waiting for in-flight requests" in command.log_file.read_text())
+            # Whatever a load balancer asks, it learns at once that the server takes no more.
+            eventually(lambda: why_not_ready(command.addresses) is not None)
+            with pytest.raises(InferenceServerException, match="Server exiting"):
+                client.is_server_ready()
+            with pytest.raises(InferenceServerException, match="NOT_FOUND"):
+                client.infer("slow", [tensor])
+            assert not answer.done()
+        assert np.allclose(answer.result(60).as_numpy("x12"), array, rtol=1e-3)
+        assert command.process.wait(timeout=60) == 0
         assert not left_of_servers(state)
+
+
+def children(process: int) -> list[int]:
+    found = subprocess.run(["pgrep", "-P", str(process)], capture_output=True, text=True, check=True)
+    return [int(line) for line in found.stdout.split()]
+
+
+@contextmanager
+def paused(processes: list[int]) -> Iterator[None]:
+    for process in processes:
+        os.kill(process, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for process in processes:
+            os.kill(process, signal.SIGCONT)
 
 
 def test_a_closed_terminal_ends_it_as_ctrl_c_does(small_repository: Path, state: Path, tmp_path: Path) -> None:
