@@ -19,7 +19,9 @@ class CheckpointError(ValueError):
     """A model folder that cannot be used: the message names the folder, what is wrong and what to do."""
 
 
-def load_checkpoint(folder: str | Path) -> tuple[BertForSequenceClassification, PreTrainedTokenizerFast, int]:
+def load_checkpoint(
+    folder: str | Path, click_label: str | None = None
+) -> tuple[BertForSequenceClassification, PreTrainedTokenizerFast, int]:
     """Load a fine-tuned checkpoint: model (FP32, evaluation mode), tokenizer, and the longest pair in tokens.
 
     The longest pair is min(tokenizer.model_max_length, config.max_position_embeddings). The network is never asked.

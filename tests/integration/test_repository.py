@@ -13,7 +13,7 @@ from onnx import TensorProto
 from tritonclient.grpc import model_config_pb2
 
 from clickbert import protocol
-from export.engines.base import ENGINES
+from export.engines import find_engines
 from export.publish import TEMPLATES
 from release import names
 from serving.server import Server
@@ -27,7 +27,7 @@ TYPES = {"TYPE_INT32": TensorProto.INT32, "TYPE_FP32": TensorProto.FLOAT, "TYPE_
 @pytest.fixture(scope="module")
 def every_engine(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, click_log: Path) -> Path:
     folder = tmp_path_factory.mktemp("every") / "repository"
-    publish(checkpoint, folder, click_log, *ENGINES)
+    publish(checkpoint, folder, click_log, *find_engines())
     return folder
 
 
@@ -60,7 +60,7 @@ def test_every_config_is_valid_and_names_its_folder(model: str) -> None:
 
 
 def test_every_engine_has_a_config() -> None:
-    assert {engine.model for engine in ENGINES.values()} == CLICK_MODELS
+    assert {engine.model for engine in find_engines().values()} == CLICK_MODELS
 
 
 @pytest.mark.parametrize("model", sorted(CLICK_MODELS))
