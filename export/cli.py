@@ -1,80 +1,64 @@
 """Turns a fine-tuned click model into published versions, and proves that each keeps the ranking.
 
-The checkpoint becomes the packed (padding-free) ONNX graph, and that the engines. Before anything is published, each
-engine's logits, metrics and order are held against the checkpoint in PyTorch on the evaluation file. A failed gate
-publishes nothing; the table and the report show what failed, and by how much.
+The checkpoint becomes the packed (padding-free) ONNX graph, and the graph becomes the engines. Before anything is
+published, each engine's logits, metrics and order are compared with the checkpoint's in PyTorch, on the evaluation
+file. If a gate fails, nothing is published; the table and the report show what failed, and by how much.
 
     python -m export
     python -m export --checkpoint checkpoints/demo --engine onnx --engine onnx_int8
     python -m export --checkpoint my-bert --evaluation my-clicks/test.jsonl.gz --calibration my-clicks/train.jsonl.gz
     python -m export --engine onnx_int8 --sensitivity
     python -m export --engine onnx_int8 --keep-fp32 layers.5,pooler
-    python -m export plan                       builds TensorRT plans on this GPU, from what was published
+    python -m export plan                       builds TensorRT plans on this GPU, of what was published
 
-Without --engine: onnx and onnx_int8, and the TensorRT engines where TensorRT and a GPU are. The last line of the output
-is one JSON document: version, and for each model its parity, comparison, gate, size and speed.
+Without --engine, every engine is built that this machine can build: those for TensorRT need TensorRT and a GPU. The
+last line of the output is one JSON document: the version, and each model's parity, comparison, gate, size and speed.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
-from dataclasses import fields
+from dataclasses import asdict
 from pathlib import Path
 
-from onnxruntime.capi import onnxruntime_pybind11_state as onnxruntime_errors
-
-from export.engines.base import ENGINES
-from export.graph.lint import LintError
-from export.graph.onnx_export import GraphError
-from export.graph.packed_bert import UnsupportedModelError
-from export.pipeline import ExportRequest, export_checkpoint
-from export.publish import PublishError
-from export.quantize.calibration import CalibrationError
-from export.quantize.linears import LayerNameError
-from export.tensorrt.command import say
-from export.tensorrt.runtime import load_tensorrt
-from export.tensorrt.typed_graph import TypingError
-from export.verify.gates import GateError, Limits
-from export.verify.parity import ParityError
-from finetune.checkpoint.load import CheckpointError
-from finetune.data.clicklog import ClickLogError
-from finetune.metrics import MetricError
-from release.stamp import PlanError, find_machine
-
-# What can be wrong with what was given; each says so itself.
-EXPECTED = (
-    CalibrationError, CheckpointError, ClickLogError, GateError, GraphError, LayerNameError, LintError, MetricError,
-    ParityError, PlanError, PublishError, TypingError, UnsupportedModelError, OSError,
-    *(getattr(onnxruntime_errors, name) for name in ("Fail", "InvalidArgument", "InvalidGraph", "RuntimeException")),
-)  # fmt: skip
+from export.engines import find_engines
+from export.verify.gates import COMMON_LIMITS, Limit
 
 
 def main(arguments: list[str]) -> int:
     """The command. Returns the exit code: 0 published, 1 refused (says why), 2 usage, 130 interrupted."""
     options = parse(arguments)
     try:
-        engines = tuple(dict.fromkeys(options.engine or possible_engines()))
-        order = ExportRequest(
+        # PyTorch, Transformers and ONNX Runtime take seconds to import, which `--help` need not wait for.
+        from export.pipeline import REFUSALS, ExportRequest, export_checkpoint  # noqa: PLC0415
+
+        known = find_engines()
+        chosen = dict.fromkeys(options.engine or [name for name, one in known.items() if one.missing() is None])
+        request = ExportRequest(
             checkpoint=options.checkpoint,
             repository=options.repository,
             evaluation=options.evaluation,
+            engines=tuple(known[name] for name in chosen),
             calibration=options.calibration,
-            engines=tuple(ENGINES[name] for name in engines),
-            limits=Limits(**{field.name: getattr(options, field.name) for field in fields(Limits)}),
+            limits={limit.name: getattr(options, limit.name) for limit in find_limits()},
             keep_fp32=options.keep_fp32,
+            click_label=options.click_label,
             sensitivity=options.sensitivity,
             report=options.report,
+            command=shlex.join(["python", "-m", "export", *arguments]),
         )
-        result = export_checkpoint(order, say)
-    except EXPECTED as exc:
-        print(f"export: {exc}\nexport: nothing was published", file=sys.stderr)
-        return 1
+        try:
+            published = export_checkpoint(request, say)
+        except REFUSALS as exc:
+            print(f"export: {exc}\nexport: nothing was published", file=sys.stderr)
+            return 1
     except KeyboardInterrupt:
         print("export: interrupted; nothing was published", file=sys.stderr)
         return 130
-    print(json.dumps(result))
+    print(json.dumps(asdict(published)))
     return 0
 
 
@@ -86,32 +70,29 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("--checkpoint", type=Path, default=Path("checkpoints/demo"), help="Hugging Face folder, safetensors")
     add("--repository", type=Path, default=Path("model_repository"), help="Triton model repository")
-    add("--engine", action="append", choices=list(ENGINES), help="what to publish; repeatable")
+    add("--engine", action="append", choices=list(find_engines()), help="what to publish; repeatable")
     add("--evaluation", type=Path, default=Path("data/sample/test.jsonl"), help="click log for the gates (.jsonl[.gz])")
     add("--calibration", type=Path, help="click log that INT8 is fitted to (default: train.jsonl[.gz] beside it)")
+    add("--click-label", metavar="LABEL", help="the label that means a click: its name or its index")
     add(
         "--keep-fp32",
         type=names,
         default=(),
         metavar="LAYER,...",
-        help="layers to spare from INT8 and FP16 (and embeddings.word_embeddings)",
+        help="layers that stay in float32, or what their names begin with",
     )
-    add("--sensitivity", action="store_true", help="tell which layers cost most, each keep_fp32 in turn")
-    add("--report", type=Path, default=Path("export/report.html"), help="where the page with pictures goes")
-    for field in fields(Limits):
-        option = f"--{field.name.replace('_', '-')}"
-        kind = positive if field.name != "tie" else not_negative
-        add(option, type=kind, default=field.default, help=f"{field.metadata['help']} (default %(default)g)")
+    add("--sensitivity", action="store_true", help="show which layers cost most: keep each in float32 in turn")
+    add("--report", type=Path, default=Path("export/report.html"), help="where to write the page with pictures")
+    for limit in find_limits():
+        option = f"--{limit.name.replace('_', '-')}"
+        add(option, type=number, default=limit.default, help=f"{limit.help} (default %(default)g)")
     return parser.parse_args(arguments)
 
 
-def possible_engines() -> list[str]:
-    """What this machine can build: the TensorRT engines only where a plan can be built, too."""
-    try:
-        find_machine(str(load_tensorrt().__version__))
-    except PlanError:
-        return ["onnx", "onnx_int8"]
-    return list(ENGINES)
+def find_limits() -> list[Limit]:
+    """Every limit that the user can choose: those of all engines' gates, and those that no engine owns."""
+    gates = [gate for engine in find_engines().values() for gate in engine.gates]
+    return list({limit.name: limit for limit in (*gates, *COMMON_LIMITS)}.values())
 
 
 def names(text: str) -> tuple[str, ...]:
@@ -119,14 +100,14 @@ def names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
-def positive(text: str) -> float:
-    """A finite number over 0: NaN would let every comparison pass."""
+def number(text: str) -> float:
+    """A finite number, 0 or more: every comparison with NaN would pass."""
     value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a number over 0")
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a number of 0 or more")
     return value
 
 
-def not_negative(text: str) -> float:
-    """0, or a finite number over it."""
-    return 0.0 if float(text) == 0 else positive(text)
+def say(step: str) -> None:
+    """Progress, on stderr: stdout carries the result."""
+    print(f"export: {step}", file=sys.stderr, flush=True)

@@ -1,285 +1,300 @@
 """One export: load, build, gate, publish. Every step raises with what is wrong; only the last one changes anything.
 
-All engines are made of one packed fp32 graph, and published together under one number, or not at all.
+All engines are made of one packed fp32 graph. They are published together under one number, or not at all.
 """
 
 from __future__ import annotations
 
+import filecmp
 import platform
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
-import numpy as np
-from tokenizers import Tokenizer
-from transformers import BertForSequenceClassification, PreTrainedTokenizerFast
+from onnxruntime.capi import onnxruntime_pybind11_state as onnxruntime_errors
 
-from export.engines.base import ENGINES, Engine, EngineBuilder, runner
-from export.graph.onnx_export import write_click_model, write_tokenizer
-from export.graph.packing import Logits, Pair
-from export.publish import left_behind, staged
+from export.builder import EngineBuilder, open_graph
+from export.engines import find_engines
+from export.engines.base import Engine, LayerNameError, Say, check_layer_names
+from export.graph.lint import LintError
+from export.graph.onnx_export import GraphError, write_click_model, write_tokenizer
+from export.graph.packed_bert import UnsupportedModelError
+from export.graph.packing import Feed, Logits
+from export.publish import PublishError, left_behind, staged
 from export.quantize.calibration import CalibrationError, calibration_batches
-from export.tensorrt.build import rebuild
-from export.tensorrt.runtime import load_tensorrt
-from export.verify.comparison import compare
-from export.verify.gates import FP32, LARGEST_ACTIVATION, GateError, Limits, check, check_finite, describe_failures
-from export.verify.parity import prove, score_merged
-from export.verify.report import Result, screen_table, write_report
-from export.verify.saved_gate import gate, save_gate
+from export.tensorrt.typed_graph import TypingError
+from export.verify.comparison import check_finite, compare
+from export.verify.evaluation import (
+    Checkpoint,
+    Evaluation,
+    TokenizerError,
+    evaluate,
+    read_checkpoint,
+    read_evaluation,
+)
+from export.verify.gates import LARGEST_ACTIVATION, TIE, TOLERANCE, GateError, Limits, check, describe_failures
+from export.verify.parity import Parity, ParityError, prove, score_merged
+from export.verify.report import About, check_writable, screen_table, write_report
+from export.verify.result import Result
 from export.verify.sensitivity import describe_sensitivity, measure_sensitivity
 from export.verify.speed import measure_speed
-from finetune.checkpoint.load import hash_checkpoint, label_names, load_checkpoint
+from finetune.checkpoint.load import CheckpointError
 from finetune.data.clicklog import ClickLogError, ClickRow, read_click_log
-from finetune.metrics import click_column, click_probability, evaluate_ranking
-from finetune.scoring import score_rows, tokenize_pairs
+from finetune.metrics import MetricError
+from finetune.scoring import tokenize_pairs
 from finetune.training import find_split
 from release.files import sha256
-from release.manifest import CheckpointRecord, EvaluationRecord, Manifest, write_manifest
+from release.manifest import CheckpointRecord, EvaluationRecord, Manifest, Proof, write_manifest
 from release.names import MODEL_FILE, TOKENIZER_MODEL
-from release.stamp import PlanError, find_machine
+from release.stamp import PlanError
 
+# The manifest names their versions.
 TOOLS = ("torch", "transformers", "tokenizers", "onnx", "onnxscript", "onnxruntime", "numpy")
+# What can be wrong with a request. Each says so in a sentence.
+REFUSALS = (
+    CalibrationError, CheckpointError, ClickLogError, GateError, GraphError, LayerNameError, LintError, MetricError,
+    ParityError, PlanError, PublishError, TokenizerError, TypingError, UnsupportedModelError, OSError,
+    *(getattr(onnxruntime_errors, name) for name in ("Fail", "InvalidArgument", "InvalidGraph", "RuntimeException")),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class ExportRequest:
-    """What is to be exported, and how good it must be."""
+    """What to export, and how good it must be."""
 
     checkpoint: Path  # Hugging Face folder of a BertForSequenceClassification, safetensors
     repository: Path
-    evaluation: Path  # click log; its pairs and clicks are what the gates look at
-    calibration: Path | None  # click log; INT8 is fitted to its pairs. None: train.jsonl[.gz] beside the evaluation
+    evaluation: Path  # click log; the gates measure on its pairs and clicks
     engines: tuple[Engine, ...]
-    limits: Limits = field(default_factory=Limits)
+    calibration: Path | None = None  # click log that INT8 is fitted to; None: train.jsonl[.gz] beside the evaluation
+    limits: Limits = field(default_factory=dict)
     keep_fp32: tuple[str, ...] = ()  # layers that stay in float32
+    click_label: str | None = None  # name or index; None: the checkpoint's own names say it
     sensitivity: bool = False
     report: Path = Path("export/report.html")
+    command: str = ""  # for the report
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """The checkpoint on the evaluation file, in PyTorch: what every engine is held against."""
+class Published:
+    """What the command prints as JSON."""
 
-    model: BertForSequenceClassification
-    tokenizer: PreTrainedTokenizerFast
-    max_length: int
-    labels: list[str]
-    rows: list[ClickRow]
-    pairs: list[Pair]
-    reference: Logits
-    metrics: dict[str, float]
+    version: int
+    models: dict[str, Proof]
 
 
-def export_checkpoint(order: ExportRequest, say: Callable[[str], None]) -> dict[str, Any]:
-    """Publishes the checkpoint as the engines that were ordered, and as `clickbert_tokenizer`, once all passed.
+def export_checkpoint(request: ExportRequest, say: Say) -> Published:
+    """Publishes the checkpoint as the requested engines and as `clickbert_tokenizer`, once all engines have passed.
 
     Args:
-        order: what, where to, how good.
-        say: is told each step.
-
-    Returns:
-        {"version", "models": {name: what its manifest says of its quality, size and speed}}
+        request: what, where to, how good.
+        say: gets a line at each step.
 
     Raises:
-        GateError: an engine does not keep the ranking; the table and the report show by how much.
-        CheckpointError, ClickLogError, MetricError, CalibrationError, LayerNameError, UnsupportedModelError,
-        GraphError, TypingError, LintError, ParityError, PlanError, PublishError: as named by the module that raises it.
-        Whatever is raised, nothing was published.
+        GateError: an engine does not keep the ranking, or the checkpoint has none. The table and the report show it.
+        CheckpointError, ClickLogError, ...: one of REFUSALS. Nothing was published, whichever it is.
     """
-    clear_report(order.report)
-    calibration = read_calibration(order, say)
-    reference = evaluate(order, say)
-    models = [TOKENIZER_MODEL, *(engine.model for engine in order.engines)]
-    with TemporaryDirectory(prefix="clickbert-export-") as scratch:
-        source = Path(scratch) / MODEL_FILE
-        builder, parity, exact = build_source(order, reference, calibration, source, say)
-        with staged(order.repository, models, len(reference.labels)) as (version, folders):
-            results = []
-            for engine in order.engines:
-                graph = folders[engine.model] / MODEL_FILE
-                known = exact if engine.precision == FP32 else None
-                results.append(make_and_compare(engine, graph, builder, reference, order, say, known))
-            say("measure the speed of those that serve on CPUs")
-            on_cpus = [engine for engine in order.engines if not engine.tensorrt]
-            runs = {engine.model: runner(engine, folders[engine.model] / MODEL_FILE) for engine in on_cpus}
-            speeds = measure_speed(runs, reference.pairs)
-            results = [result.with_speed(speeds.get(result.engine.model, float("nan"))) for result in results]
+    check_writable(request.report)
+    calibration = read_calibration(request, say)
+    say(f"read {request.evaluation} and {request.checkpoint}")
+    rows = read_evaluation(request.evaluation)
+    checkpoint = read_checkpoint(request.checkpoint, request.click_label)
+    check_layer_names(request.keep_fp32, request.engines, checkpoint.linear_names)
+    feeds = calibrate(checkpoint, calibration)
+    models = [TOKENIZER_MODEL, *(engine.model for engine in request.engines)]
+    results: list[Result] = []
+    try:
+        with (
+            TemporaryDirectory(prefix="clickbert-export-") as scratch,
+            staged(request.repository, models, len(checkpoint.labels)) as (version, folders),
+        ):
+            say(f"score {len(rows)} pairs in PyTorch, padded: the reference")
+            evaluation = evaluate(checkpoint, rows, request.limits)
+            about = describe(request, checkpoint, version)
+            source = Path(scratch) / MODEL_FILE
+            parity, logits = prove_source(request, checkpoint, evaluation, source, say)
+            builder = EngineBuilder(source, checkpoint.max_length, feeds)
+            results += build_engines(request, builder, evaluation, logits, folders, say)
             print(screen_table(results))
-            write_report(order.report, results, reference.reference, reference.labels)
-            say(f"the report with pictures is {order.report}")
-            if order.sensitivity:
-                show_sensitivity(order, builder, reference, Path(scratch), say)
-            refuse_failures(results, order)
-            tokenizer_sha256 = write_tokenizer(
-                tokenizer_json(reference.tokenizer), reference.max_length, reference.labels,
-                click_column(reference.labels), folders[TOKENIZER_MODEL] / MODEL_FILE,
-            )  # fmt: skip
-            manifest = describe_version(order, reference, version, tokenizer_sha256)
-            write_manifest(folders[TOKENIZER_MODEL], manifest)
-            for result in results:
-                folder = folders[result.engine.model]
-                if result.engine.tensorrt:
-                    save_gate(folder, reference.rows, reference.pairs, reference.reference, reference.labels,
-                              result.engine.precision, order.limits)  # fmt: skip
-                write_manifest(folder, replace(manifest, model=result.engine.model, proof=result.proof(parity)))
-                if result.engine.tensorrt:
-                    build_plan(folder, result.engine.model, say)
+            if request.sensitivity:
+                show_sensitivity(request, builder, evaluation, Path(scratch), say)
+            refuse_failures(results, request.sensitivity)
+            proofs = {result.engine.model: result.proof(parity) for result in results}
+            fill_version(request, checkpoint, evaluation, about, proofs, folders, say)
             say(f"publish version {version}: {', '.join(models)}")
-    for model in left_behind(order.repository, TOKENIZER_MODEL):
+    except Exception as exc:
+        if results:
+            report(request, about, results, evaluation, say, str(exc))
+        raise
+    report(request, about, results, evaluation, say)
+    for model in left_behind(request.repository, TOKENIZER_MODEL):
         say(
-            f"{model} was not exported along, and the server no longer keeps its version's tokenizer: no client can "
-            "ask it until it is exported again, too"
+            f"{model} was not exported along, and the server no longer keeps the tokenizer of its version: clients "
+            "cannot use it until it is exported again, too"
         )
-    return {"version": version, "models": {r.engine.model: asdict(r.proof(parity)) for r in results}}
+    return Published(version, proofs)
 
 
-def evaluate(order: ExportRequest, say: Callable[[str], None]) -> Evaluation:
-    """Reads what is to be exported, and scores the evaluation file in PyTorch."""
-    say(f"read {order.checkpoint} and {order.evaluation}")
-    model, tokenizer, max_length = load_checkpoint(order.checkpoint)
-    labels = label_names(model)
-    click_column(labels)  # refuses labels of which none ranks
-    rows = read_click_log(order.evaluation)
-    evaluate_ranking(rows, np.full(len(rows), 0.5))  # a file without clicks is found now, not after the scoring
-    say(f"score {len(rows)} pairs in PyTorch, padded: the reference")
-    pairs = tokenize_pairs(tokenizer, rows, max_length)
-    reference = score_rows(model, tokenizer, rows, max_length)
-    metrics = evaluate_ranking(rows, click_probability(reference, labels))
-    return Evaluation(model, tokenizer, max_length, labels, rows, pairs, reference, metrics)
-
-
-def clear_report(path: Path) -> None:
-    """Makes sure that the report can be written, and that a former one is not taken for this export's."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.unlink(missing_ok=True)
-
-
-def read_calibration(order: ExportRequest, say: Callable[[str], None]) -> list[ClickRow]:
-    """Reads the click log that INT8 and FP16 are fitted to and watched on; nothing where no engine needs it.
+def read_calibration(request: ExportRequest, say: Say) -> list[ClickRow]:
+    """Reads the click log that INT8 is fitted to and FP16 is watched on; nothing if no engine needs one.
 
     Raises:
         CalibrationError: it cannot be read.
     """
-    if all(engine.precision == FP32 for engine in order.engines):
+    if not any(engine.needs_calibration for engine in request.engines):
         return []
     try:
-        path = calibration_file(order)
+        path = calibration_file(request)
         rows = read_click_log(path)
     except ClickLogError as exc:
+        others = [name for name, engine in find_engines().items() if not engine.needs_calibration]
         raise CalibrationError(
-            f"{exc}. INT8 and FP16 need a click log to be fitted to: give --calibration, or --engine onnx, which "
-            "needs none"
+            f"{exc}. INT8 and FP16 need a click log to be fitted to: give --calibration, or --engine "
+            f"{' or '.join(others)}, which needs none"
         ) from exc
-    if path.resolve() == order.evaluation.resolve():
-        say("calibration and evaluation are the same file: the gate is kinder to INT8 than traffic will be")
+    if path.resolve() == request.evaluation.resolve():
+        say("calibration and evaluation are the same file: the gates are kinder to INT8 than traffic will be")
     return rows
 
 
-def calibration_file(order: ExportRequest) -> Path:
-    """The click log for calibration. Raises ClickLogError where none was given and there is none."""
-    return order.calibration or find_split(order.evaluation.parent, "train")
+def calibration_file(request: ExportRequest) -> Path:
+    """The click log for calibration. Raises ClickLogError if none was given and there is none."""
+    return request.calibration or find_split(request.evaluation.parent, "train")
 
 
-def build_source(
-    order: ExportRequest, reference: Evaluation, calibration: list[ClickRow], source: Path, say: Callable[[str], None]
-) -> tuple[EngineBuilder, dict[str, Any], Logits]:
-    """Writes the packed fp32 graph, proves it, and packs the calibration pairs; returns the graph's logits, too."""
+def calibrate(checkpoint: Checkpoint, rows: Sequence[ClickRow]) -> list[Feed]:
+    """The calibration batches. Raises CalibrationError if there are some rows, but too few."""
+    return calibration_batches(tokenize_pairs(checkpoint.tokenizer, rows, checkpoint.max_length)) if rows else []
+
+
+def prove_source(
+    request: ExportRequest, checkpoint: Checkpoint, evaluation: Evaluation, source: Path, say: Say
+) -> tuple[Parity, Logits]:
+    """Writes the packed fp32 graph to `source` and proves it; returns the proof and the graph's logits."""
     say("build the packed graph")
-    write_click_model(reference.model, source)
-    pairs = tokenize_pairs(reference.tokenizer, calibration, reference.max_length)
-    builder = EngineBuilder(source, reference.max_length, calibration_batches(pairs) if calibration else [])
-    builder.check_names(order.keep_fp32, order.engines)
-    say("prove its parity: the graph against PyTorch, in merged batches")
-    run = runner(ENGINES["onnx"], source)
-    column = click_column(reference.labels)
-    parity, logits = prove(run, reference.rows, reference.pairs, reference.reference, order.limits.tolerance, column)
-    return builder, asdict(parity), logits
+    write_click_model(checkpoint.model, source)
+    say("prove its parity: the graph beside PyTorch, in merged batches")
+    tolerance, rows = TOLERANCE.of(request.limits), evaluation.rows
+    return prove(open_graph(source), rows, evaluation.pairs, evaluation.logits, tolerance, checkpoint.click_label)
 
 
-def make_and_compare(
-    engine: Engine,
-    graph: Path,
+def build_engines(
+    request: ExportRequest,
     builder: EngineBuilder,
-    reference: Evaluation,
-    order: ExportRequest,
-    say: Callable[[str], None],
-    logits: Logits | None,
-) -> Result:
-    """Makes one engine's graph and holds it against the reference; `logits` if it is the source, scored already."""
-    say(f"build {engine.model} and compare {len(reference.rows)} pairs")
-    builder.make(engine, graph, order.keep_fp32)
-    largest = builder.watch(engine, order.keep_fp32)
-    if logits is None:
-        logits = score_merged(runner(engine, graph), reference.pairs, len(reference.labels))
-    check_finite(engine.model, logits)
-    comparison = compare(reference.rows, reference.reference, logits, reference.labels, order.limits.tie)
-    checks = check(engine.precision, comparison, order.limits, max(largest.values(), default=None))
-    return Result(engine, comparison, checks, logits, graph.stat().st_size, largest)
-
-
-def build_plan(folder: Path, model: str, say: Callable[[str], None]) -> None:
-    """Builds the plan into the version, and gates it, where a GPU is; elsewhere `python -m export plan` does it."""
-    try:
-        trt = load_tensorrt()
-        machine = find_machine(str(trt.__version__))
-    except PlanError as exc:
-        say(f"{model}: no plan is built here ({exc}); `python -m export plan` builds it where it will be served")
-        return
-    say(f"{model}: build its plan for {machine}, and hold it against the gate")
-    rebuild(trt, folder, machine, partial(gate, folder))
+    evaluation: Evaluation,
+    source_logits: Logits,
+    folders: Mapping[str, Path],
+    say: Say,
+) -> list[Result]:
+    """Builds every engine, compares it with the reference, and measures its speed."""
+    results, runs = [], {}
+    for engine in request.engines:
+        say(f"build {engine.model} and compare {len(evaluation.rows)} pairs")
+        graph = folders[engine.model] / MODEL_FILE
+        engine.write(builder, graph, request.keep_fp32)
+        fp16_range = engine.fp16_range(builder, request.keep_fp32)
+        run = engine.open(graph)
+        if filecmp.cmp(graph, builder.source, shallow=False):
+            logits = source_logits
+        else:
+            logits = score_merged(run, evaluation.pairs, len(evaluation.labels))
+        check_finite(engine.model, logits)
+        comparison = compare(evaluation.rows, evaluation.logits, logits, evaluation.labels, TIE.of(request.limits))
+        checks = check(engine.gates, comparison, request.limits, max(fp16_range.values(), default=None))
+        results.append(Result(engine, comparison, checks, logits, graph.stat().st_size, fp16_range))
+        if engine.serves_on_cpu:
+            runs[engine.name] = run
+    say("measure the speed of those that serve on CPUs")
+    speeds = measure_speed(runs, evaluation.pairs)
+    return [replace(result, pairs_per_second=speeds.get(result.engine.name)) for result in results]
 
 
 def show_sensitivity(
-    order: ExportRequest, builder: EngineBuilder, reference: Evaluation, scratch: Path, say: Callable[[str], None]
+    request: ExportRequest, builder: EngineBuilder, evaluation: Evaluation, scratch: Path, say: Say
 ) -> None:
-    """Prints, for each engine that is not fp32, which layers cost most."""
-    for engine in order.engines:
-        if engine.precision != FP32:
+    """Prints which layers cost most, for each engine that reduces any."""
+    for engine in request.engines:
+        if engine.reduced_layers([linear.name for linear in builder.linears]):
             say(f"sensitivity of {engine.model}: each layer kept in float32 in turn")
-            costs = measure_sensitivity(engine, builder, reference.pairs, reference.reference, order.keep_fp32, scratch)
+            costs = measure_sensitivity(
+                engine, builder, evaluation.pairs, evaluation.logits, request.keep_fp32, scratch
+            )
             print(describe_sensitivity(engine.model, costs))
 
 
-def refuse_failures(results: Sequence[Result], order: ExportRequest) -> None:
+def refuse_failures(results: Sequence[Result], sensitivity: bool) -> None:
     """Raises GateError if an engine failed a check, with every failure and what to do next."""
-    failures = [line for r in results for line in describe_failures(r.engine.model, r.checks)]
+    failures = [line for result in results for line in describe_failures(result.engine.model, result.checks)]
     if not failures:
         return
-    hint = "spare layers with --keep-fp32" if order.sensitivity else "--sensitivity tells which layers cost most"
-    if any(not one.passed and one.name == LARGEST_ACTIVATION for r in results for one in r.checks):
-        hint = "a checkpoint that overflows FP16 is served in fp32, or trained with more weight decay"
-    lines = [
-        "the ranking is not kept:",
-        *(f"  {line}" for line in failures),
-        f"{hint}; or leave the engine out (--engine)",
-    ]
-    raise GateError("\n".join(lines))
+    hint = "keep layers in float32 with --keep-fp32" if sensitivity else "--sensitivity shows which layers cost most"
+    if any(not one.passed and one.name == LARGEST_ACTIVATION for result in results for one in result.checks):
+        hint = "serve a checkpoint that overflows FP16 in fp32, or train it with more weight decay"
+    lines = "".join(f"\n  {line}" for line in failures)
+    raise GateError(f"the ranking is not kept:{lines}\n{hint}; or leave the engine out (--engine)")
 
 
-def describe_version(order: ExportRequest, reference: Evaluation, version: int, tokenizer_sha256: str) -> Manifest:
-    """The tokenizer's manifest; those of the click models say the same, and how each engine was proved."""
-    return Manifest(
+def fill_version(
+    request: ExportRequest,
+    checkpoint: Checkpoint,
+    evaluation: Evaluation,
+    about: About,
+    proofs: Mapping[str, Proof],
+    folders: Mapping[str, Path],
+    say: Say,
+) -> None:
+    """Writes what lies beside the graphs: the tokenizer, the manifests, and each engine's own files."""
+    tokenizer_sha256 = write_tokenizer(
+        checkpoint.tokenizer_json, checkpoint.max_length, checkpoint.labels, checkpoint.click_label,
+        folders[TOKENIZER_MODEL] / MODEL_FILE,
+    )  # fmt: skip
+    manifest = Manifest(
         model=TOKENIZER_MODEL,
-        version=version,
-        checkpoint=CheckpointRecord(**hash_checkpoint(order.checkpoint)),
-        labels=tuple(reference.labels),
-        click_label=click_column(reference.labels),
-        max_length=reference.max_length,
-        evaluation=EvaluationRecord(order.evaluation.name, sha256(order.evaluation), reference.metrics),
-        calibration=calibration_file(order).name if any(e.quantized for e in order.engines) else None,
-        keep_fp32=order.keep_fp32,
+        version=about.version,
+        checkpoint=CheckpointRecord(**checkpoint.origin),
+        labels=tuple(checkpoint.labels),
+        click_label=checkpoint.click_label,
+        max_length=checkpoint.max_length,
+        evaluation=EvaluationRecord(about.evaluation, about.evaluation_sha256, evaluation.metrics),
+        calibration=calibration_file(request).name if any(e.needs_calibration for e in request.engines) else None,
+        keep_fp32=request.keep_fp32,
         tokenizer_sha256=tokenizer_sha256,
         tools={"python": platform.python_version(), **{tool: installed_version(tool) for tool in TOOLS}},
     )
+    write_manifest(folders[TOKENIZER_MODEL], manifest)
+    for engine in request.engines:
+        engine.add_files(folders[engine.model], evaluation, request.limits)
+        write_manifest(folders[engine.model], replace(manifest, model=engine.model, proof=proofs[engine.model]))
+        engine.finish(folders[engine.model], say)
 
 
-def tokenizer_json(tokenizer: PreTrainedTokenizerFast) -> bytes:
-    """The checkpoint's tokenizer.json, without the truncation and padding that its last use left in it."""
-    plain = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    plain.no_truncation()
-    plain.no_padding()
-    return plain.to_str().encode()
+def describe(request: ExportRequest, checkpoint: Checkpoint, version: int) -> About:
+    """What the report says about this export."""
+    return About(
+        checkpoint=checkpoint.origin["name"],
+        checkpoint_sha256=checkpoint.origin["sha256"],
+        version=version,
+        date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        evaluation=request.evaluation.name,
+        evaluation_sha256=sha256(request.evaluation),
+        command=request.command,
+    )
+
+
+def report(
+    request: ExportRequest,
+    about: About,
+    results: Sequence[Result],
+    evaluation: Evaluation,
+    say: Say,
+    refusal: str | None = None,
+) -> None:
+    """Writes the report. What was published, or why nothing was, does not hang on it."""
+    try:
+        write_report(request.report, about, results, evaluation, refusal)
+        say(f"the report with pictures is {request.report}")
+    except OSError as exc:
+        say(f"the report {request.report} could not be written: {exc}")

@@ -1,10 +1,10 @@
 """Puts versions into a Triton model repository: whole or not at all.
 
 Everything is written to a staging folder beside the versions (Triton ignores names that are not numbers), flushed to
-disk, and only then renamed. A full disk, an error or Ctrl-C at any moment leaves the former version as it was, and no
-half version. (A kill between the two renames leaves a tokenizer without its model, which nobody asks for.) One run
-publishes all its models under one new number, higher than any in the repository, the tokenizer first: a client that
-meets a model's version always finds the tokenizer of the same number.
+disk, and only then renamed. A full disk, an error or Ctrl-C at any moment leaves the repository as it was. (A kill
+between two renames leaves a tokenizer without its model, which no client asks for.) One run publishes all its models
+under one new number, higher than any in the repository, the tokenizer first: a client that meets a model's version
+always finds the tokenizer of the same number.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from release import versions
 from release.files import STAGING, sync, write_whole
 from release.names import CONFIG_FILE, LOGITS
 
-# The configs that are in git. A repository elsewhere gets copies of them with its first version.
+# The configs in git. A repository elsewhere gets copies of them with its first version.
 TEMPLATES = Path(__file__).resolve().parent.parent / "model_repository"
 
 
@@ -34,27 +34,34 @@ class PublishError(RuntimeError):
 
 @contextmanager
 def staged(repository: Path, models: list[str], labels: int) -> Iterator[tuple[int, dict[str, Path]]]:
-    """Gives one empty folder a model to write a version into, and publishes them all when the block ends well.
+    """Gives each model an empty folder to write a version into, and publishes them all when the block ends well.
 
     Args:
         repository: the model repository; made if it is not there.
-        models: names of folders with a config in git, in the order of publication.
+        models: names of folders with a config, there or in git, in the order of publication.
         labels: how many logits a pair has; written into the configs.
 
     Yields:
         The new version's number, and the folder to fill for each model.
 
     Raises:
-        PublishError: another export is publishing, a config is not usable, or writing failed. The folders are gone.
+        PublishError: another export is publishing, a config is not usable, or writing failed. Whatever is raised, the
+            repository is as it was.
     """
+    new_folders = [folder for folder in (repository, *repository.parents) if not folder.exists()]
     with locked(repository):
         folders = {model: repository / model / STAGING for model in models}
         published: dict[Path, Path] = {}  # to where it was staged
-        configs: dict[Path, str] = {}  # changed ones, as they were
+        configs: dict[Path, str] = {}  # as they were
+        new_paths: list[Path] = []  # in the models' folders
         number = versions.next_number(repository)
         try:
             for model, folder in folders.items():
-                copy_config(model, repository / model)
+                config = repository / model / CONFIG_FILE
+                parts = (config.parent, config.parent / "warmup", config)
+                new_paths += [path for path in parts if not path.exists()]
+                copy_config(model, config.parent)
+                change_label_count(config.read_text(encoding="utf-8"), labels, config)  # refused now, not at the end
                 shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
                 folder.mkdir()
             yield number, folders
@@ -63,7 +70,9 @@ def staged(repository: Path, models: list[str], labels: int) -> Iterator[tuple[i
             for model, folder in folders.items():
                 config = repository / model / CONFIG_FILE
                 configs[config] = config.read_text(encoding="utf-8")
-                set_label_count(config, labels)
+                changed = change_label_count(configs[config], labels, config)
+                if changed != configs[config]:
+                    write_whole(config, changed.encode())
                 target = repository / model / str(number)
                 if target.exists():
                     raise PublishError(f"{target} appeared while version {number} was made; find out from where")
@@ -72,13 +81,14 @@ def staged(repository: Path, models: list[str], labels: int) -> Iterator[tuple[i
                 sync(repository / model)
         except BaseException as exc:
             for target, folder in published.items():
-                with suppress(OSError):  # not there, if its own rename is what failed
-                    target.rename(folder)  # a numbered folder must never be seen half deleted
+                with suppress(OSError):  # it is not there if its own rename failed
+                    target.rename(folder)  # a server must never see a numbered folder half deleted
             for folder in folders.values():
                 shutil.rmtree(folder, ignore_errors=True)
-            for config, text in configs.items():  # after that, since a full disk has room again
+            for config, text in configs.items():  # last: a full disk has room again
                 if config.read_text(encoding="utf-8") != text:
                     write_whole(config, text.encode())
+            remove(new_paths, new_folders)
             elsewhere = isinstance(exc, OSError) and exc.filename and repository not in Path(exc.filename).parents
             if isinstance(exc, OSError) and not elsewhere:
                 raise PublishError(
@@ -89,9 +99,9 @@ def staged(repository: Path, models: list[str], labels: int) -> Iterator[tuple[i
 
 
 def left_behind(repository: Path, tokenizer: str) -> list[str]:
-    """The models whose newest version is older than every tokenizer that the server keeps: no client can ask them.
+    """The models whose newest version is older than every tokenizer that the server keeps: clients cannot use them.
 
-    That happens to an engine that is not exported along with the others for long.
+    That happens to an engine that several exports leave out.
     """
     config = text_format.Parse(
         (repository / tokenizer / CONFIG_FILE).read_text(encoding="utf-8"), model_config_pb2.ModelConfig()
@@ -102,10 +112,10 @@ def left_behind(repository: Path, tokenizer: str) -> list[str]:
 
 @contextmanager
 def locked(repository: Path) -> Iterator[None]:
-    """Keeps other exports out of the repository; the system lets go of it even when this process is killed.
+    """Keeps other exports out of the repository, until the block ends or the process is killed.
 
     Raises:
-        PublishError: another export is in it, or it cannot be made.
+        PublishError: another export is at work in it, or it cannot be made.
     """
     try:
         repository.mkdir(parents=True, exist_ok=True)
@@ -123,33 +133,47 @@ def locked(repository: Path) -> Iterator[None]:
 
 
 def copy_config(model: str, folder: Path) -> None:
-    """Puts the model's config from git (and the files it names) into `folder`, unless it has one."""
+    """Gives a model that has no config the one from git, with the files that it names.
+
+    Raises:
+        PublishError: there is none.
+    """
     if (folder / CONFIG_FILE).exists():
         return
-    folder.mkdir(exist_ok=True)
     template = TEMPLATES / model
+    if not (template / CONFIG_FILE).is_file():
+        raise PublishError(f"{model} has no {CONFIG_FILE}, neither in {folder} nor in {template}; write one")
+    folder.mkdir(exist_ok=True)
     if (template / "warmup").is_dir():
         shutil.copytree(template / "warmup", folder / "warmup", dirs_exist_ok=True)
     write_whole(folder / CONFIG_FILE, (template / CONFIG_FILE).read_bytes())
 
 
-def set_label_count(config: Path, labels: int) -> None:
-    """Makes the config's logits as wide as the model's. Comments stay: only the number is exchanged.
+def remove(new_paths: list[Path], new_folders: list[Path]) -> None:
+    """Takes back what a failed export made: paths with all that is in them, then folders that are empty now."""
+    for path in new_paths:
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    for folder in new_folders:
+        with suppress(OSError):
+            folder.rmdir()
+
+
+def change_label_count(text: str, labels: int, config: Path) -> str:
+    """A config's text, with logits as wide as the model's. Comments stay: only the number changes.
 
     Raises:
         PublishError: the config is not readable, or not as it is in git.
     """
-    text = config.read_text(encoding="utf-8")
     if label_count(text, config) in (labels, None):
-        return
+        return text
     changed = re.sub(rf'(name: "{LOGITS}"[^}}]*dims: \[ -1, )\d+( \])', rf"\g<1>{labels}\g<2>", text)
     if label_count(changed, config) != labels:
         raise PublishError(f'{config}: set the dims of the output "{LOGITS}" to [ -1, {labels} ], then export again')
-    write_whole(config, changed.encode())
+    return changed
 
 
 def label_count(text: str, config: Path) -> int | None:
-    """How many logits a pair has by a config's text; None where the model has no logits."""
+    """How many logits a pair has, by a config's text; None if the model has no logits."""
     try:
         parsed = text_format.Parse(text, model_config_pb2.ModelConfig())
     except text_format.ParseError as exc:
@@ -158,7 +182,7 @@ def label_count(text: str, config: Path) -> int | None:
 
 
 def flush(folder: Path) -> None:
-    """Makes sure that a folder's files, and their names, are on the disk. That is when a full disk shows itself."""
+    """Waits until a folder's files and their names are on the disk. A full disk shows here, if not before."""
     for path in folder.iterdir():
         sync(path)
     sync(folder)

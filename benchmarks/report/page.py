@@ -25,7 +25,8 @@ from benchmarks.report.plots import (
     plot_time,
     plot_tokens,
 )
-from export.verify.report import STYLE, picture
+from export.verify.page import STYLE
+from export.verify.page import image as picture
 from release.files import write_whole
 
 # Heads wrap, and so does a row's last cell, which is a text.

@@ -17,8 +17,9 @@ from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter, StrMet
 
 from benchmarks.load_gen.workload import CLASSES
 from benchmarks.measure.stats import alone_and_open, is_sound, left_of_ceiling, load_name
-from export.verify.report import COLOURS
+from export.engines import find_engines
 
+COLOURS = tuple(engine.colour for engine in find_engines().values())
 WIDTH = 10.8  # inches
 GREY, FAILED = "#777", "#b00020"
 LIMITED = "the generator is the limit"

@@ -1,144 +1,108 @@
-"""The engines that a checkpoint can become, and how each graph is made of the packed fp32 graph and run on this CPU."""
+"""What an engine is: everything that the export, the gates, the report and the plots ask of one.
+
+Engine modules are imported for `--help`, so they import PyTorch, ONNX Runtime and the like inside their methods.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import onnx
-from tqdm import tqdm
+from export.verify.gates import Gate, Limits
 
-from export.graph.lint import lint
-from export.graph.packing import Feed, Logits, add_longest
-from export.graph.session import open_on_cpu
-from export.quantize.calibration import Activations, record
-from export.quantize.int8 import make_int8, make_qdq
-from export.quantize.linears import LayerNameError, Linear, find_linears, select
-from export.quantize.smoothquant import QuantParams, fit
-from export.tensorrt.fp16_range import largest_activations
-from export.tensorrt.typed_graph import double_queries, take_longest_as_shape, to_float16
-from export.verify.gates import FP16, FP32, INT8
-from release.names import EMBEDDINGS, LOGITS, ONNX_MODEL
+if TYPE_CHECKING:
+    from export.builder import EngineBuilder
+    from export.graph.packing import Feed, Logits
+    from export.verify.evaluation import Evaluation
+
+    Run = Callable[[Feed], Logits]
+
+Say = Callable[[str], None]
 
 
-@dataclass(frozen=True)
-class Engine:
-    """One engine: its name on the command line, the model that it is published as, its precision and its runtime."""
-
-    name: str
-    model: str
-    precision: str
-    tensorrt: bool = False
-
-    @property
-    def quantized(self) -> bool:
-        """Whether its linear layers compute in integers."""
-        return self.precision == INT8
+class LayerNameError(ValueError):
+    """`--keep-fp32` names a layer that the model does not have, or that no exported engine reduces."""
 
 
-ENGINES = {
-    engine.name: engine
-    for engine in (
-        Engine("onnx", ONNX_MODEL, FP32),
-        Engine("onnx_int8", "clickbert_onnx_int8", INT8),
-        Engine("trt_fp16", "clickbert_trt_fp16", FP16, tensorrt=True),
-        Engine("trt_int8", "clickbert_trt_int8", INT8, tensorrt=True),
-    )
-}
+class Engine(ABC):
+    """One engine: how it is built, run on this machine's CPU, gated and drawn."""
 
+    name: str  # on the command line
+    model: str  # its folder in the model repository
+    precision: str  # "fp32", "fp16" or "int8"
+    colour: str  # in every plot
+    gates: tuple[Gate, ...]  # what it must pass to be published
+    needs_calibration = True  # INT8 is fitted to calibration pairs, FP16 is watched on them
+    serves_on_cpu = True  # so that its speed on this machine means something
 
-class EngineBuilder:
-    """Makes engines of one packed fp32 graph. What several engines need is computed once.
+    def missing(self) -> str | None:
+        """Why this machine does not build it unless asked to; None if it does."""
+        return None
 
-    Args:
-        source: the packed fp32 graph's file.
-        max_length: tokens of a pair at most.
-        feeds: calibration batches; empty if no engine needs them.
-    """
-
-    def __init__(self, source: Path, max_length: int, feeds: Sequence[Feed]) -> None:
-        self.source = source
-        self.max_length = max_length
-        self.feeds = feeds
-        self.linears = find_linears(onnx.load(source))
-        self.seen: dict[str, Activations] = {}
-        self.schemes: dict[bool, dict[str, QuantParams]] = {}
-
-    def chosen(self, keep_fp32: Collection[str]) -> list[Linear]:
-        """The layers that are not keep_fp32. Raises LayerNameError for a name that is no layer's."""
-        return select(self.linears, [name for name in keep_fp32 if name != EMBEDDINGS])
-
-    def check_names(self, keep_fp32: Collection[str], engines: Collection[Engine]) -> None:
-        """Raises LayerNameError for a name that is no layer's, or that no engine could spare."""
-        self.chosen(keep_fp32)
-        if keep_fp32 and all(engine.precision == FP32 for engine in engines):
-            raise LayerNameError("fp32 engines alone are exported, which compute every layer in float32 anyway")
-        if EMBEDDINGS in keep_fp32 and not any(engine.quantized and not engine.tensorrt for engine in engines):
-            raise LayerNameError(f"{EMBEDDINGS} is quantized in onnx_int8 only, which is not exported here")
-
-    def make(self, engine: Engine, target: Path, keep_fp32: Collection[str] = ()) -> None:
-        """Writes the engine's graph to `target`.
+    @abstractmethod
+    def reduced_layers(self, linears: Sequence[str]) -> list[str]:
+        """The layers that it computes in less than float32, which are those that `--keep-fp32` may name.
 
         Args:
-            engine: which.
+            linears: the names of all linear layers.
+        """
+
+    @abstractmethod
+    def write(self, builder: EngineBuilder, target: Path, keep_fp32: Collection[str] = ()) -> None:
+        """Builds its graph, checks it by `lint`, and writes it to `target`.
+
+        Args:
+            builder: the packed fp32 graph, and what engines share.
             target: the file.
-            keep_fp32: layers to keep in float32, by name (`layers.0`, `pooler`); EMBEDDINGS for the word table.
+            keep_fp32: layers that stay in float32: their names, or what their names begin with (`layers.0`).
 
         Raises:
-            LayerNameError: a name is no layer's.
             LintError: the graph breaks a rule.
             OSError: the disk.
         """
-        if engine.precision == FP32:
-            target.write_bytes(self.source.read_bytes())  # an error then names no other file than the repository's
-            return
-        model = self.derive(engine, keep_fp32)
-        if engine.tensorrt:
-            chosen = {linear.output for linear in self.chosen(keep_fp32)}
-            to_float16(model, {linear.output for linear in self.linears} - chosen)
-        lint(model, tensorrt=engine.tensorrt)
-        onnx.save(model, target)
 
-    def watch(self, engine: Engine, keep_fp32: Collection[str] = ()) -> dict[str, float]:
-        """The largest magnitudes that the FP16 tensors of a TensorRT engine have on the calibration pairs.
+    def open(self, graph: Path) -> Run:
+        """The graph as a function of one packed batch, on ONNX Runtime's CPU provider."""
+        from export.builder import open_graph  # noqa: PLC0415
 
-        Returns:
-            By the tensor's name, the largest first; nothing for an engine without FP16.
-        """
-        if not engine.tensorrt:
-            return {}
-        found = largest_activations(self.derive(engine, keep_fp32), self.feeds)
-        return dict(sorted(found.items(), key=lambda item: -item[1]))
+        return open_graph(graph)
 
-    def derive(self, engine: Engine, keep_fp32: Collection[str]) -> onnx.ModelProto:
-        """The engine's graph before its types are written out: its inputs, and its quantization."""
-        model = onnx.load(self.source)
-        if engine.tensorrt:
-            take_longest_as_shape(model, self.max_length)
-            double_queries(model)
-        if engine.quantized:
-            schemes = self.fit(self.chosen(keep_fp32), signed=engine.tensorrt)
-            make_qdq(model, schemes) if engine.tensorrt else make_int8(model, schemes, keep_fp32)
-        return model
+    def fp16_range(self, builder: EngineBuilder, keep_fp32: Collection[str]) -> dict[str, float]:
+        """The largest magnitude of each FP16 tensor on the calibration pairs, the largest first; empty without FP16."""
+        return {}
 
-    def fit(self, linears: Sequence[Linear], *, signed: bool) -> Mapping[str, QuantParams]:
-        """The schemes of some layers, each fitted once."""
-        if not self.seen:
-            self.seen = record(self.source, self.linears, self.feeds)
-        known = self.schemes.setdefault(signed, {})
-        missing = [linear for linear in linears if linear.name not in known]
-        for linear in tqdm(missing, desc="fit INT8", unit="layer", leave=False):
-            known[linear.name] = fit(linear, self.seen[linear.name], signed=signed)
-        return {linear.name: known[linear.name] for linear in linears}
+    def add_files(self, folder: Path, evaluation: Evaluation, limits: Limits) -> None:  # noqa: B027 (most add none)
+        """Writes what its version needs beside graph and manifest. Called once the gates have passed."""
+
+    def finish(self, folder: Path, say: Say) -> None:  # noqa: B027 (most have no last step)
+        """The last step on a complete version before it is published. Raises if it must not be."""
 
 
-def runner(engine: Engine, graph: Path) -> Callable[[Feed], Logits]:
-    """The graph as a function of one packed batch, on ONNX Runtime's CPU provider."""
-    session = open_on_cpu(graph, for_gpu=engine.tensorrt)
+def check_layer_names(keep_fp32: Iterable[str], engines: Collection[Engine], linears: Sequence[str]) -> None:
+    """Checks that every layer named by `--keep-fp32` exists, and is reduced by one of the engines.
 
-    def run(feed: Feed) -> Logits:
-        logits: Logits = session.run([LOGITS], add_longest(feed) if engine.tensorrt else feed)[0]
-        return logits
+    Raises:
+        LayerNameError: the first name that is not.
+    """
+    from export.engines import find_engines  # noqa: PLC0415
 
-    return run
+    for name in keep_fp32:
+        able = [
+            engine
+            for engine in find_engines().values()
+            if any(belongs(layer, name) for layer in engine.reduced_layers(linears))
+        ]
+        if not able:
+            raise LayerNameError(f"--keep-fp32: the model has no layer {name!r}; it has {', '.join(linears)}")
+        if not {engine.name for engine in able} & {engine.name for engine in engines}:
+            raise LayerNameError(
+                f"--keep-fp32: {name} is float32 anyway in what is exported here; only "
+                f"{', '.join(engine.name for engine in able)} would reduce it"
+            )
+
+
+def belongs(layer: str, name: str) -> bool:
+    """Whether a layer is the named one, or part of it (`layers.0.output.dense` of `layers.0`)."""
+    return layer == name or layer.startswith(f"{name}.")

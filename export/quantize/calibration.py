@@ -1,7 +1,7 @@
 """What the linear layers read on real pairs: the ranges and a sample of rows that quantization is fitted to.
 
 The pairs should come from the click log's training part, not from the evaluation file that the gates use. They are
-taken evenly over the lengths, so that long pairs, which are few, are among them.
+chosen evenly over all lengths, so that the few long pairs are among them.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from export.graph.packing import Feed, Pair, pack
 from export.graph.session import open_on_cpu
 from export.quantize.linears import FloatArray, Linear
 
-PAIRS = 512  # calibration pairs; fewer than FEWEST are refused
+PAIRS = 512  # used for calibration, of a log with FEWEST or more
 FEWEST = 256
 PAIRS_A_BATCH = 16
-ROWS = 2048  # of each layer's inputs that are kept (a bert-base: 0.5 GB in all)
+ROWS = 2048  # kept of each layer's inputs (0.5 GB in all for a bert-base)
 
 
 class CalibrationError(ValueError):
@@ -35,7 +35,7 @@ class Activations:
 
     low: FloatArray  # [inputs]
     high: FloatArray  # [inputs]
-    rows: FloatArray  # [at most about ROWS, inputs]
+    rows: FloatArray  # [ROWS to 2 * ROWS, inputs], fewer where there are fewer
 
 
 def stratify(lengths: Sequence[int], count: int = PAIRS) -> list[int]:
@@ -45,7 +45,7 @@ def stratify(lengths: Sequence[int], count: int = PAIRS) -> list[int]:
         CalibrationError: there are fewer than FEWEST.
     """
     if len(lengths) < FEWEST:
-        raise CalibrationError(f"the calibration log has {len(lengths)} pairs; INT8 is fitted to {FEWEST} at least")
+        raise CalibrationError(f"the calibration log has {len(lengths)} pairs; INT8 needs {FEWEST} at least")
     by_length = sorted(range(len(lengths)), key=lengths.__getitem__)
     count = min(count, len(by_length))
     return [by_length[(2 * place + 1) * len(by_length) // (2 * count)] for place in range(count)]
@@ -57,14 +57,14 @@ def calibration_batches(pairs: Sequence[Pair]) -> list[Feed]:
     return [pack([chosen[start : start + PAIRS_A_BATCH]]) for start in range(0, len(chosen), PAIRS_A_BATCH)]
 
 
-def record(graph: Path, linears: Sequence[Linear], feeds: Sequence[Feed]) -> dict[str, Activations]:
-    """Runs the graph on `feeds` and returns what each linear layer read, by the layer's name."""
+def record(graph: Path, linears: Sequence[Linear], feeds: Sequence[Feed], sample: int = ROWS) -> dict[str, Activations]:
+    """Runs the graph on `feeds` and returns what each linear layer read, by its name, with about `sample` rows."""
     model = onnx.load(graph)
     tensors = sorted({linear.input for linear in linears})
     del model.graph.output[:]
     model.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in tensors)
     session = open_on_cpu(model.SerializeToString(), for_gpu=False)
-    stride = max(1, sum(feed["input_ids"].size for feed in feeds) // ROWS)
+    stride = max(1, sum(feed["input_ids"].size for feed in feeds) // sample)
     low: dict[str, FloatArray] = {}
     high: dict[str, FloatArray] = {}
     rows: dict[str, list[FloatArray]] = {name: [] for name in tensors}
@@ -72,7 +72,7 @@ def record(graph: Path, linears: Sequence[Linear], feeds: Sequence[Feed]) -> dic
         for name, values in zip(tensors, session.run(tensors, feed), strict=True):
             low[name] = np.minimum(low.get(name, np.inf), values.min(axis=0)).astype(np.float32)
             high[name] = np.maximum(high.get(name, -np.inf), values.max(axis=0)).astype(np.float32)
-            # The last layer reads one row a pair; of those, all are kept.
+            # The last layer reads one row a pair, all of which are kept.
             rows[name].append(values[:: stride if len(values) > len(feed["lengths"]) else 1].copy())
     found = {name: Activations(low[name], high[name], np.concatenate(rows[name])) for name in tensors}
     return {linear.name: found[linear.input] for linear in linears}

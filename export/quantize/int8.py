@@ -1,19 +1,20 @@
 """The INT8 graphs, made of the packed fp32 graph and the parameters that `smoothquant` found for its linear layers.
 
-Two forms of the same arithmetic:
+There are two forms of the same arithmetic:
 
-- `make_int8`, for ONNX Runtime on CPUs: unsigned 8-bit inputs around a zero point times signed 8-bit weights around 0,
-  summed in 32 bits, in one fused operator (on x86 without VNNI if it is asked for: `export.graph.session`). The table of
-  word embeddings, half of a small BERT, becomes 8-bit too, each word with its own scale.
-- `make_qdq`, for TensorRT: explicit quantization (Q/DQ) around the linear layers, zero points 0, a weight scale for
-  each output; attention and everything else keep their type.
+- `make_int8`, for ONNX Runtime on CPUs: one fused operator multiplies unsigned 8-bit inputs around a zero point by
+  signed 8-bit weights around 0, and sums in 32 bits (on x86 without VNNI only if asked to: `export.graph.session`). The
+  table of word embeddings, half of a small BERT, becomes 8-bit too, with a scale for each word.
+- `make_qdq`, for TensorRT: explicit quantization (Q/DQ) around the linear layers, with zero points of 0 and a weight
+  scale for each output. Attention and everything else keep their types.
 
-Only linear layers are quantized: attention's products are cheap beside them, and their inputs would each need a scale.
+Only linear layers are quantized. Attention's products are cheap beside them, and each of their inputs would need a
+scale.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import numpy as np
 import onnx
@@ -24,51 +25,54 @@ from export.quantize.linears import Linear, find_linears, rewrite
 from export.quantize.smoothquant import QuantParams
 from release.names import EMBEDDINGS, WEIGHT
 
-MICROSOFT = "com.microsoft"  # ONNX Runtime's own operators, in its C++ backend as in the wheel
+MICROSOFT = "com.microsoft"  # ONNX Runtime's own operators; Triton's C++ backend has them as the wheel does
 
 
-def make_int8(model: onnx.ModelProto, schemes: Mapping[str, QuantParams], keep_fp32: Collection[str] = ()) -> None:
-    """Makes the layers that have a scheme INT8 for ONNX Runtime's CPU provider, and the word embeddings.
+def make_int8(model: onnx.ModelProto, params: Mapping[str, QuantParams], keep_fp32: Collection[str] = ()) -> None:
+    """Makes linear layers and word embeddings INT8 for ONNX Runtime's CPU provider.
 
     Args:
         model: the packed fp32 graph; changed in place.
-        schemes: by the layer's name, unsigned ones.
-        keep_fp32: EMBEDDINGS in it keeps the table as it is.
+        params: the layers to change, by name; unsigned.
+        keep_fp32: with EMBEDDINGS in it, the word embeddings stay as they are.
     """
-    rewrite(
-        model, chosen(model, schemes), lambda linear, constants: int8_nodes(linear, schemes[linear.name], constants)
-    )
+    replace_layers(model, params, int8_nodes)
     if EMBEDDINGS not in keep_fp32:
         quantize_embeddings(model)
     model.opset_import.append(helper.make_opsetid(MICROSOFT, 1))
 
 
-def make_qdq(model: onnx.ModelProto, schemes: Mapping[str, QuantParams]) -> None:
-    """Puts Q/DQ around the layers that have a scheme (by name, signed ones), in place."""
-    rewrite(model, chosen(model, schemes), lambda linear, added: qdq_nodes(linear, schemes[linear.name], added))
+def make_qdq(model: onnx.ModelProto, params: Mapping[str, QuantParams]) -> None:
+    """Puts Q/DQ around linear layers, in place. `params`: the layers to change, by name; signed."""
+    replace_layers(model, params, qdq_nodes)
 
 
-def chosen(model: onnx.ModelProto, schemes: Mapping[str, QuantParams]) -> list[Linear]:
-    """The linear layers that have a scheme."""
-    return [linear for linear in find_linears(model) if linear.name in schemes]
+def replace_layers(
+    model: onnx.ModelProto,
+    params: Mapping[str, QuantParams],
+    make: Callable[[Linear, QuantParams, Constants], list[onnx.NodeProto]],
+) -> None:
+    """Replaces each linear layer that has parameters by the nodes that `make` returns for it."""
+    chosen = [linear for linear in find_linears(model) if linear.name in params]
+    rewrite(model, chosen, lambda linear, constants: make(linear, params[linear.name], constants))
 
 
-def int8_nodes(linear: Linear, scheme: QuantParams, constants: Constants) -> list[onnx.NodeProto]:
-    """One layer for the CPU: scale, round, and one product with the scales and the bias in it."""
+def int8_nodes(linear: Linear, params: QuantParams, constants: Constants) -> list[onnx.NodeProto]:
+    """One layer for CPUs: scale, round, and one product that applies the scales and the bias."""
     name, out = linear.name, linear.output
-    # MatMulIntegerToFloat adds a bias in the same pass; `smooth` and `scale` meet in one multiplication before.
-    inverse = constants.add(f"{name}.inverse", 1 / (scheme.smooth * np.float32(scheme.scale)))
-    zero = constants.add(f"{name}.zero_point", np.array(scheme.zero_point, dtype=np.uint8))
+    # One multiplication applies both `smooth` and `scale`; MatMulIntegerToFloat adds the bias in the same pass.
+    inverse = constants.add(f"{name}.inverse", 1 / (params.smooth * np.float32(params.scale)))
+    zero = constants.add(f"{name}.zero_point", np.array(params.zero_point, dtype=np.uint8))
     one = constants.add("scale_of_one", np.array(1, dtype=np.float32))
     product = [
         f"{out}.steps",
-        constants.add(f"{name}.int8", scheme.weight.T.astype(np.int8)),
+        constants.add(f"{name}.int8", params.weight.T.astype(np.int8)),
         one,
-        constants.add(f"{name}.scale", scheme.weight_scale * np.float32(scheme.scale)),
+        constants.add(f"{name}.scale", params.weight_scale * np.float32(params.scale)),
         zero,
     ]
     if linear.bias:
-        product += ["", linear.bias]  # no zero point of the weight: 0
+        product += ["", linear.bias]  # "": the weight has no zero point
     return [
         helper.make_node("Mul", [linear.input, inverse], [f"{out}.smooth"]),
         helper.make_node("QuantizeLinear", [f"{out}.smooth", one, zero], [f"{out}.steps"]),
@@ -77,7 +81,7 @@ def int8_nodes(linear: Linear, scheme: QuantParams, constants: Constants) -> lis
 
 
 def quantize_embeddings(model: onnx.ModelProto) -> None:
-    """Looks words up in an 8-bit table, each row with its own scale: a quarter of the size, the same order of error."""
+    """Makes the table of word embeddings 8-bit, with a scale for each row: a quarter of the size."""
     table = next(tensor for tensor in model.graph.initializer if tensor.name == f"{EMBEDDINGS}{WEIGHT}")
     rows = numpy_helper.to_array(table)
     scale = np.maximum(np.abs(rows).max(axis=1, keepdims=True), np.float32(1e-12)) / 127
@@ -99,26 +103,26 @@ def quantize_embeddings(model: onnx.ModelProto) -> None:
     exchange_nodes(model, nodes)
 
 
-def qdq_nodes(linear: Linear, scheme: QuantParams, constants: Constants) -> list[onnx.NodeProto]:
-    """One layer for TensorRT: its input and its weight each through a pair of Q and DQ."""
+def qdq_nodes(linear: Linear, params: QuantParams, constants: Constants) -> list[onnx.NodeProto]:
+    """One layer for TensorRT: its input and its weight each pass through a pair of Q and DQ."""
     name, out = linear.name, linear.output
     nodes = [
-        helper.make_node("Mul", [linear.input, constants.add(f"{name}.inverse", 1 / scheme.smooth)], [f"{out}.smooth"])
+        helper.make_node("Mul", [linear.input, constants.add(f"{name}.inverse", 1 / params.smooth)], [f"{out}.smooth"])
     ]
     zero = constants.add(f"{name}.zero_point", np.array(0, dtype=np.int8))
-    scale = constants.add(f"{name}.input_scale", np.array(scheme.scale, dtype=np.float32))
-    nodes += pair(f"{out}.smooth", scale, zero, f"{out}.input")
-    # TensorRT folds this pair itself; weights that are integers already are read by newer versions only.
-    weight = constants.add(f"{name}.smooth{WEIGHT}", scheme.weight * scheme.weight_scale[:, None])
-    scales = constants.add(f"{name}.weight_scale", scheme.weight_scale)
-    zeros = constants.add(f"{name}.weight_zero_points", np.zeros(len(scheme.weight_scale), dtype=np.int8))
-    nodes += pair(weight, scales, zeros, f"{out}.weight", axis=0)
+    scale = constants.add(f"{name}.input_scale", np.array(params.scale, dtype=np.float32))
+    nodes += quantize_dequantize(f"{out}.smooth", scale, zero, f"{out}.input")
+    # TensorRT folds this pair itself. Only newer versions read weights that are integers already.
+    weight = constants.add(f"{name}.smooth{WEIGHT}", params.weight * params.weight_scale[:, None])
+    scales = constants.add(f"{name}.weight_scale", params.weight_scale)
+    zeros = constants.add(f"{name}.weight_zero_points", np.zeros(len(params.weight_scale), dtype=np.int8))
+    nodes += quantize_dequantize(weight, scales, zeros, f"{out}.weight", axis=0)
     inputs = [f"{out}.input", f"{out}.weight", *([linear.bias] if linear.bias else [])]
     return [*nodes, helper.make_node("Gemm", inputs, [out], transB=1)]
 
 
-def pair(source: str, scale: str, zero: str, target: str, axis: int = 1) -> list[onnx.NodeProto]:
-    """QuantizeLinear and DequantizeLinear, one behind the other."""
+def quantize_dequantize(source: str, scale: str, zero: str, target: str, axis: int = 1) -> list[onnx.NodeProto]:
+    """QuantizeLinear, then DequantizeLinear."""
     return [
         helper.make_node("QuantizeLinear", [source, scale, zero], [f"{target}.steps"], axis=axis),
         helper.make_node("DequantizeLinear", [f"{target}.steps", scale, zero], [target], axis=axis),

@@ -1,9 +1,8 @@
 """The linear layers of a packed graph: what quantization replaces, by the names that a user sees.
 
-In the packed graph a linear layer is a Gemm with a constant weight [outputs, inputs]; attention's own products are
-MatMul without one, and are never touched. A layer is called what its weight is called in the packed model:
-`layers.0.fused_qkv` (in the last layer `fused_kv` and `query`), `layers.0.attention_output.dense`,
-`layers.0.intermediate.dense`, `layers.0.output.dense`, `pooler.dense`, `classifier`.
+In the packed graph a linear layer is a Gemm with a constant weight [outputs, inputs]. Attention's own products are
+MatMul without constants, and stay as they are. A layer has the name of its module in `PackedBert`:
+`layers.0.intermediate.dense`, `pooler.dense`, `classifier`.
 """
 
 from __future__ import annotations
@@ -20,10 +19,6 @@ from export.graph.surgery import Constants, exchange_nodes
 from release.names import WEIGHT
 
 FloatArray = NDArray[np.float32]
-
-
-class LayerNameError(ValueError):
-    """A layer was named that the graph does not have."""
 
 
 @dataclass(frozen=True)
@@ -60,31 +55,10 @@ def read_linear(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) ->
     )
 
 
-def select(linears: Iterable[Linear], spared: Collection[str]) -> list[Linear]:
-    """The layers without those that are spared, each by its name or by what its name begins with (`layers.0`).
-
-    Raises:
-        LayerNameError: no layer has that name; the message lists those there are.
-    """
-    linears = list(linears)
-    for name in spared:
-        if not any(belongs(linear, name) for linear in linears):
-            raise LayerNameError(
-                f"the graph has no layer {name!r} to keep in higher precision; it has "
-                f"{', '.join(linear.name for linear in linears)}"
-            )
-    return [linear for linear in linears if not any(belongs(linear, name) for name in spared)]
-
-
-def belongs(linear: Linear, name: str) -> bool:
-    """Whether a layer is the named one, or lies in it."""
-    return linear.name == name or linear.name.startswith(f"{name}.")
-
-
 def rewrite(
     model: onnx.ModelProto, linears: Iterable[Linear], make: Callable[[Linear, Constants], list[onnx.NodeProto]]
 ) -> None:
-    """Replaces each given linear layer by the nodes that `make` returns, and drops the constants that fall idle."""
+    """Replaces each given linear layer by the nodes that `make` returns, and drops unused constants."""
     chosen = {linear.output: linear for linear in linears}
     constants = Constants(model)
     nodes: list[onnx.NodeProto] = []

@@ -1,7 +1,7 @@
 """Compares an engine with the reference on the evaluation file: its logits, its metrics, and its ranking.
 
-The reference is the checkpoint in PyTorch, fp32. A difference of a metric is the engine's minus the reference's. Its
-95 % confidence interval comes from a bootstrap over impressions (groups), since the candidates of one are not
+The reference is the checkpoint in PyTorch, fp32. A metric's difference is the engine's value minus the reference's. Its
+95 % confidence interval comes from a bootstrap over groups (impressions), since candidates of one group are not
 independent: 500 draws of as many groups as there are, the same draws for every engine.
 """
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from scipy.stats import kendalltau
 from sklearn.metrics import ndcg_score
 
+from export.verify.gates import GateError
 from finetune.data.clicklog import ClickRow
 from finetune.metrics import CUTOFF, calibration_error, click_probability, evaluate_ranking, group_rows
 
@@ -25,7 +26,7 @@ FloatArray = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Difference:
-    """One metric: the engine's minus the reference's, and the 95 % confidence interval of that."""
+    """One metric of both, and the difference (engine minus reference) with its 95 % confidence interval."""
 
     reference: float
     engine: float
@@ -38,20 +39,20 @@ class Difference:
 class Comparison:
     """An engine beside the reference.
 
-    `top1_changed_beyond_tie`: the share of groups (of two candidates or more) whose first candidate is another one, where the
-    reference tells the two apart: its logits differ by more than the tie. `top5_changed_beyond_tie`: of groups of more than five,
-    the share whose five best are another set, likewise. `top1_changed`, `top5_changed`: the same without a tie,
-    every exchange counted. `kendall_tau`: the mean over groups of tau-b between the two orders.
+    `top1_changed`: of the groups with two candidates or more, the share whose top result changed. `top5_changed`: of
+    the groups with more than five, the share whose best five are another set. `..._beyond_tie`: the same, but only
+    where the reference's logits of the exchanged candidates differ by more than the tie. `kendall_tau`: tau-b between
+    the two orders, the mean over groups.
     """
 
     max_abs_diff: float  # of a logit
     mean_abs_diff: float
     metrics: dict[str, Difference]
     kendall_tau: float
-    top1_changed_beyond_tie: float
-    top5_changed_beyond_tie: float
     top1_changed: float
+    top1_changed_beyond_tie: float
     top5_changed: float
+    top5_changed_beyond_tie: float
     pairs: int
     groups: int
 
@@ -62,6 +63,7 @@ def compare(
     logits: NDArray[np.float32],
     labels: Sequence[str],
     tie: float,
+    draws: int = DRAWS,
 ) -> Comparison:
     """Compares logits [rows, labels] with the reference's.
 
@@ -70,17 +72,18 @@ def compare(
         reference: PyTorch's logits, fp32.
         logits: the engine's; all finite.
         labels: the labels' names.
-        tie: candidates whose reference scores (log-odds of a click) differ by less have no order to keep.
+        tie: candidates whose reference scores (log-odds of a click) differ by no more have no order to keep.
+        draws: of the bootstrap.
 
     Raises:
         MetricError: the rows cannot be evaluated (no click, one group, ...), or a logit is not finite.
     """
     probabilities = [click_probability(values, labels) for values in (reference, logits)]
     first, second = (evaluate_ranking(rows, values) for values in probabilities)
-    intervals = bootstrap(rows, *probabilities)
+    intervals = bootstrap(rows, probabilities, draws)
     groups = group_rows(rows)
     several, many = ([group for group in groups if len(group) > least] for least in (1, 5))
-    wanted, got = (log_odds(values) for values in probabilities)
+    expected, actual = (log_odds(values) for values in probabilities)
     difference = np.abs(logits.astype(np.float64) - reference)
     return Comparison(
         max_abs_diff=float(difference.max()),
@@ -89,69 +92,85 @@ def compare(
             name: Difference(first[name], second[name], second[name] - first[name], *intervals[name])
             for name in METRICS
         },
-        kendall_tau=float(np.mean([tau(wanted[group], got[group]) for group in several])),
-        top1_changed_beyond_tie=changed(wanted, got, several, 1, tie),
-        top5_changed_beyond_tie=changed(wanted, got, many, 5, tie),
-        top1_changed=changed(wanted, got, several, 1, 0.0),
-        top5_changed=changed(wanted, got, many, 5, 0.0),
+        kendall_tau=float(np.mean([tau(expected[group], actual[group]) for group in several])),
+        top1_changed=changed(expected, actual, several, 1, 0.0),
+        top1_changed_beyond_tie=changed(expected, actual, several, 1, tie),
+        top5_changed=changed(expected, actual, many, 5, 0.0),
+        top5_changed_beyond_tie=changed(expected, actual, many, 5, tie),
         pairs=len(rows),
         groups=len(groups),
     )
 
 
+def check_finite(model: str, logits: NDArray[np.float32]) -> None:
+    """Raises GateError if a pair's logits [pairs, labels] are not all finite numbers."""
+    if wrong := int((~np.isfinite(logits).all(axis=1)).sum()):
+        raise GateError(f"{model}: the logits of {wrong} of {len(logits)} pairs are not finite")
+
+
 def log_odds(probabilities: FloatArray) -> FloatArray:
-    """The score that ranks, on the scale of a logit whatever the number of labels."""
+    """The score that ranks, as a logit whatever the number of labels."""
     clipped = np.clip(probabilities, 1e-12, 1 - 1e-12)
     return np.asarray(np.log(clipped) - np.log1p(-clipped))
 
 
-def tau(wanted: FloatArray, got: FloatArray) -> float:
-    """Kendall's tau-b of two orders; 1 where there is no order to keep, 0 where the engine has none."""
-    if np.ptp(wanted) == 0:
+def tau(expected: FloatArray, actual: FloatArray) -> float:
+    """Kendall's tau-b of two orders; 1 if the reference has no order to keep, 0 if the engine has none."""
+    if np.ptp(expected) == 0:
         return 1.0
-    return float(kendalltau(wanted, got).statistic) if np.ptp(got) > 0 else 0.0
+    return float(kendalltau(expected, actual).statistic) if np.ptp(actual) > 0 else 0.0
 
 
-def changed(wanted: FloatArray, got: FloatArray, groups: Sequence[NDArray[np.int64]], top: int, tie: float) -> float:
-    """The share of groups whose `top` best lost a candidate to one that the reference has clearly below it."""
+def changed(
+    expected: FloatArray, actual: FloatArray, groups: Sequence[NDArray[np.int64]], top: int, tie: float
+) -> float:
+    """The share of groups whose best `top` lost a candidate to one that the reference scores lower by over `tie`."""
     if not groups:
         return 0.0
     count = 0
     for group in groups:
-        scores = wanted[group]
-        # The engine's ties count against it: else a constant would keep the order of a file that is sorted already.
-        chosen = np.lexsort((scores, -got[group]))[:top]
+        scores = expected[group]
+        # An engine's ties count against it. Otherwise a constant would keep the order of a file that is sorted already.
+        chosen = np.lexsort((scores, -actual[group]))[:top]
         best = np.sort(scores)[::-1][:top]
-        # Both sorted: the k-th best that was chosen against the k-th best that there is.
+        # The k-th best of those chosen against the k-th best of all.
         count += bool((best - np.sort(scores[chosen])[::-1] > tie).any())
     return count / len(groups)
 
 
-def bootstrap(rows: Sequence[ClickRow], reference: FloatArray, engine: FloatArray) -> dict[str, tuple[float, float]]:
-    """The 95 % confidence interval of each metric's difference, over draws of groups with replacement."""
+def bootstrap(
+    rows: Sequence[ClickRow], probabilities: Sequence[FloatArray], draws: int
+) -> dict[str, tuple[float, float]]:
+    """The 95 % confidence interval of each metric's difference, over draws of groups with replacement.
+
+    Args:
+        rows: the evaluation file.
+        probabilities: the reference's, and the engine's.
+        draws: how many.
+    """
     groups = group_rows(rows)
     clicks, impressions = (np.array([getattr(row, name) for row in rows]) for name in ("clicks", "impressions"))
     group_of = np.empty(len(rows), dtype=np.int64)
     for number, members in enumerate(groups):
         group_of[members] = number
-    gains = [gain_per_group(groups, clicks / impressions, scores) for scores in (reference, engine)]
+    gains = [gain_per_group(groups, clicks / impressions, scores) for scores in probabilities]
     chance = np.random.default_rng(0)
-    draws: dict[str, list[float]] = {name: [] for name in METRICS}
-    for _ in range(DRAWS):
+    found: dict[str, list[float]] = {name: [] for name in METRICS}
+    for _ in range(draws):
         times = np.bincount(chance.integers(len(groups), size=len(groups)), minlength=len(groups)).astype(float)
         weight = times[group_of]
         pair = [
             resampled(clicks * weight, impressions * weight, scores, times, gain)
-            for scores, gain in zip((reference, engine), gains, strict=True)
+            for scores, gain in zip(probabilities, gains, strict=True)
         ]
         for name in METRICS:
-            draws[name].append(pair[1][name] - pair[0][name])
-    limits = {name: np.nanpercentile(values, [2.5, 97.5]) for name, values in draws.items()}
+            found[name].append(pair[1][name] - pair[0][name])
+    limits = {name: np.nanpercentile(values, [2.5, 97.5]) for name, values in found.items()}
     return {name: (float(low), float(high)) for name, (low, high) in limits.items()}
 
 
 def gain_per_group(groups: Sequence[NDArray[np.int64]], rates: FloatArray, scores: FloatArray) -> FloatArray:
-    """Each group's NDCG@10; NaN where all click rates are equal (as in `evaluate_ranking`)."""
+    """Each group's NDCG@10; NaN if its click rates are all equal (as in `evaluate_ranking`)."""
     return np.array(
         [
             ndcg_score([rates[group]], [scores[group]], k=CUTOFF) if np.ptp(rates[group]) > 0 else np.nan
@@ -163,7 +182,7 @@ def gain_per_group(groups: Sequence[NDArray[np.int64]], rates: FloatArray, score
 def resampled(
     clicks: FloatArray, impressions: FloatArray, scores: FloatArray, times: FloatArray, gain: FloatArray
 ) -> dict[str, float]:
-    """The metrics of one draw: rows [rows] with the counts they have in it, groups [groups] drawn `times` times."""
+    """The metrics of one draw: group i occurs `times[i]` times, and each row has these counts."""
     _, place = np.unique(scores, return_inverse=True)
     positive = np.bincount(place, clicks)
     negative = np.bincount(place, impressions - clicks)

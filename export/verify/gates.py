@@ -1,89 +1,128 @@
-"""The gates: how far an engine may be from the reference, and what is said of one that is farther.
+"""The gates: figures of an engine that have a limit, and what is said of one that exceeds it.
+
+To add a gate, define it here and name it in the tuple of a precision, or in the engine's file: the command gets its
+option, the table, the report and the manifest show it, and plans built elsewhere meet it.
 
 A changed top-1 counts only beyond the tie: where the reference puts the click odds of the two candidates more than 2 %
-apart. Without a tie the share measures how many near-equals an evaluation file has, as much as the engine:
-docs/decisions/0005-int8-on-cpus.md has the figures. The table shows both, and a tie of 0 gates on every exchange.
+apart. Without a tie, the share measures how many near-equals an evaluation file has as much as it measures the engine
+(figures: docs/decisions/0005-int8-on-cpus.md). The table shows both. A tie of 0 gates on every change.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from export.graph.packing import Logits
-from export.verify.comparison import Comparison
+if TYPE_CHECKING:
+    from export.verify.comparison import Comparison
 
 FP32, FP16, INT8 = "fp32", "fp16", "int8"
 LARGEST_FP16 = 65504.0
 LARGEST_ACTIVATION = "largest FP16 activation"  # a check's name
 
+Limits = Mapping[str, float]  # by name, those that were chosen; the others have their defaults
+
 
 class GateError(RuntimeError):
-    """An engine does not keep the ranking. Nothing may be published."""
-
-
-def limit(default: float, meaning: str) -> float:
-    """A limit, which is an option of the command: its default, and what it bounds."""
-    return field(default=default, metadata={"help": meaning})
+    """The checkpoint cannot rank, or an engine does not keep its ranking. Nothing may be published."""
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What the gates allow."""
+class Limit:
+    """A number that the user can choose: `int8_auc` is the option --int8-auc."""
 
-    tolerance: float = limit(1e-4, "fp32: largest difference of a logit to PyTorch's")
-    fp16_auc: float = limit(0.0005, "FP16: largest loss of AUC")
-    fp16_log_loss: float = limit(0.001, "FP16: largest rise of the log-loss, nats")
-    int8_auc: float = limit(0.002, "INT8: largest loss of AUC")
-    int8_log_loss: float = limit(0.005, "INT8: largest rise of the log-loss, nats")
-    int8_top1: float = limit(0.02, "INT8: largest share of impressions whose first candidate changed beyond the tie")
-    tie: float = limit(0.02, "candidates whose logits differ by no more count as equal; 0: every exchange counts")
+    name: str
+    default: float
+    help: str
+
+    def of(self, limits: Limits) -> float:
+        """Its value among those chosen."""
+        return limits.get(self.name, self.default)
+
+
+@dataclass(frozen=True)
+class Gate(Limit):
+    """A figure of an engine that must not exceed a limit."""
+
+    figure: str  # as messages and tables name it
+    measure: Callable[[Comparison], float]
+
+
+TIE = Limit("tie", 0.02, "candidates whose logits differ by no more count as equal; 0: every change counts")
+MAX_UNKNOWN = Limit("max_unknown", 0.2, "checkpoint: largest share of words that its tokenizer makes [UNK]")
+MIN_AUC = Limit("min_auc", 0.5, "checkpoint: least AUC in PyTorch; 0.5 is chance")
+COMMON_LIMITS = (TIE, MAX_UNKNOWN, MIN_AUC)  # whatever the engine
+
+TOLERANCE = Gate(
+    "tolerance",
+    1e-4,
+    "fp32: largest difference of a logit from PyTorch's",
+    "largest difference of a logit",
+    lambda found: found.max_abs_diff,
+)
+
+
+def auc_gate(name: str, default: float, precision: str) -> Gate:
+    """How much AUC an engine may lose."""
+    return Gate(
+        name,
+        default,
+        f"{precision}: largest loss of AUC",
+        "loss of AUC",
+        lambda found: -found.metrics["auc"].difference,
+    )
+
+
+def log_loss_gate(name: str, default: float, precision: str) -> Gate:
+    """How much worse an engine's probabilities may be."""
+    return Gate(
+        name,
+        default,
+        f"{precision}: largest rise of the log-loss, nats",
+        "rise of the log-loss",
+        lambda found: found.metrics["log_loss"].difference,
+    )
+
+
+INT8_TOP1 = Gate(
+    "int8_top1",
+    0.02,
+    "INT8: largest share of impressions whose top result changes beyond the tie",
+    "share of top-1 changed beyond the tie",
+    lambda found: found.top1_changed_beyond_tie,
+)
+FP32_GATES = (TOLERANCE,)
+FP16_GATES = (auc_gate("fp16_auc", 0.0005, "FP16"), log_loss_gate("fp16_log_loss", 0.001, "FP16"))
+INT8_GATES = (auc_gate("int8_auc", 0.002, "INT8"), log_loss_gate("int8_log_loss", 0.005, "INT8"), INT8_TOP1)
 
 
 @dataclass(frozen=True)
 class Check:
-    """One figure against its limit."""
+    """One figure against its limit. NaN does not pass."""
 
     name: str
     value: float
     limit: float
+    passed: bool = field(init=False)
 
-    @property
-    def passed(self) -> bool:
-        """Whether the figure is within the limit; NaN is not."""
-        return self.value <= self.limit
-
-
-def check_finite(model: str, logits: Logits) -> None:
-    """Raises GateError if a pair's logits [pairs, labels] are not all finite numbers."""
-    if wrong := int((~np.isfinite(logits).all(axis=1)).sum()):
-        raise GateError(f"{model}: the logits of {wrong} of {len(logits)} pairs are not finite")
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "passed", bool(self.value <= self.limit))
 
 
-def check(precision: str, comparison: Comparison, limits: Limits, largest_fp16: float | None = None) -> list[Check]:
-    """Holds a comparison against the limits of its precision.
+def check(
+    gates: Iterable[Gate], comparison: Comparison, limits: Limits, largest_fp16: float | None = None
+) -> list[Check]:
+    """Holds a comparison against the gates of its engine.
 
     Args:
-        precision: FP32, FP16 or INT8.
+        gates: the engine's.
         comparison: the engine beside the reference.
         limits: what is allowed.
         largest_fp16: the largest magnitude that an FP16 tensor of the engine would have to hold; None if it has none.
     """
-    auc, loss = comparison.metrics["auc"].difference, comparison.metrics["log_loss"].difference
-    checks = {
-        FP32: [Check("largest difference of a logit", comparison.max_abs_diff, limits.tolerance)],
-        FP16: [Check("loss of AUC", -auc, limits.fp16_auc), Check("rise of the log-loss", loss, limits.fp16_log_loss)],
-        INT8: [
-            Check("loss of AUC", -auc, limits.int8_auc),
-            Check("rise of the log-loss", loss, limits.int8_log_loss),
-            Check("share of top-1 changed beyond the tie", comparison.top1_changed_beyond_tie, limits.int8_top1),
-        ],
-    }[precision]
-    if largest_fp16 is not None:
-        checks.append(Check(LARGEST_ACTIVATION, largest_fp16, LARGEST_FP16))
-    return checks
+    checks = [Check(gate.figure, gate.measure(comparison), gate.of(limits)) for gate in gates]
+    return checks if largest_fp16 is None else [*checks, Check(LARGEST_ACTIVATION, largest_fp16, LARGEST_FP16)]
 
 
 def describe_failures(model: str, checks: Sequence[Check]) -> list[str]:

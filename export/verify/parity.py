@@ -1,8 +1,8 @@
-"""Proves that a graph gives the logits, and the order, of Hugging Face's own padded forward pass, on real pairs.
+"""Proves that a graph gives the logits and the order of Hugging Face's own padded forward pass, on real pairs.
 
-The pairs of the evaluation file are run through the graph in merged batches of mixed sizes, from one pair to several
-hundred, cut into requests as Triton would merge them. What this does not prove: anything about pairs unlike those of
-the evaluation file; and nothing about Triton (the integration tests do that).
+The graph scores the pairs of the evaluation file in merged batches of mixed sizes, from one pair to several hundred,
+cut into requests as Triton would merge them. This proves nothing about pairs unlike those of the evaluation file, and
+nothing about Triton; the integration tests run Triton.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ BATCH_SIZES = (1, 2, 5, 20, 64)  # pairs; the first batch, of short pairs, holds
 LARGEST = 300
 # Attention's memory is pairs x longest^2. This is 64 pairs of 512 tokens: 0.8 GB of scores in MiniLM's 12 heads.
 CELLS = 64 * 512**2
-# Scores closer than this are equal up to float32 rounding: they have no order that could be kept.
+# Scores closer than this are equal up to float32 rounding, and have no order to keep.
 TIE = 1e-6
 
 
@@ -33,7 +33,7 @@ class ParityError(RuntimeError):
 
 @dataclass(frozen=True)
 class Parity:
-    """What was proved: `pairs` in `batches` merged batches of `smallest_batch` to `largest_batch` pairs."""
+    """What was proved, on `pairs` in `batches` merged batches of `smallest_batch` to `largest_batch` pairs."""
 
     max_abs_diff: float
     mean_abs_diff: float
@@ -53,14 +53,14 @@ def prove(
     tolerance: float,
     click_column: int,
 ) -> tuple[Parity, Logits]:
-    """Holds the graph against the reference on every row.
+    """Compares the graph with the reference on every row.
 
     Args:
         run: computes the logits [pairs, labels] of one packed batch.
-        rows: the evaluation file; they name a pair in an error, and group those that are ranked together.
+        rows: the evaluation file: what errors call a pair, and which pairs are ranked together.
         pairs: the rows' pairs, tokenized.
         reference: float32 [rows, labels], Hugging Face's.
-        tolerance: largest allowed |difference| of a logit.
+        tolerance: largest difference of a logit that is allowed.
         click_column: the label that ranks.
 
     Returns:
@@ -100,10 +100,10 @@ def score_merged(run: Callable[[Feed], Logits], pairs: Sequence[Pair], labels: i
         ParityError: a batch was answered with logits of another shape.
     """
     logits = np.full((len(pairs), labels), np.nan, dtype=np.float32)
-    shuffled = random.Random(0)
+    chance = random.Random(0)
     with tqdm(total=len(pairs), unit="pair", desc="score", leave=False) as progress:
         for batch in plan_batches([len(pair["input_ids"]) for pair in pairs]):
-            answer = run(pack(cut_into_requests([pairs[index] for index in batch], shuffled)))
+            answer = run(pack(cut_into_requests([pairs[index] for index in batch], chance)))
             if answer.shape != (len(batch), labels):
                 raise ParityError(
                     f"a batch of {len(batch)} pairs was answered with logits of shape {list(answer.shape)}, "
@@ -115,9 +115,9 @@ def score_merged(run: Callable[[Feed], Logits], pairs: Sequence[Pair], labels: i
 
 
 def plan_batches(lengths: Sequence[int]) -> list[list[int]]:
-    """Splits pairs, given by their lengths, into batches of mixed sizes: one of the shortest, the others shuffled."""
+    """Splits pairs, given by their lengths, into batches of mixed sizes, the first of the shortest pairs."""
     by_length = sorted(range(len(lengths)), key=lengths.__getitem__)
-    # Half at most, so that a small file too has batches of other sizes.
+    # At most half, so that a small file has batches of other sizes, too.
     largest = by_length[: min(LARGEST, len(by_length) // 2)]
     while largest and len(largest) * lengths[largest[-1]] ** 2 > CELLS:
         largest.pop()
@@ -134,27 +134,27 @@ def plan_batches(lengths: Sequence[int]) -> list[list[int]]:
     return batches
 
 
-def cut_into_requests(pairs: list[Pair], shuffled: random.Random) -> list[list[Pair]]:
-    """Cuts one batch into requests of 1 to 20 pairs, as if several callers' requests had been merged."""
+def cut_into_requests(pairs: list[Pair], chance: random.Random) -> list[list[Pair]]:
+    """Cuts one batch into requests of 1 to 20 pairs, as if several callers had sent them."""
     requests = []
     while pairs:
-        size = shuffled.randint(1, 20)
+        size = chance.randint(1, 20)
         requests.append(pairs[:size])
         pairs = pairs[size:]
     return requests
 
 
 def check_order(rows: Sequence[ClickRow], reference: Logits, scores: Logits) -> int:
-    """Checks that no two candidates of a group changed places; returns how many groups were checked.
+    """Checks that no two candidates of a group changed places, and returns the number of groups.
 
     Raises:
         ParityError: two did.
     """
     groups = group_rows(rows)
     for members in groups:
-        wanted = reference[members][:, None] - reference[members][None, :]
-        got = scores[members][:, None] - scores[members][None, :]
-        swapped = np.argwhere((wanted > TIE) & (got <= 0))
+        expected = reference[members][:, None] - reference[members][None, :]
+        actual = scores[members][:, None] - scores[members][None, :]
+        swapped = np.argwhere((expected > TIE) & (actual <= 0))
         if len(swapped):
             better, worse = (members[int(place)] for place in swapped[0])
             raise ParityError(
@@ -166,6 +166,6 @@ def check_order(rows: Sequence[ClickRow], reference: Logits, scores: Logits) -> 
 
 
 def name_row(rows: Sequence[ClickRow], index: int) -> str:
-    """A row as an error names it: its place in the file and the start of its texts."""
+    """What an error calls a row: its place in the file and the start of its texts."""
     row = rows[index]
     return f"pair {index + 1} (group {row.group!r}, query {row.query[:40]!r}, document {row.document[:40]!r})"

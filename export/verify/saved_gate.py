@@ -1,15 +1,15 @@
-"""The evaluation that a published version was gated on, kept beside it: a plan built elsewhere meets the same gate.
+"""The evaluation that a version was gated on, kept beside it so that a plan built elsewhere meets the same gates.
 
-`gate.npz` holds the evaluation pairs as token ids with their clicks, PyTorch's logits for them, and the limits. With
-it, `python -m export plan` needs neither the checkpoint nor PyTorch. Whoever can read the model repository can read the
-evaluation texts in it: keep the repository as you keep the click log.
+`gate.npz` holds the evaluation pairs as token ids with their clicks, PyTorch's logits, the engine's gates and their
+limits. With it, `python -m export plan` needs neither the checkpoint nor PyTorch. Whoever can read the model repository
+can read the evaluation texts: protect it as you protect the click log.
 """
 
 from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from itertools import cycle
 from pathlib import Path
@@ -18,16 +18,17 @@ from zipfile import BadZipFile
 
 import numpy as np
 
+from export.engines import find_engines
 from export.graph.packing import Feed, Logits, Pair, add_longest, pack
-from export.verify.comparison import compare
-from export.verify.gates import GateError, Limits, check, check_finite, describe_failures
+from export.verify.comparison import check_finite, compare
+from export.verify.gates import TIE, Gate, GateError, Limits, check, describe_failures
 from finetune.data.clicklog import ClickRow
 from release.names import GATE_FILE
 
 MERGED = (1, 2, 4)  # requests in a batch
 PAIRS_A_REQUEST = 16
-# A product of one row may have a kernel of its own: this many pairs are also computed alone. On average they may differ
-# by so much from what they get merged. (Half precision was 0.002 from PyTorch on average, a wrong kernel 0.8.)
+# A product of one row may have a kernel of its own, so LONE pairs are also computed alone. Their logits may differ by
+# LONE_DIFFERENCE on average from those in a merged batch. (Half precision was off by 0.002, a wrong kernel by 0.8.)
 LONE, LONE_DIFFERENCE = 8, 0.1
 
 
@@ -37,10 +38,21 @@ def save_gate(
     pairs: Sequence[Pair],
     reference: Logits,
     labels: Sequence[str],
-    precision: str,
+    gates: Iterable[Gate],
     limits: Limits,
 ) -> None:
-    """Writes `gate.npz` into a version's folder (arguments: see `gate`)."""
+    """Writes `gate.npz` into a version's folder.
+
+    Args:
+        folder: the version's.
+        rows: the evaluation file.
+        pairs: the rows, tokenized.
+        reference: PyTorch's logits [rows, labels].
+        labels: the labels' names.
+        gates: the engine's.
+        limits: what is allowed.
+    """
+    allowed = {gate.name: gate.of(limits) for gate in gates}
     names = {name: number for number, name in enumerate(dict.fromkeys(row.group for row in rows))}
     np.savez_compressed(
         folder / GATE_FILE,
@@ -51,28 +63,28 @@ def save_gate(
         clicks=np.array([row.clicks for row in rows]),
         impressions=np.array([row.impressions for row in rows]),
         reference=reference,
-        facts=np.array(json.dumps({"labels": list(labels), "precision": precision, "limits": asdict(limits)})),
+        facts=np.array(json.dumps({"labels": list(labels), "gates": allowed, "tie": TIE.of(limits)})),
     )
 
 
 def gate(folder: Path, run: Callable[[Feed], Logits]) -> dict[str, Any]:
-    """Holds an engine against the evaluation that its version was published with.
+    """Holds a plan against the gates that its version was published with.
 
     Args:
         folder: the version's, with `gate.npz`.
         run: computes the logits [pairs, labels] of one packed batch with the inputs of a TensorRT graph.
 
     Returns:
-        What was found: the comparison, for the plan's stamp.
+        The comparison, for the plan's stamp.
 
     Raises:
-        GateError: it does not keep the ranking (says what failed, and by how much), or there is no usable `gate.npz`.
+        GateError: it does not keep the ranking (says what failed, and by how much), or `gate.npz` is not usable.
     """
     try:
         with np.load(folder / GATE_FILE) as opened:
             kept = dict(opened)
         facts = json.loads(str(kept["facts"]))
-        limits = Limits(**facts["limits"])
+        gates = saved_gates(facts["gates"])
         reference, ends = kept["reference"], np.cumsum(kept["lengths"])[:-1]
         texts = zip(*(np.split(kept[name], ends) for name in ("input_ids", "token_type_ids")), strict=True)
         pairs = [{"input_ids": ids.tolist(), "token_type_ids": types.tolist()} for ids, types in texts]
@@ -90,8 +102,8 @@ def gate(folder: Path, run: Callable[[Feed], Logits]) -> dict[str, Any]:
             )
         logits[batch] = answer
     check_finite(folder.parent.name, logits)
-    comparison = compare(rows, reference, logits, facts["labels"], limits.tie)
-    if failures := describe_failures(folder.parent.name, check(facts["precision"], comparison, limits)):
+    comparison = compare(rows, reference, logits, facts["labels"], facts["tie"])
+    if failures := describe_failures(folder.parent.name, check(gates, comparison, facts["gates"])):
         raise GateError("; ".join(failures))
     alone = np.concatenate([run(add_longest(pack([[pair]]))) for pair in pairs[:LONE]])
     difference = float(np.abs(alone - logits[:LONE]).mean())
@@ -103,8 +115,14 @@ def gate(folder: Path, run: Callable[[Feed], Logits]) -> dict[str, Any]:
     return asdict(comparison)
 
 
+def saved_gates(names: Iterable[str]) -> list[Gate]:
+    """The gates of these names. Raises KeyError if no engine of this release has one."""
+    known = {gate.name: gate for engine in find_engines().values() for gate in engine.gates}
+    return [known[name] for name in names]
+
+
 def merge(pairs: Sequence[Pair]) -> list[tuple[slice, list[list[Pair]]]]:
-    """Cuts pairs into batches of 1, 2, 4, 1, ... requests of up to PAIRS_A_REQUEST, in order: their place, and they."""
+    """Cuts pairs into batches of 1, 2, 4, 1, ... requests of up to PAIRS_A_REQUEST, each with its place in `pairs`."""
     batches: list[tuple[slice, list[list[Pair]]]] = []
     start = 0
     for size in cycle(MERGED):

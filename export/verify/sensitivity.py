@@ -1,4 +1,4 @@
-"""Which layers cost most: each is kept in float32 in turn, and what that mends is measured."""
+"""Which layers cost most: keeps each in float32 in turn, and measures how much of the error that removes."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from export.engines.base import Engine, EngineBuilder, runner
+from export.builder import EngineBuilder
+from export.engines.base import Engine
 from export.graph.packing import Logits, Pair
 from export.quantize.calibration import stratify
 from export.verify.parity import score_merged
-from release.names import EMBEDDINGS, MODEL_FILE
+from release.names import MODEL_FILE
 
 SAMPLE = 256  # pairs, of all lengths
 SHOWN = 12
@@ -21,16 +22,16 @@ SHOWN = 12
 
 @dataclass(frozen=True)
 class Cost:
-    """One layer: the root mean square difference of the logits to PyTorch's when it alone is keep_fp32."""
+    """What one layer costs: the root mean square difference of the logits from PyTorch's, with it and without it."""
 
     layer: str
-    without: float  # nothing keep_fp32
-    keep_fp32: float
+    error: float  # as exported
+    error_kept: float  # with this layer in float32, too
 
     @property
-    def mended(self) -> float:
-        """The share of the (squared) error that sparing the layer removes; below 0, sparing it makes it worse."""
-        return 1 - (self.keep_fp32 / self.without) ** 2 if self.without else 0.0
+    def removed(self) -> float:
+        """The share of the squared error that keeping the layer removes; negative if keeping it adds some."""
+        return 1 - (self.error_kept / self.error) ** 2 if self.error else 0.0
 
 
 def measure_sensitivity(
@@ -41,15 +42,15 @@ def measure_sensitivity(
     keep_fp32: Sequence[str],
     scratch: Path,
 ) -> list[Cost]:
-    """What each layer costs, the dearest first, on a sample of the evaluation pairs (256 of all lengths).
+    """What each layer costs, the most expensive first, on 256 evaluation pairs of all lengths.
 
     Args:
-        engine: the engine whose layers are keep_fp32 in turn.
-        builder: makes its graphs.
+        engine: whose layers.
+        builder: what it is made of.
         pairs: the evaluation pairs.
         reference: PyTorch's logits of them.
-        keep_fp32: layers that are keep_fp32 throughout.
-        scratch: where the graphs may lie.
+        keep_fp32: layers that stay in float32 all the time.
+        scratch: a folder for its graphs.
     """
     lengths = [len(pair["input_ids"]) for pair in pairs]
     sample = stratify(lengths, SAMPLE) if len(pairs) > SAMPLE else list(range(len(pairs)))
@@ -57,25 +58,25 @@ def measure_sensitivity(
     graph = scratch / f"sensitivity-{MODEL_FILE}"
 
     def error(layers: Sequence[str]) -> float:
-        builder.make(engine, graph, layers)
-        logits = score_merged(runner(engine, graph), chosen, reference.shape[1])
+        engine.write(builder, graph, layers)
+        logits = score_merged(engine.open(graph), chosen, reference.shape[1])
         return float(np.sqrt(np.mean((logits - reference[sample]) ** 2)))
 
-    names = [linear.name for linear in builder.linears] + ([] if engine.tensorrt else [EMBEDDINGS])
+    names = engine.reduced_layers([linear.name for linear in builder.linears])
     base = error(keep_fp32)
     costs = [
         Cost(name, base, error([*keep_fp32, name]))
         for name in tqdm(names, desc=f"sensitivity of {engine.model}", unit="layer", leave=False)
         if name not in keep_fp32
     ]
-    return sorted(costs, key=lambda cost: -cost.mended)
+    return sorted(costs, key=lambda cost: -cost.removed)
 
 
 def describe_sensitivity(model: str, costs: Sequence[Cost]) -> str:
-    """A table of the layers that cost most, and the option that spares the first."""
-    lines = [f"{model}: kept in float32        rms change of the logits   error mended"]
-    lines += [f"  {cost.layer:<34} {cost.keep_fp32:10.4f} {100 * cost.mended:15.1f} %" for cost in costs[:SHOWN]]
+    """A table of the layers that cost most, and the option that keeps the first two in float32."""
+    lines = [f"{model}: kept in float32        rms change of the logits  error removed"]
+    lines += [f"  {cost.layer:<34} {cost.error_kept:10.4f} {100 * cost.removed:15.1f} %" for cost in costs[:SHOWN]]
     if costs:
-        lines.append(f"  (nothing)                          {costs[0].without:10.4f}")
-        lines.append(f"  to spare the first two: --keep-fp32 {','.join(cost.layer for cost in costs[:2])}")
+        lines.append(f"  (nothing)                          {costs[0].error:10.4f}")
+        lines.append(f"  to keep the first two: --keep-fp32 {','.join(cost.layer for cost in costs[:2])}")
     return "\n".join(lines)

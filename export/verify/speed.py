@@ -1,8 +1,8 @@
-"""How fast the engines are on this machine, in one run, so that their ratio means something.
+"""How fast the engines are on this machine, measured in one run so that their ratio means something.
 
-Pairs a second of the engine itself, in process: no server, no tokenization. The evaluation pairs are taken 32 at a
-time, sorted by length, so that attention is hardly padded. The engines take turns, and each one's best round counts:
-what else the machine does can only make a round slower.
+Each engine scores the evaluation pairs in process, without server and tokenization: 32 at a time, sorted by length, so
+that attention is hardly padded. The engines take turns, and the best round of each counts, because other work on the
+machine can only make a round slower.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ def measure_speed(runs: Mapping[str, Callable[[Feed], Logits]], pairs: Sequence[
 
 
 def take_turns(runs: Mapping[str, Callable[[Feed], Logits]], feeds: Sequence[Feed]) -> dict[str, float]:
-    """Pairs per second of each engine on given batches, the best of ROUNDS rounds in which all take turns."""
+    """Pairs per second of each engine on these batches: the best of ROUNDS rounds, in which all take turns."""
     if not runs:
         return {}
     count = sum(len(feed["lengths"]) for feed in feeds)
     best = dict.fromkeys(runs, float("inf"))
     largest = max(feeds, key=lambda feed: int(feed["lengths"].max()))
     for run in runs.values():
-        run(largest)  # takes the memory that it needs
+        run(largest)  # allocates the memory that it needs
     for _ in tqdm(range(ROUNDS), desc="speed", unit="round", leave=False):
         for name, run in runs.items():
             began = time.perf_counter()

@@ -28,7 +28,7 @@ def click_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def repository(tmp_path_factory: pytest.TempPathFactory, click_log: Path) -> Path:
     folder = tmp_path_factory.mktemp("published")
     checkpoint, published = make_checkpoint(folder / "checkpoint", labels=2), folder / "repository"
-    arguments = ["--checkpoint", checkpoint, "--repository", published, "--evaluation", click_log]
+    arguments = ["--checkpoint", checkpoint, "--repository", published, "--min-auc", "0", "--evaluation", click_log]
     arguments += ["--engine", "onnx", "--report", folder / "report.html"]
     assert export([str(argument) for argument in arguments]) == 0
     return published

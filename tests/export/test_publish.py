@@ -82,6 +82,33 @@ def test_an_interruption_leaves_the_former_version_and_nothing_else(tmp_path: Pa
     assert not list(tmp_path.rglob(STAGING))
 
 
+def test_a_failure_in_a_new_repository_leaves_none(tmp_path: Path) -> None:
+    repository = tmp_path / "some" / "new" / "repository"
+    with pytest.raises(ZeroDivisionError), staged(repository, MODELS, 1):
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failure_takes_back_the_config_of_a_model_that_is_new(tmp_path: Path) -> None:
+    publish(tmp_path)
+    (tmp_path / "clickbert_onnx_int8").mkdir()
+    (tmp_path / "clickbert_onnx_int8" / "notes.txt").write_text("the user's")
+    before = tree(tmp_path)
+    with pytest.raises(ZeroDivisionError), staged(tmp_path, [*MODELS, "clickbert_onnx_int8", "clickbert_trt_fp16"], 1):
+        raise ZeroDivisionError
+    assert tree(tmp_path) == before
+    assert not (tmp_path / "clickbert_trt_fp16").exists()
+    assert not (tmp_path / "clickbert_onnx_int8" / "warmup").exists()
+
+
+def test_a_config_that_cannot_be_changed_is_refused_before_the_work(tmp_path: Path) -> None:
+    publish(tmp_path)
+    config = tmp_path / ONNX_MODEL / CONFIG_FILE
+    config.write_text(config.read_text().replace("[ -1, 1 ]", "[-1,1]"))
+    with pytest.raises(PublishError, match="set the dims"), staged(tmp_path, MODELS, 2):
+        pytest.fail("the block ran")
+
+
 def test_an_interruption_between_the_two_renames_takes_the_first_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,9 +11,10 @@ import numpy as np
 import onnx
 import pytest
 
-import export.engines.base
+import export.builder
+import export.quantize.int8
 import export.quantize.smoothquant
-from export.engines.base import ENGINES
+from export.engines import find_engines
 from export.quantize.calibration import Activations
 from tests.export.command import SOUND, WIDE, engines, run
 from tests.tiny import make_click_log
@@ -28,7 +29,7 @@ def at_the_median(graph: Path, linears: list, feeds: list) -> dict[str, Activati
     return found
 
 
-RECORD = export.engines.base.record
+RECORD = export.builder.record
 
 
 @pytest.mark.parametrize("name", ["onnx_int8", "trt_int8"])
@@ -36,11 +37,11 @@ def test_a_broken_quantization_is_refused_by_the_gate(
     checkpoint: Path, log: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     assert run(checkpoint, tmp_path / "sound" / "repository", log, *engines("onnx", name), *SOUND) == 0
-    monkeypatch.setattr(export.engines.base, "record", at_the_median)
+    monkeypatch.setattr(export.builder, "record", at_the_median)
     monkeypatch.setattr(export.quantize.smoothquant, "CLIPS", (1.0,))
     assert run(checkpoint, tmp_path / "repository", log, *engines("onnx", name), *SOUND) == 1
     output = capsys.readouterr()
-    assert f"{ENGINES[name].model}: share of top-1 changed beyond the tie is" in output.err
+    assert f"{find_engines()[name].model}: share of top-1 changed beyond the tie is" in output.err
     assert "allowed is 0.2" in output.err
     assert "FAILED" in output.out, "the table shows it"
     assert "nothing was published" in output.err
@@ -51,7 +52,7 @@ def test_a_broken_quantization_is_refused_by_the_gate(
 def test_a_corrupted_int8_graph_is_refused(
     checkpoint: Path, log: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make = export.engines.base.make_int8
+    make = export.quantize.int8.make_int8
 
     def corrupted(model: onnx.ModelProto, *others: object) -> None:
         make(model, *others)
@@ -59,7 +60,7 @@ def test_a_corrupted_int8_graph_is_refused(
         broken = -onnx.numpy_helper.to_array(scale)
         scale.CopyFrom(onnx.numpy_helper.from_array(broken, scale.name))
 
-    monkeypatch.setattr(export.engines.base, "make_int8", corrupted)
+    monkeypatch.setattr(export.quantize.int8, "make_int8", corrupted)
     assert run(checkpoint, tmp_path / "repository", log, *engines("onnx_int8"), *SOUND) == 1
     assert "share of top-1 changed beyond the tie" in capsys.readouterr().err
     assert not list((tmp_path / "repository").glob("*/[0-9]*"))

@@ -13,7 +13,7 @@ from onnx import TensorProto
 from tritonclient.grpc import model_config_pb2
 
 from clickbert import protocol
-from export.engines.base import ENGINES
+from export.engines import find_engines
 from export.publish import TEMPLATES
 from release import names
 from serving.server import Server
@@ -51,8 +51,8 @@ def test_every_config_is_valid_and_names_its_folder(model: str) -> None:
     assert text.startswith("#"), "a config says what it is for"
 
 
-def test_published_engines_has_a_config() -> None:
-    assert {engine.model for engine in ENGINES.values()} == CLICK_MODELS
+def test_every_engine_has_a_config() -> None:
+    assert {engine.model for engine in find_engines().values()} == CLICK_MODELS
 
 
 @pytest.mark.parametrize("model", sorted(CLICK_MODELS))

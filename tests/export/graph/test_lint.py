@@ -13,13 +13,15 @@ import torch
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from transformers import BertForSequenceClassification
 
-from export.engines.base import ENGINES, EngineBuilder
+from export.builder import EngineBuilder
+from export.engines import find_engines
 from export.graph.lint import LintError, lint
 from export.graph.onnx_export import write_click_model
 from export.quantize.calibration import calibration_batches
 from release.names import EMBEDDINGS
 from tests.tiny import MAX_LENGTH, make_checkpoint
 
+ENGINES = find_engines()
 TENSORRT = ("trt_fp16", "trt_int8")
 QDQ = ("trt_int8",)
 FUSED_QKV = "layers.0.fused_qkv"
@@ -45,7 +47,7 @@ def graphs(builder: EngineBuilder) -> dict[str, bytes]:
     """Each engine's graph."""
     folder = builder.source.parent
     for engine in ENGINES.values():
-        builder.make(engine, folder / f"{engine.name}.onnx")
+        engine.write(builder, folder / f"{engine.name}.onnx")
     return {name: (folder / f"{name}.onnx").read_bytes() for name in ENGINES}
 
 
@@ -65,7 +67,7 @@ def test_every_engine_keeps_the_rules(graphs: dict[str, bytes], name: str) -> No
 def test_an_engine_with_spared_layers_keeps_the_rules(
     builder: EngineBuilder, tmp_path: Path, name: str, keep_fp32: tuple[str, ...]
 ) -> None:
-    builder.make(ENGINES[name], tmp_path / "model.onnx", keep_fp32)
+    ENGINES[name].write(builder, tmp_path / "model.onnx", keep_fp32)
     lint(onnx.load(tmp_path / "model.onnx"), tensorrt=name in TENSORRT)
 
 

@@ -1,7 +1,8 @@
-"""The linear layers of a packed graph: their names, which are keep_fp32, and what is dropped when one is replaced."""
+"""The linear layers of a packed graph: their names, which of them stay in float32, and how one is replaced."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,13 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from transformers import BertForSequenceClassification
 
+from export.engines import find_engines
+from export.engines.base import LayerNameError, belongs, check_layer_names
 from export.graph.onnx_export import write_click_model
 from export.graph.packing import Feed, pack
 from export.graph.surgery import Constants, drop_idle
-from export.quantize.linears import LayerNameError, Linear, find_linears, rewrite, select
+from export.quantize.linears import Linear, find_linears, rewrite
+from export.verify.evaluation import read_checkpoint
 from release.names import GRAPH_INPUTS, LOGITS
 from tests.tiny import make_checkpoint
 
@@ -93,44 +97,40 @@ def test_attentions_products_are_no_linear_layers(model: onnx.ModelProto) -> Non
     assert not {linear.output for linear in find_linears(model)}.intersection(products)
 
 
-def named(*names: str) -> list[Linear]:
-    return [Linear(name, "x", f"{name}.y", np.zeros((1, 1), np.float32), None) for name in names]
+def kept(*keep_fp32: str, layers: Iterable[str] = NAMES) -> list[str]:
+    return [layer for layer in layers if any(belongs(layer, name) for name in keep_fp32)]
 
 
-def kept(linears: list[Linear], *keep_fp32: str) -> list[str]:
-    return [linear.name for linear in select(linears, keep_fp32)]
-
-
-def test_layers_are_spared_by_their_name_or_its_beginning() -> None:
-    linears = named(*NAMES)
-    assert kept(linears) == NAMES
-    assert kept(linears, "classifier") == NAMES[:-1]
-    assert kept(linears, "pooler") == kept(linears, "pooler.dense") == [*NAMES[:-2], "classifier"]
-    assert kept(linears, "layers.1", "layers.0.output") == [*NAMES[:3], *NAMES[-2:]]
-    assert kept(linears, "layers") == NAMES[-2:]
-    assert kept(linears, "layers", "pooler", "classifier") == []
+def test_layers_are_kept_by_their_name_or_its_beginning() -> None:
+    assert kept() == []
+    assert kept("classifier") == NAMES[-1:]
+    assert kept("pooler") == kept("pooler.dense") == NAMES[-2:-1]
+    assert kept("layers.1", "layers.0.output") == NAMES[3:-2]
+    assert kept("layers", "pooler", "classifier") == NAMES
 
 
 def test_a_beginning_ends_at_a_dot() -> None:
-    linears = named("layers.1.fused_qkv", "layers.10.fused_qkv", "layers.11.output.dense")
-    assert kept(linears, "layers.1") == ["layers.10.fused_qkv", "layers.11.output.dense"]
-    assert kept(linears, "layers.11.output") == ["layers.1.fused_qkv", "layers.10.fused_qkv"]
+    layers = ["layers.1.query", "layers.10.query", "layers.11.output.dense"]
+    assert kept("layers.1", layers=layers) == layers[:1]
+    assert kept("layers.11.output", layers=layers) == layers[2:]
 
 
-@pytest.mark.parametrize(
-    "name", ["layers.2", "layers.1.fused", "fused_qkv", "", "Classifier", "layers.1.", "classifier.x"]
-)
+@pytest.mark.parametrize("name", ["layers.2", "layers.1.quer", "query", "", "Classifier", "layers.1.", "classifier.x"])
 def test_an_unknown_layer_is_an_error_that_lists_those_there_are(name: str) -> None:
+    engines = find_engines()
     with pytest.raises(LayerNameError, match=f"no layer {name!r}") as caught:
-        select(named(*NAMES), ["pooler", name])
+        check_layer_names(["pooler", name], engines.values(), NAMES)
     assert str(caught.value).endswith(", ".join(NAMES))
 
 
 @given(st.sets(st.sampled_from([*NAMES, "layers", "layers.0", "layers.1.output"])))
-def test_what_is_not_spared_is_kept_in_order(keep_fp32: set[str]) -> None:
-    found = kept(named(*NAMES), *keep_fp32)
+def test_every_layer_below_a_kept_name_is_kept(keep_fp32: set[str]) -> None:
     parents = {name: {".".join(name.split(".")[:end]) for end in range(1, 9)} for name in NAMES}
-    assert found == [name for name in NAMES if not parents[name] & keep_fp32]
+    assert kept(*keep_fp32) == [name for name in NAMES if parents[name] & keep_fp32]
+
+
+def test_the_names_are_known_before_the_graph_is_built(source: Path) -> None:
+    assert sorted(read_checkpoint(source.parent / "checkpoint", None).linear_names) == sorted(NAMES)
 
 
 def test_rewrite_replaces_the_chosen_layers_alone(model: onnx.ModelProto) -> None:

@@ -18,7 +18,7 @@ from export.quantize import calibration
 from export.quantize.calibration import FEWEST, Activations, CalibrationError, calibration_batches, record, stratify
 from export.quantize.int8 import make_int8, make_qdq
 from export.quantize.linears import Linear, find_linears
-from export.quantize.smoothquant import ALPHAS, CLIPS, QuantParams, fit, make_scheme, measure
+from export.quantize.smoothquant import ALPHAS, CLIPS, QuantParams, fit, make_params, measure
 from release.names import EMBEDDINGS, GRAPH_INPUTS
 
 SIGNED = pytest.mark.parametrize("signed", [True, False], ids=["signed", "unsigned"])
@@ -46,9 +46,7 @@ def test_the_few_long_pairs_and_the_few_short_ones_are_among_them() -> None:
 
 @pytest.mark.parametrize("count", [0, 1, FEWEST - 1])
 def test_too_few_pairs_are_refused(count: int) -> None:
-    with pytest.raises(
-        CalibrationError, match=f"the calibration log has {count} pairs; INT8 is fitted to 256 at least"
-    ):
+    with pytest.raises(CalibrationError, match=f"the calibration log has {count} pairs; INT8 needs 256 at least"):
         calibration_batches([{"input_ids": [1], "token_type_ids": [0]}] * count)
 
 
@@ -101,10 +99,9 @@ def graph(tmp_path: Path) -> Path:
     return tmp_path / "g.onnx"
 
 
-def test_the_ranges_are_those_of_all_pairs_and_the_rows_are_real_ones(graph: Path, monkeypatch) -> None:
-    monkeypatch.setattr(calibration, "ROWS", 500)
+def test_the_ranges_are_those_of_all_pairs_and_the_rows_are_real_ones(graph: Path) -> None:
     batches = feeds()
-    seen = record(graph, find_linears(onnx.load(graph)), batches)
+    seen = record(graph, find_linears(onnx.load(graph)), batches, sample=500)
     assert list(seen) == ["layers.0.fused_qkv", "layers.0.query", "classifier"]
     read = {
         name: np.concatenate([feed[source] for feed in batches]).astype(np.float32)[:, None] * factors + SHIFT
@@ -122,12 +119,12 @@ def test_the_ranges_are_those_of_all_pairs_and_the_rows_are_real_ones(graph: Pat
     assert np.array_equal(seen["classifier"].rows, read["classifier"])  # of one row a pair, none is left out
 
 
-def dequantized(scheme: QuantParams, rows: np.ndarray, *, signed: bool) -> tuple[np.ndarray, np.ndarray]:
+def dequantized(params: QuantParams, rows: np.ndarray, *, signed: bool) -> tuple[np.ndarray, np.ndarray]:
     """Inputs / smooth and weight * smooth, as the integers give them back, in float64."""
     first, last = (-127, 127) if signed else (0, 255)
-    steps = np.rint(rows / (scheme.smooth.astype(float) * scheme.scale)) + scheme.zero_point
-    inputs = (np.clip(steps, first, last) - scheme.zero_point) * scheme.scale
-    return inputs, scheme.weight * scheme.weight_scale.astype(float)[:, None]
+    steps = np.rint(rows / (params.smooth.astype(float) * params.scale)) + params.zero_point
+    inputs = (np.clip(steps, first, last) - params.zero_point) * params.scale
+    return inputs, params.weight * params.weight_scale.astype(float)[:, None]
 
 
 def layer(weight: np.ndarray) -> Linear:
@@ -161,20 +158,20 @@ def layers(draw: st.DrawFn) -> tuple[Linear, Activations]:
 @given(layers(), st.sampled_from(ALPHAS), st.sampled_from(CLIPS), st.booleans())
 def test_the_product_is_as_near_as_its_steps_imply(some, alpha: float, clip: float, signed: bool) -> None:
     linear, seen = some
-    scheme = make_scheme(linear, seen, alpha, clip, signed=signed)
-    assert scheme.zero_point == 0 if signed else 0 <= scheme.zero_point <= 255
-    assert scheme.weight.dtype == np.int8
-    assert np.abs(scheme.weight.astype(int)).max() <= 127
-    assert scheme.scale > 0
-    assert all((values > 0).all() and np.isfinite(values).all() for values in (scheme.smooth, scheme.weight_scale))
-    inputs, weight = dequantized(scheme, seen.rows, signed=signed)
-    real_inputs, real_weight = seen.rows / scheme.smooth.astype(float), linear.weight * scheme.smooth.astype(float)
-    ends = [(step - scheme.zero_point) * scheme.scale for step in ((-127, 127) if signed else (0, 255))]
+    params = make_params(linear, seen, alpha, clip, signed=signed)
+    assert params.zero_point == 0 if signed else 0 <= params.zero_point <= 255
+    assert params.weight.dtype == np.int8
+    assert np.abs(params.weight.astype(int)).max() <= 127
+    assert params.scale > 0
+    assert all((values > 0).all() and np.isfinite(values).all() for values in (params.smooth, params.weight_scale))
+    inputs, weight = dequantized(params, seen.rows, signed=signed)
+    real_inputs, real_weight = seen.rows / params.smooth.astype(float), linear.weight * params.smooth.astype(float)
+    ends = [(step - params.zero_point) * params.scale for step in ((-127, 127) if signed else (0, 255))]
     cut = np.abs(real_inputs - np.clip(real_inputs, *ends))
     if clip == 1:
-        assert cut.max() <= 0.51 * scheme.scale  # the zero point is a whole step
-    input_error = cut + scheme.scale * 0.501
-    weight_error = scheme.weight_scale[:, None] * 0.501
+        assert cut.max() <= 0.51 * params.scale  # the zero point is a whole step
+    input_error = cut + params.scale * 0.501
+    weight_error = params.weight_scale[:, None] * 0.501
     bound = input_error @ np.abs(weight).T + np.abs(real_inputs) @ np.broadcast_to(weight_error, weight.shape).T
     wanted = seen.rows.astype(float) @ linear.weight.T.astype(float)
     assert np.allclose(real_inputs @ real_weight.T, wanted)
@@ -183,7 +180,7 @@ def test_the_product_is_as_near_as_its_steps_imply(some, alpha: float, clip: flo
 
 @settings(deadline=None, max_examples=100)
 @given(layers(), st.booleans())
-def test_the_best_of_all_schemes_is_taken_and_its_error_is_true(some, signed: bool) -> None:
+def test_the_best_parameters_are_taken_and_their_error_is_true(some, signed: bool) -> None:
     linear, seen = some
     best = fit(linear, seen, signed=signed)
     wanted = seen.rows @ linear.weight.T
@@ -194,7 +191,7 @@ def test_the_best_of_all_schemes_is_taken_and_its_error_is_true(some, signed: bo
     change = float(np.sqrt(((inputs @ weight.T - wanted) ** 2).mean()))
     assert best.error * right == pytest.approx(change, rel=0.02, abs=1e-5 * right)
     for alpha, clip in product(ALPHAS, CLIPS):  # the first is plain max calibration
-        other = make_scheme(linear, seen, alpha, clip, signed=signed)
+        other = make_params(linear, seen, alpha, clip, signed=signed)
         assert best.error <= measure(other, seen.rows, wanted, max(right**2, 1e-12), signed=signed).error * 1.001
 
 
@@ -203,9 +200,9 @@ def test_the_best_of_all_schemes_is_taken_and_its_error_is_true(some, signed: bo
 @pytest.mark.parametrize("weighs", [0.0, 1.0])
 def test_constants_and_zeros_divide_nothing_by_zero(read: float, weighs: float, signed: bool) -> None:
     with np.errstate(divide="raise", invalid="raise", over="raise"):
-        scheme = fit(layer(np.full((2, 3), weighs)), see(np.full((4, 3), read)), signed=signed)
-    assert scheme.error <= 0.01
-    assert np.isfinite(scheme.smooth).all()
+        params = fit(layer(np.full((2, 3), weighs)), see(np.full((4, 3), read)), signed=signed)
+    assert params.error <= 0.01
+    assert np.isfinite(params.smooth).all()
 
 
 def test_what_is_dead_or_constant_still_fits_fp16_for_tensorrt() -> None:
@@ -213,10 +210,10 @@ def test_what_is_dead_or_constant_still_fits_fp16_for_tensorrt() -> None:
     weight, rows = chance.normal(size=(16, 32)) / sizes(), chance.normal(size=(400, 32)) * sizes()
     weight[3] = rows[:, 7] = 0  # an output without weights, an input that is always 0
     for linear, seen in ((layer(weight), see(rows)), (layer(weight), see(np.zeros((400, 32))))):
-        for scheme in [fit(linear, seen, signed=True), *(make_scheme(linear, seen, a, 1, signed=True) for a in ALPHAS)]:
-            for values in (scheme.weight_scale, np.array(scheme.scale), 1 / scheme.smooth):
+        for params in [fit(linear, seen, signed=True), *(make_params(linear, seen, a, 1, signed=True) for a in ALPHAS)]:
+            for values in (params.weight_scale, np.array(params.scale), 1 / params.smooth):
                 half = values.astype(np.float16)
-                assert ((half > 0) & np.isfinite(half)).all(), scheme.alpha  # it refuses a scale of 0
+                assert ((half > 0) & np.isfinite(half)).all(), params.alpha  # it refuses a scale of 0
 
 
 def sizes(inputs: int = 32) -> np.ndarray:
@@ -248,12 +245,12 @@ def test_a_rare_extreme_is_clipped(signed: bool) -> None:
 def fit_plain(linear: Linear, seen: Activations, *, signed: bool) -> QuantParams:
     wanted = seen.rows @ linear.weight.T
     return measure(
-        make_scheme(linear, seen, 0.0, 1.0, signed=signed), seen.rows, wanted, (wanted**2).mean(), signed=signed
+        make_params(linear, seen, 0.0, 1.0, signed=signed), seen.rows, wanted, (wanted**2).mean(), signed=signed
     )
 
 
-def compute(linear: Linear, scheme: QuantParams, bias: np.ndarray, rows: np.ndarray, *, signed: bool) -> np.ndarray:
-    """What a graph of one layer with this scheme makes of rows."""
+def compute(linear: Linear, params: QuantParams, bias: np.ndarray, rows: np.ndarray, *, signed: bool) -> np.ndarray:
+    """What a graph of one layer with these parameters makes of rows."""
     inputs = linear.weight.shape[1]
     node = helper.make_node("Gemm", ["x", "layer.weight", "layer.bias"], ["y"], transB=1)
     tensors = {"layer.weight": linear.weight, "layer.bias": bias}
@@ -265,7 +262,7 @@ def compute(linear: Linear, scheme: QuantParams, bias: np.ndarray, rows: np.ndar
         [numpy_helper.from_array(values, name) for name, values in tensors.items()],
     )
     model = helper.make_model(body, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
-    make_qdq(model, {"layer": scheme}) if signed else make_int8(model, {"layer": scheme}, [EMBEDDINGS])
+    make_qdq(model, {"layer": params}) if signed else make_int8(model, {"layer": params}, [EMBEDDINGS])
     session = open_on_cpu(model.SerializeToString(), for_gpu=signed)
     (got,) = session.run(["y"], {"x": rows})
     return got
@@ -274,25 +271,25 @@ def compute(linear: Linear, scheme: QuantParams, bias: np.ndarray, rows: np.ndar
 @SIGNED
 @settings(deadline=None, max_examples=40)
 @given(layers())
-def test_the_graph_computes_what_the_scheme_says(signed: bool, some) -> None:
+def test_the_graph_computes_what_the_parameters_say(signed: bool, some) -> None:
     linear, seen = some
     bias = np.arange(len(linear.weight), dtype=np.float32)
-    scheme = fit(linear, seen, signed=signed)
-    got = compute(linear, scheme, bias, seen.rows, signed=signed)
-    read, weight = dequantized(scheme, seen.rows, signed=signed)
+    params = fit(linear, seen, signed=signed)
+    got = compute(linear, params, bias, seen.rows, signed=signed)
+    read, weight = dequantized(params, seen.rows, signed=signed)
     # An input halfway between two steps may be rounded to either.
-    off = scheme.scale * np.abs(weight).max() + 1e-4 * np.abs(read @ weight.T).max() + 1e-6
+    off = params.scale * np.abs(weight).max() + 1e-4 * np.abs(read @ weight.T).max() + 1e-6
     assert np.allclose(got, read @ weight.T + bias, atol=off)
 
 
 @pytest.mark.parametrize("sign", [1, -1])
-def test_the_largest_products_are_not_cut_off(sign: int) -> None:
+def test_the_largest_products_do_not_saturate(sign: int) -> None:
     """255 * 127 + 255 * 127 does not fit 16 bits, in which x86 without VNNI adds two products if it is let."""
     inputs = 64
     weight = np.full((16, inputs), sign, np.float32)
     seen = see(np.vstack([np.zeros(inputs), np.ones(inputs)]).astype(np.float32))
     linear = Linear("layer", "x", "y", weight, None)
-    scheme = make_scheme(linear, seen, 0.0, 1.0, signed=False)
-    assert (scheme.zero_point, set(scheme.weight.reshape(-1).tolist())) == (0, {sign * 127})
-    got = compute(linear, scheme, np.zeros(16, np.float32), seen.rows, signed=False)
+    params = make_params(linear, seen, 0.0, 1.0, signed=False)
+    assert (params.zero_point, set(params.weight.reshape(-1).tolist())) == (0, {sign * 127})
+    got = compute(linear, params, np.zeros(16, np.float32), seen.rows, signed=False)
     assert got[1] == pytest.approx(sign * inputs, rel=1e-3)

@@ -12,7 +12,8 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from transformers import BertForSequenceClassification
 
-from export.engines.base import ENGINES, EngineBuilder
+from export.builder import EngineBuilder
+from export.engines import find_engines
 from export.graph.onnx_export import write_click_model
 from export.graph.packing import add_longest, pack
 from export.graph.session import open_on_cpu
@@ -128,7 +129,8 @@ def count_in_half(model: onnx.ModelProto) -> onnx.ModelProto:
 def test_counts_survive_half_precision(checkpoint: Path, tmp_path: Path) -> None:
     """Requests of an odd number of tokens beyond 2,048, which half precision does not know."""
     write_click_model(BertForSequenceClassification.from_pretrained(checkpoint).eval(), tmp_path / "source.onnx")
-    EngineBuilder(tmp_path / "source.onnx", MAX_LENGTH, []).make(ENGINES["trt_fp16"], tmp_path / "model.onnx")
+    builder = EngineBuilder(tmp_path / "source.onnx", MAX_LENGTH, [])
+    find_engines()["trt_fp16"].write(builder, tmp_path / "model.onnx")
     typed = onnx.load(tmp_path / "model.onnx")
     chance = random.Random(0)
     requests = [[] for _ in range(4)]

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from export.verify import comparison
 from export.verify.comparison import (
     METRICS,
     Comparison,
@@ -28,11 +27,6 @@ from finetune.metrics import MetricError, click_probability, evaluate_ranking
 TIE = 0.02
 
 
-@pytest.fixture(autouse=True)
-def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(comparison, "DRAWS", 20)
-
-
 def log(*groups: list[float], impressions: float = 1.0) -> list[ClickRow]:
     return [
         ClickRow(f"g{number}", "q", "d", clicks, impressions) for number, group in enumerate(groups) for clicks in group
@@ -43,8 +37,8 @@ def column(values) -> np.ndarray:
     return np.array(values, dtype=np.float32)[:, None]
 
 
-def beside(rows: list[ClickRow], reference, logits, tie: float = TIE) -> Comparison:
-    return compare(rows, column(reference), column(logits), ["click"], tie)
+def beside(rows: list[ClickRow], reference, logits, tie: float = TIE, draws: int = 20) -> Comparison:
+    return compare(rows, column(reference), column(logits), ["click"], tie, draws)
 
 
 def large_log(groups: int = 150, seed: int = 0) -> tuple[list[ClickRow], np.ndarray, np.ndarray]:
@@ -79,7 +73,7 @@ def test_differences_of_logits_and_metrics_worked_out_by_hand() -> None:
 def test_the_difference_of_two_labels_is_that_of_any_logit_and_the_order_that_of_their_gap() -> None:
     reference = np.array([[0, 3], [0, 1]], dtype=np.float32)
     moved = reference + np.array([[5], [-1]], dtype=np.float32)  # both labels alike: no probability changes
-    found = compare(log([1, 0]), reference, moved, ["no click", "click"], TIE)
+    found = compare(log([1, 0]), reference, moved, ["no click", "click"], TIE, draws=20)
     assert (found.max_abs_diff, found.mean_abs_diff) == (5, 3)
     assert all(one.difference == pytest.approx(0, abs=1e-12) for one in found.metrics.values())
     assert (found.kendall_tau, found.top1_changed_beyond_tie) == (1, 0)
@@ -138,7 +132,7 @@ def test_top_5_is_a_set(got: list[float], lost: float) -> None:
     assert share([6, 5, 4, 3, 2, 1.99], got, 5) == lost
 
 
-def test_without_a_tie_every_exchange_counts() -> None:
+def test_without_a_tie_every_change_counts() -> None:
     assert share([1.0, 0.99], [0.5, 1.0], 1, tie=0) == 1
     assert share([1.0, 1.0], [0.5, 1.0], 1, tie=0) == 0
 
@@ -226,12 +220,11 @@ def test_a_group_drawn_twice_counts_twice_and_one_not_drawn_not_at_all() -> None
     assert found == pytest.approx({name: wanted[name] for name in METRICS})
 
 
-def test_the_interval_brackets_the_difference_and_narrows_with_more_groups(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(comparison, "DRAWS", 200)
+def test_the_interval_brackets_the_difference_and_narrows_with_more_groups() -> None:
     widths = []
     for groups in (60, 600):
         rows, reference, logits = large_log(groups)
-        found = beside(rows, reference, logits)
+        found = beside(rows, reference, logits, draws=200)
         for name, one in found.metrics.items():
             assert one.low < one.difference < one.high, name
             assert one.difference == one.engine - one.reference, name
@@ -243,8 +236,8 @@ def test_the_interval_brackets_the_difference_and_narrows_with_more_groups(monke
 def test_every_engine_meets_the_same_draws() -> None:
     rows, reference, logits = large_log(40)
     pair = [click_probability(values[:, None], ["click"]) for values in (reference, logits)]
-    assert bootstrap(rows, *pair) == bootstrap(rows, *pair)
-    forth, back = bootstrap(rows, *pair), bootstrap(rows, *reversed(pair))
+    assert bootstrap(rows, pair, 20) == bootstrap(rows, pair, 20)
+    forth, back = bootstrap(rows, pair, 20), bootstrap(rows, pair[::-1], 20)
     for name in METRICS:
         assert forth[name] == pytest.approx((-back[name][1], -back[name][0])), name
 

@@ -6,26 +6,35 @@ import base64
 import html
 import json
 import re
+from copy import copy
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from export.engines.base import ENGINES
+from export.engines import find_engines
 from export.verify.comparison import METRICS, Comparison, Difference
+from export.verify.evaluation import Evaluation
 from export.verify.gates import Check
-from export.verify.report import NAMES, Result, screen_table, write_report
+from export.verify.parity import Parity
+from export.verify.report import METRIC_NAMES, About, check_writable, screen_table, write_report
+from export.verify.result import Result
 
-LABELS = ["no click", "click"]
 REFERENCE = np.linspace(-3, 3, 40, dtype=np.float32).reshape(20, 2)
+EVALUATION = Evaluation([], [], ["no click", "click"], REFERENCE, {})
+ABOUT = About(
+    "my-bert", "c0ffee", 7, "2026-11-28 06:00 UTC", "test.jsonl", "decade", "python -m export --engine 'onnx'"
+)
 
 
 def result(name: str, *checks: Check, auc: float = -0.00123) -> Result:
     differences = {"auc": auc, "log_loss": 0.00234, "ece": -0.00345, "ndcg_at_10": 0.00456}
     metrics = {metric: Difference(0.7, 0.7 + by, by, by - 0.01, by + 0.01) for metric, by in differences.items()}
-    comparison = Comparison(0.123, 0.0456, metrics, 0.9876, 0.0321, 0.0654, 0.0432, 0.0765, pairs=20, groups=4)
-    return Result(ENGINES[name], comparison, list(checks), REFERENCE + np.float32(0.1), 12_345_678).with_speed(321.4)
+    comparison = Comparison(0.123, 0.0456, metrics, 0.9876, 0.0432, 0.0321, 0.0765, 0.0654, pairs=20, groups=4)
+    speed = None if name.startswith("trt") else 321.4
+    logits = REFERENCE + np.float32(0.1)
+    return Result(find_engines()[name], comparison, list(checks), logits, 12_345_678, {}, speed)
 
 
 GOOD = Check("loss of AUC", 0.00123, 0.002)
@@ -42,8 +51,8 @@ def texts(page: str) -> list[str]:
     return [html.unescape(text).strip() for text in re.split(r"<[^>]*>", page)]
 
 
-def write(path: Path, results: list[Result] = RESULTS) -> str:
-    write_report(path, results, REFERENCE, LABELS)
+def write(path: Path, results: list[Result] = RESULTS, refusal: str | None = None) -> str:
+    write_report(path, ABOUT, results, EVALUATION, refusal)
     return path.read_text(encoding="utf-8")
 
 
@@ -64,7 +73,7 @@ def test_the_page_has_every_engine_metric_and_check(tmp_path: Path) -> None:
     for one in RESULTS:
         assert one.engine.model in lines
     for wanted in (
-        *(f"Δ {name}" for name in NAMES.values()),
+        *(f"Δ {name}" for name in METRIC_NAMES.values()),
         "-0.00123",
         "+0.00234",
         "3.21 %",
@@ -73,7 +82,7 @@ def test_the_page_has_every_engine_metric_and_check(tmp_path: Path) -> None:
         "321",
     ):
         assert wanted in lines, wanted
-    assert any(line.endswith("on 20 pairs in 4 groups.") for line in lines)
+    assert any(line.endswith(", 20 pairs in 4 groups") for line in lines)
     for name in (
         "largest difference of a logit",
         "loss of AUC",
@@ -83,14 +92,34 @@ def test_the_page_has_every_engine_metric_and_check(tmp_path: Path) -> None:
         assert name in lines
 
 
+def test_the_page_says_which_export_it_is_about(tmp_path: Path) -> None:
+    shown = " ".join(texts(write(tmp_path / "report.html")))
+    assert "Published as version 7." in shown
+    for fact in (ABOUT.checkpoint, ABOUT.checkpoint_sha256, ABOUT.date, ABOUT.evaluation, ABOUT.command):
+        assert fact in shown
+    refused = " ".join(texts(write(tmp_path / "report.html", refusal="the ranking is not kept")))
+    assert "Nothing was published. the ranking is not kept" in refused
+    assert "Published as" not in refused
+
+
+def test_a_place_that_cannot_be_written_is_found_and_nothing_changes(tmp_path: Path) -> None:
+    check_writable(tmp_path / "new" / "folder" / "report.html")
+    (tmp_path / "file").write_text("not a folder")
+    for path in (tmp_path / "file" / "report.html", tmp_path, Path("/proc/nowhere/report.html")):
+        with pytest.raises(OSError, match=str(path.name if path == tmp_path else path.parent.name)):
+            check_writable(path)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_a_failed_check_stands_out_on_the_page(tmp_path: Path) -> None:
     page = write(tmp_path / "report.html")
-    assert page.count("<td class=failed>FAILED<") == page.count("FAILED") == 4  # two engines, and a check of each
+    assert page.count('<td class="failed">FAILED<') == page.count("FAILED") == 4  # two engines, and a check of each
     assert "FAILED" not in write(tmp_path / "good.html", [RESULTS[0], RESULTS[3]])
 
 
 def test_names_are_escaped(tmp_path: Path) -> None:
-    odd = replace(ENGINES["onnx"], model="<script>alert('x')</script> & co")
+    odd = copy(find_engines()["onnx"])
+    odd.model = "<script>alert('x')</script> & co"
     check = Check("<b>loss</b>", 1, 0)
     page = write(tmp_path / "report.html", [replace(RESULTS[0], engine=odd, checks=[check])])
     assert "<script" not in page
@@ -100,7 +129,8 @@ def test_names_are_escaped(tmp_path: Path) -> None:
 
 def test_another_label_count_is_drawn_too(tmp_path: Path) -> None:
     one = replace(RESULTS[0], logits=REFERENCE[:, :1])
-    write_report(tmp_path / "report.html", [one], REFERENCE[:, :1], ["click"])
+    evaluation = replace(EVALUATION, logits=REFERENCE[:, :1], labels=["click"])
+    write_report(tmp_path / "report.html", ABOUT, [one], evaluation)
     assert (tmp_path / "report.html").stat().st_size > 10_000
 
 
@@ -130,16 +160,17 @@ def test_the_table_has_a_column_for_each_engine_and_a_line_for_each_figure() -> 
     lines = table.splitlines()
     assert lines[0].split() == ["engine", *(one.engine.model for one in RESULTS)]
     assert lines[1].split() == ["gate", "passed", "FAILED", "FAILED", "passed"]
-    figures = {line[:16].strip(): line[16:].split() for line in lines[2:14]}
+    figures = {line[:23].strip(): line[23:].split() for line in lines[2:15]}
     assert figures["Δ AUC"] == ["-0.00123", "-0.00123", "-0.00123", "+0.00500"]
     assert figures["Δ log-loss"] == ["+0.00234"] * 4
     assert figures["Δ ECE"] == ["-0.00345"] * 4
     assert figures["Δ NDCG@10"] == ["+0.00456"] * 4
     assert figures["max |Δlogit|"] == ["0.12"] * 4
-    assert figures["top-1 changed"] == ["4.32", "%"] * 4
-    assert figures["top-1 > tie"] == ["3.21", "%"] * 4
+    assert figures["top1_changed"] == ["4.32", "%"] * 4
+    assert figures["top1_changed_beyond_tie"] == ["3.21", "%"] * 4
     assert figures["MB"] == ["12.3"] * 4
-    assert all(NAMES[metric] in table for metric in METRICS)
+    assert figures["pairs_per_second"] == ["321", "321", "-", "-"]
+    assert all(METRIC_NAMES[metric] in table for metric in METRICS)
     assert len({len(line) for line in lines[:15]}) == 1  # the columns are straight
 
 
@@ -157,9 +188,9 @@ def test_a_result_passes_if_all_checks_do() -> None:
 
 
 def test_the_facts_are_json_and_hold_every_figure() -> None:
-    proof = replace(RESULTS[1], largest_fp16={"add_473": 10006.5}).proof({"max_abs_diff": 1e-6})
-    facts = json.loads(json.dumps(asdict(proof), allow_nan=False))
-    assert facts["parity"] == {"max_abs_diff": 1e-6}
+    parity = Parity(1e-6, 1e-7, 1e-4, 20, 5, 1, 8, 4)
+    facts = asdict(replace(RESULTS[1], fp16_range={"add_473": 10006.5}).facts(parity))
+    assert json.loads(json.dumps(facts, allow_nan=False)) == facts
     assert (facts["engine"], facts["precision"], facts["bytes"]) == ("onnx_int8", "int8", 12_345_678)
     assert facts["comparison"]["metrics"]["auc"] == {
         "reference": 0.7,

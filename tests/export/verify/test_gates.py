@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import zipfile
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,50 +13,64 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from export.cli import find_limits
 from export.graph.packing import Feed, Pair
 from export.verify.comparison import METRICS, Comparison, Difference
-from export.verify.gates import FP16, FP32, INT8, LARGEST_FP16, Check, GateError, Limits, check, describe_failures
+from export.verify.gates import (
+    FP16_GATES,
+    FP32_GATES,
+    INT8_GATES,
+    LARGEST_FP16,
+    Check,
+    Gate,
+    GateError,
+    Limits,
+    check,
+    describe_failures,
+)
 from export.verify.saved_gate import LONE, MERGED, PAIRS_A_REQUEST, gate, merge, save_gate
 from finetune.data.clicklog import ClickRow
 from release.names import GATE_FILE, TENSORRT_INPUTS
 
-LIMITS = Limits(tolerance=0.1, fp16_auc=0.01, int8_auc=0.02, int8_log_loss=0.03, int8_top1=0.04, fp16_log_loss=0.015)
+LIMITS = {"tolerance": 0.1, "fp16_auc": 0.01, "fp16_log_loss": 0.015}
+LIMITS |= {"int8_auc": 0.02, "int8_log_loss": 0.03, "int8_top1": 0.04}
+Gates = tuple[Gate, ...]
 
 
 def found(max_abs_diff=0.0, auc=0.0, log_loss=0.0, top1=0.0) -> Comparison:
     """A comparison with these figures, and all else far beyond any limit."""
     differences = dict.fromkeys(METRICS, 9.0) | {"auc": auc, "log_loss": log_loss}
     metrics = {name: Difference(0, value, value, value, value) for name, value in differences.items()}
-    return Comparison(max_abs_diff, 9.0, metrics, -1.0, top1, 1.0, 1.0, 1.0, 10, 2)
+    return Comparison(max_abs_diff, 9.0, metrics, -1.0, 1.0, top1, 1.0, 1.0, 10, 2)
 
 
-def failures(precision: str, comparison: Comparison, largest: float | None = None) -> list[str]:
-    return [one.name for one in check(precision, comparison, LIMITS, largest) if not one.passed]
+def failures(gates: Gates, comparison: Comparison, largest: float | None = None) -> list[str]:
+    return [one.name for one in check(gates, comparison, LIMITS, largest) if not one.passed]
 
 
 @pytest.mark.parametrize(
-    ("precision", "limit", "figure", "name"),
+    ("gates", "limit", "figure", "name"),
     [
-        (FP32, 0.1, lambda value: found(value, auc=-9, log_loss=9, top1=1), "largest difference of a logit"),
-        (FP16, 0.01, lambda value: found(9, auc=-value, top1=1), "loss of AUC"),
-        (FP16, 0.015, lambda value: found(9, log_loss=value, top1=1), "rise of the log-loss"),
-        (INT8, 0.02, lambda value: found(9, auc=-value), "loss of AUC"),
-        (INT8, 0.03, lambda value: found(9, log_loss=value), "rise of the log-loss"),
-        (INT8, 0.04, lambda value: found(9, top1=value), "share of top-1 changed beyond the tie"),
+        (FP32_GATES, 0.1, lambda value: found(value, auc=-9, log_loss=9, top1=1), "largest difference of a logit"),
+        (FP16_GATES, 0.01, lambda value: found(9, auc=-value, top1=1), "loss of AUC"),
+        (FP16_GATES, 0.015, lambda value: found(9, log_loss=value, top1=1), "rise of the log-loss"),
+        (INT8_GATES, 0.02, lambda value: found(9, auc=-value), "loss of AUC"),
+        (INT8_GATES, 0.03, lambda value: found(9, log_loss=value), "rise of the log-loss"),
+        (INT8_GATES, 0.04, lambda value: found(9, top1=value), "share of top-1 changed beyond the tie"),
     ],
 )
-def test_each_limit_from_both_sides(precision: str, limit: float, figure: Callable, name: str) -> None:
-    assert failures(precision, figure(limit)) == []
-    assert failures(precision, figure(math.nextafter(limit, 1))) == [name]
-    assert failures(precision, figure(-1.0)) == []  # a gain is no loss
-    assert failures(precision, figure(math.nan)) == [name]
+def test_each_limit_from_both_sides(gates: Gates, limit: float, figure: Callable, name: str) -> None:
+    assert failures(gates, figure(limit)) == []
+    assert failures(gates, figure(math.nextafter(limit, 1))) == [name]
+    assert failures(gates, figure(-1.0)) == []  # a gain is no loss
+    assert failures(gates, figure(math.nan)) == [name]
 
 
-@pytest.mark.parametrize("precision", [FP16, INT8])
-def test_fp16_activations_must_not_overflow(precision: str) -> None:
-    assert failures(precision, found(), LARGEST_FP16) == failures(precision, found(), None) == []
+@pytest.mark.parametrize("gates", [FP16_GATES, INT8_GATES])
+def test_fp16_activations_must_not_overflow(gates: Gates) -> None:
+    assert failures(gates, found(), LARGEST_FP16) == failures(gates, found(), None) == []
     for value in (65505.0, math.inf, math.nan):
-        assert failures(precision, found(), value) == ["largest FP16 activation"]
+        assert failures(gates, found(), value) == ["largest FP16 activation"]
     assert np.float16(LARGEST_FP16) == np.finfo(np.float16).max
 
 
@@ -69,7 +83,10 @@ def test_a_failure_names_model_figure_value_and_limit() -> None:
 
 
 def test_every_limit_has_a_default_and_says_what_it_bounds() -> None:
-    assert all(field.default > 0 and len(field.metadata["help"]) > 20 for field in fields(Limits))
+    limits = find_limits()
+    assert len({limit.name for limit in limits}) == len(limits) == 9
+    assert all(limit.default > 0 and len(limit.help) > 20 for limit in limits)
+    assert all(limit.of({}) == limit.default and limit.of({limit.name: 7.0}) == 7 for limit in limits)
 
 
 LENGTHS = [3 + 5 * index % 13 for index in range(150)]
@@ -96,8 +113,8 @@ def version(tmp_path: Path) -> Path:
     return folder
 
 
-def save(folder: Path, precision: str = INT8, limits: Limits = LIMITS) -> None:
-    save_gate(folder, ROWS, PAIRS, REFERENCE, ["click"], precision, limits)
+def save(folder: Path, gates: Gates = INT8_GATES, limits: Limits = LIMITS) -> None:
+    save_gate(folder, ROWS, PAIRS, REFERENCE, ["click"], gates, limits)
 
 
 def test_an_engine_meets_every_pair_once_in_order_and_with_all_inputs(version: Path) -> None:
@@ -147,29 +164,37 @@ def one_nan(logits: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("wrong", [0.5, np.nan])
 def test_an_engine_that_is_wrong_on_lone_pairs_only_is_refused(version: Path, wrong: float) -> None:
-    save(version, INT8)
+    save(version)
     with pytest.raises(GateError, match=r"of 8 pairs differ by (0\.5|nan) .* between a batch of one pair and a merged"):
         gate(version, spoiled(lambda logits: logits + wrong if len(logits) == 1 else logits))
 
 
 @pytest.mark.parametrize(
-    ("precision", "spoil", "said"),
+    ("gates", "spoil", "said"),
     [
         (
-            INT8,
+            INT8_GATES,
             lambda logits: -logits,
             r"loss of AUC is 1, allowed is 0\.02; .*log-loss is .*; .*top-1 changed beyond the tie is 1, allowed",
         ),
-        (INT8, lambda logits: np.roll(logits, 1, axis=0), "loss of AUC.*top-1"),  # each pair gets its neighbour's
-        (INT8, lambda logits: logits + 1, r"^clickbert_trt_int8: rise of the log-loss is 0\.075\d+, allowed is 0\.03$"),
-        (INT8, one_nan, "the logits of 5 of 150 pairs are not finite"),
-        (INT8, lambda logits: logits * np.float32(np.inf), "150 of 150 pairs are not finite"),
-        (FP16, lambda logits: np.roll(logits, 1, axis=0), r"loss of AUC is 0\.\d+, allowed is 0\.01;"),
-        (FP32, lambda logits: logits + np.float32(0.11), r"largest difference of a logit is 0\.11, allowed is 0\.1$"),
+        (INT8_GATES, lambda logits: np.roll(logits, 1, axis=0), "loss of AUC.*top-1"),  # each pair gets its neighbour's
+        (
+            INT8_GATES,
+            lambda logits: logits + 1,
+            r"^clickbert_trt_int8: rise of the log-loss is 0\.075\d+, allowed is 0\.03$",
+        ),
+        (INT8_GATES, one_nan, "the logits of 5 of 150 pairs are not finite"),
+        (INT8_GATES, lambda logits: logits * np.float32(np.inf), "150 of 150 pairs are not finite"),
+        (FP16_GATES, lambda logits: np.roll(logits, 1, axis=0), r"loss of AUC is 0\.\d+, allowed is 0\.01;"),
+        (
+            FP32_GATES,
+            lambda logits: logits + np.float32(0.11),
+            r"largest difference of a logit is 0\.11, allowed is 0\.1$",
+        ),
     ],
 )
-def test_an_engine_that_answers_wrongly_is_refused(version: Path, precision: str, spoil, said: str) -> None:
-    save(version, precision)
+def test_an_engine_that_answers_wrongly_is_refused(version: Path, gates: Gates, spoil, said: str) -> None:
+    save(version, gates)
     gate(version, right_answer)
     with pytest.raises(GateError, match=said) as caught:
         gate(version, spoiled(spoil))
@@ -178,11 +203,17 @@ def test_an_engine_that_answers_wrongly_is_refused(version: Path, precision: str
 
 def test_the_limits_are_those_of_the_export(version: Path) -> None:
     less = spoiled(lambda logits: logits + 1)
-    save(version, limits=replace(LIMITS, int8_log_loss=0.2))
+    save(version, limits=LIMITS | {"int8_log_loss": 0.2})
     gate(version, less)
-    save(version, limits=replace(LIMITS, int8_log_loss=0.05))
+    save(version, limits=LIMITS | {"int8_log_loss": 0.05})
     with pytest.raises(GateError, match=r"allowed is 0\.05"):
         gate(version, less)
+
+
+def test_a_gate_that_this_release_does_not_know_is_no_gate(version: Path) -> None:
+    save(version, (replace(FP32_GATES[0], name="from_the_future"),))
+    with pytest.raises(GateError, match=r"from_the_future.*; export the model again"):
+        gate(version, right_answer)
 
 
 @pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.99])

@@ -1,0 +1,69 @@
+"""What several engines are made of, computed once: the packed fp32 graph, its linear layers, and how INT8 fits them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+
+import onnx
+from tqdm import tqdm
+
+from export.engines.base import belongs
+from export.graph.packing import Feed, Logits, add_longest
+from export.graph.session import open_on_cpu
+from export.quantize.calibration import Activations, record
+from export.quantize.linears import Linear, find_linears
+from export.quantize.smoothquant import QuantParams, fit
+from release.names import LOGITS
+
+
+def open_graph(graph: Path, *, for_gpu: bool = False) -> Callable[[Feed], Logits]:
+    """A graph as a function of one packed batch, on ONNX Runtime's CPU provider; `for_gpu` if it is TensorRT's."""
+    session = open_on_cpu(graph, for_gpu=for_gpu)
+
+    def run(feed: Feed) -> Logits:
+        logits: Logits = session.run([LOGITS], add_longest(feed) if for_gpu else feed)[0]
+        return logits
+
+    return run
+
+
+class EngineBuilder:
+    """The material of every engine.
+
+    Args:
+        source: the packed fp32 graph's file.
+        max_length: tokens of a pair at most.
+        feeds: calibration batches; empty if no engine needs them.
+    """
+
+    def __init__(self, source: Path, max_length: int, feeds: Sequence[Feed]) -> None:
+        self.source = source
+        self.max_length = max_length
+        self.feeds = feeds
+        self.linears = find_linears(onnx.load(source))
+        self.activations: dict[str, Activations] = {}
+        self.params: dict[tuple[str, bool], QuantParams] = {}
+
+    def load(self) -> onnx.ModelProto:
+        """A copy of the packed fp32 graph, to be changed."""
+        return onnx.load(self.source)
+
+    def linears_without(self, keep_fp32: Collection[str]) -> list[Linear]:
+        """The linear layers that do not stay in float32, in the order of computation."""
+        return [linear for linear in self.linears if not any(belongs(linear.name, name) for name in keep_fp32)]
+
+    def fit(self, keep_fp32: Collection[str], *, signed: bool) -> dict[str, QuantParams]:
+        """How each linear layer that does not stay in float32 computes in integers, by its name.
+
+        Args:
+            keep_fp32: layers that stay in float32.
+            signed: inputs as -127..127 (TensorRT); else as 0..255 (CPUs).
+        """
+        linears = self.linears_without(keep_fp32)
+        missing = [linear for linear in linears if (linear.name, signed) not in self.params]
+        if missing and not self.activations:
+            self.activations = record(self.source, self.linears, self.feeds)
+        for linear in tqdm(missing, desc="fit INT8", unit="layer", leave=False):
+            self.params[linear.name, signed] = fit(linear, self.activations[linear.name], signed=signed)
+        return {linear.name: self.params[linear.name, signed] for linear in linears}

@@ -1,0 +1,167 @@
+"""The checkpoint on the evaluation file, in PyTorch: what every engine is compared with.
+
+A checkpoint that cannot rank is refused here. Every engine would keep its ranking, however bad, so no other gate would
+notice that its tokenizer or its click label is the wrong one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+from torch import nn
+from transformers import BertForSequenceClassification, PreTrainedTokenizerFast
+
+from export.graph.packed_bert import PackedBert
+from export.graph.packing import Logits, Pair
+from export.verify.gates import MAX_UNKNOWN, MIN_AUC, GateError, Limits
+from export.verify.parity import name_row
+from finetune.checkpoint.load import hash_checkpoint, label_names, load_checkpoint
+from finetune.data.clicklog import ClickRow, read_click_log
+from finetune.metrics import click_column, click_probability, evaluate_ranking
+from finetune.scoring import score_rows, tokenize_pairs
+
+
+class TokenizerError(RuntimeError):
+    """The tokenizer that clients are served makes other tokens than Hugging Face's."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A click model with what is served of it."""
+
+    origin: dict[str, Any]  # its folder's name and the hashes of its files
+    model: BertForSequenceClassification
+    tokenizer: PreTrainedTokenizerFast
+    tokenizer_json: bytes  # exactly as clients get it
+    max_length: int  # tokens of a pair
+    labels: list[str]
+    click_label: int  # the label that ranks
+
+    @property
+    def linear_names(self) -> list[str]:
+        """Its linear layers, as the packed graph and `--keep-fp32` name them."""
+        return [name for name, module in PackedBert(self.model).named_modules() if isinstance(module, nn.Linear)]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The evaluation file, and PyTorch's answer to it."""
+
+    rows: list[ClickRow]
+    pairs: list[Pair]  # the rows, tokenized
+    labels: list[str]
+    logits: Logits  # [rows, labels]
+    metrics: dict[str, float]
+
+
+def read_checkpoint(folder: Path, click_label: str | None) -> Checkpoint:
+    """Loads a checkpoint.
+
+    Args:
+        folder: Hugging Face's.
+        click_label: name or index of the label that ranks; None if the checkpoint's own names say it.
+
+    Raises:
+        CheckpointError, MetricError, UnsupportedModelError: it cannot be served; says why.
+    """
+    model, tokenizer, max_length = load_checkpoint(folder, click_label)
+    labels = label_names(model)
+    return Checkpoint(
+        hash_checkpoint(folder), model, tokenizer, served_tokenizer(tokenizer), max_length, labels, click_column(labels)
+    )
+
+
+def served_tokenizer(tokenizer: PreTrainedTokenizerFast) -> bytes:
+    """The tokenizer.json that clients get, without the truncation and padding that earlier calls left in it."""
+    plain = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    plain.no_truncation()
+    plain.no_padding()
+    return plain.to_str().encode()
+
+
+def read_evaluation(path: Path) -> list[ClickRow]:
+    """Reads the evaluation file.
+
+    Raises:
+        ClickLogError: it cannot be read.
+        MetricError: its ranking cannot be measured, for instance because nobody clicked.
+    """
+    rows = read_click_log(path)
+    evaluate_ranking(rows, np.full(len(rows), 0.5))  # the metrics that follow the scoring refuse the same files
+    return rows
+
+
+def evaluate(checkpoint: Checkpoint, rows: list[ClickRow], limits: Limits) -> Evaluation:
+    """Scores the evaluation file in PyTorch, padded.
+
+    Raises:
+        TokenizerError: clients would make other tokens of its texts.
+        GateError: the checkpoint cannot rank it: too many words are [UNK], or the AUC is below chance.
+    """
+    pairs = tokenize_pairs(checkpoint.tokenizer, rows, checkpoint.max_length)
+    prove_tokenizer(checkpoint.tokenizer_json, rows, pairs, checkpoint.max_length)
+    check_unknown(checkpoint, pairs, MAX_UNKNOWN.of(limits))
+    logits = score_rows(checkpoint.model, checkpoint.tokenizer, rows, checkpoint.max_length)
+    metrics = evaluate_ranking(rows, click_probability(logits, checkpoint.labels))
+    check_auc(checkpoint, metrics, MIN_AUC.of(limits))
+    return Evaluation(rows, pairs, checkpoint.labels, logits, metrics)
+
+
+def prove_tokenizer(tokenizer_json: bytes, rows: Sequence[ClickRow], pairs: Sequence[Pair], max_length: int) -> None:
+    """Holds the served tokenizer's tokens against Hugging Face's, on every row.
+
+    Args:
+        tokenizer_json: exactly the bytes that are served.
+        rows: the evaluation file.
+        pairs: the rows as Hugging Face's tokenizer makes them.
+        max_length: tokens of a pair at most.
+
+    Raises:
+        TokenizerError: a pair differs in an id or a token type; names the first, and says what to do.
+    """
+    served = Tokenizer.from_str(tokenizer_json.decode())
+    served.enable_truncation(max_length, strategy="longest_first")
+    encoded = served.encode_batch([(row.query, row.document) for row in rows])
+    different = [
+        index
+        for index, (mine, pair) in enumerate(zip(encoded, pairs, strict=True))
+        if (mine.ids, mine.type_ids) != (pair["input_ids"], pair["token_type_ids"])
+    ]
+    if different:
+        first = different[0]
+        raise TokenizerError(
+            f"the tokens of {len(different)} of {len(rows)} pairs differ from Hugging Face's, first those of "
+            f"{name_row(rows, first)}: tokenizer.json alone, which clients use, makes {encoded[first].ids}, Hugging "
+            f"Face {pairs[first]['input_ids']}. An option in tokenizer_config.json changes what tokenizer.json does "
+            "(split_special_tokens, for instance): remove the option, check the metrics, then export again"
+        )
+
+
+def check_unknown(checkpoint: Checkpoint, pairs: Sequence[Pair], limit: float) -> None:
+    """Raises GateError if more than this share of the words is [UNK]."""
+    unknown = checkpoint.tokenizer.unk_token_id
+    special = set(checkpoint.tokenizer.all_special_ids) - {unknown}
+    words = [token for pair in pairs for token in pair["input_ids"] if token not in special]
+    share = words.count(unknown) / max(1, len(words))
+    if share > limit:
+        raise GateError(
+            f"{checkpoint.origin['name']}: its tokenizer makes {share:.0%} of the evaluation's words [UNK], allowed is "
+            f"{limit:.0%}. Probably the model was trained with another tokenizer, or the texts are in another "
+            "language: put the model's own tokenizer.json beside the model (--max-unknown allows more)"
+        )
+
+
+def check_auc(checkpoint: Checkpoint, metrics: Mapping[str, float], limit: float) -> None:
+    """Raises GateError if the AUC is less than this, or NaN."""
+    if not metrics["auc"] >= limit:
+        raise GateError(
+            f"{checkpoint.origin['name']}: its AUC in PyTorch is {metrics['auc']:.4f}, and at least {limit:g} is "
+            f"demanded (0.5 is chance). Probably {checkpoint.labels[checkpoint.click_label]!r} of its labels "
+            f"{checkpoint.labels} is not the click (--click-label names another), its tokenizer is another model's, or "
+            "it was not trained on clicks (--min-auc demands less)"
+        )

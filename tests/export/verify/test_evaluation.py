@@ -1,0 +1,94 @@
+"""What is wrong with a checkpoint itself: another tokenizer, another label, tokens unlike Hugging Face's."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import BertForSequenceClassification
+
+from export.verify.evaluation import TokenizerError, prove_tokenizer, served_tokenizer
+from finetune.checkpoint.load import load_tokenizer
+from finetune.data.clicklog import ClickRow, read_click_log
+from finetune.scoring import tokenize_pairs
+from tests.export.command import engines, run
+from tests.tiny import MAX_LENGTH, make_checkpoint, make_click_log
+
+ODD_WORDS = ["w1", "[SEP]", "[UNK]", "[CLS]x", "w2", "##w", "a[MASK]b", "W3"]
+
+
+def test_a_tokenizer_that_knows_no_word_is_refused_before_anything_is_scored(tmp_path: Path, capsys) -> None:
+    checkpoint = make_checkpoint(tmp_path / "checkpoint")
+    log = make_click_log(tmp_path / "log.jsonl", words=list("我想买一双跑步鞋"))
+    assert run(checkpoint, tmp_path / "repository", log, *engines("onnx")) == 1
+    error = capsys.readouterr().err
+    assert "its tokenizer makes 100% of the evaluation's words [UNK], allowed is 20%" in error
+    assert "the model's own tokenizer.json" in error
+    assert run(checkpoint, tmp_path / "repository", log, *engines("onnx"), "--max-unknown", "1") == 0
+
+
+def test_a_ranking_worse_than_chance_is_refused(tmp_path: Path, capsys) -> None:
+    """The same checkpoint with and without its scores reversed: of the two, one ranks clicks last."""
+    log = make_click_log(tmp_path / "log.jsonl")
+    codes = {}
+    for sign in (1, -1):
+        checkpoint = make_checkpoint(tmp_path / f"checkpoint{sign}")
+        model = BertForSequenceClassification.from_pretrained(checkpoint)
+        with torch.no_grad():
+            model.classifier.weight.mul_(sign)
+        model.save_pretrained(checkpoint)
+        options = (*engines("onnx"), "--min-auc", "0.5")
+        codes[sign] = run(checkpoint, tmp_path / f"repository{sign}", log, *options)
+    assert sorted(codes.values()) == [0, 1]
+    error = capsys.readouterr().err
+    assert re.search(r"its AUC in PyTorch is 0\.[34]\d+, and at least 0\.5 is demanded", error)
+    assert "Probably 'click' of its labels ['click'] is not the click (--click-label names another)" in error
+
+
+def odd_rows() -> list[ClickRow]:
+    texts = [*ODD_WORDS, " ".join(ODD_WORDS), "", "w9 " * 80]
+    return [ClickRow("g", query, document, 0, 1) for query in texts for document in texts]
+
+
+def test_the_served_tokenizer_is_proved_on_texts_of_every_kind(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(make_checkpoint(tmp_path / "checkpoint"))
+    rows = odd_rows() + read_click_log(make_click_log(tmp_path / "log.jsonl"))
+    pairs = tokenize_pairs(tokenizer, rows, MAX_LENGTH)
+    prove_tokenizer(served_tokenizer(tokenizer), rows, pairs, MAX_LENGTH)
+
+
+def test_a_tokenizer_that_splits_special_tokens_is_refused_with_the_pair(tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(tmp_path / "checkpoint")
+    config = json.loads((checkpoint / "tokenizer_config.json").read_text())
+    (checkpoint / "tokenizer_config.json").write_text(json.dumps(config | {"split_special_tokens": True}))
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    rows = odd_rows()
+    pairs = tokenize_pairs(tokenizer, rows, MAX_LENGTH)
+    with pytest.raises(TokenizerError, match=r"of 121 pairs differ.* pair 2 \(.*document '\[SEP\]'\)") as caught:
+        prove_tokenizer(served_tokenizer(tokenizer), rows, pairs, MAX_LENGTH)
+    assert str(pairs[1]["input_ids"]) in str(caught.value)
+    assert "split_special_tokens" in str(caught.value)
+
+
+def test_a_wrong_token_type_is_a_difference(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(make_checkpoint(tmp_path / "checkpoint"))
+    rows = [ClickRow("g", "w1", "w2", 0, 1), ClickRow("g", "w3", "w4 w5", 0, 1)]
+    pairs = tokenize_pairs(tokenizer, rows, MAX_LENGTH)
+    pairs[1]["token_type_ids"][0] = 1
+    with pytest.raises(TokenizerError, match=r"1 of 2 pairs differ.*pair 2 "):
+        prove_tokenizer(served_tokenizer(tokenizer), rows, pairs, MAX_LENGTH)
+
+
+def test_the_command_refuses_a_checkpoint_whose_tokens_clients_cannot_make(tmp_path: Path, capsys) -> None:
+    checkpoint = make_checkpoint(tmp_path / "checkpoint")
+    config = json.loads((checkpoint / "tokenizer_config.json").read_text())
+    (checkpoint / "tokenizer_config.json").write_text(json.dumps(config | {"split_special_tokens": True}))
+    log = make_click_log(tmp_path / "log.jsonl", words=ODD_WORDS)
+    assert run(checkpoint, tmp_path / "repository", log, *engines("onnx"), "--max-unknown", "1") == 1
+    assert "split_special_tokens" in capsys.readouterr().err
+    assert not (tmp_path / "repository").exists()
