@@ -1,18 +1,22 @@
 """Serves the model repository with a real Triton Inference Server, until Ctrl-C or SIGTERM.
 
-It finds tritonserver (on PATH, as in NVIDIA's container; else the nvidia-pytriton wheel's), checks what it needs before
-the start, waits until the models are ready and prints the addresses. On a signal Triton answers what it has accepted,
-then ends; a second signal ends it at once. Flags after `--` go to tritonserver as they are.
+It finds tritonserver (the one on PATH, as in NVIDIA's container, or the nvidia-pytriton wheel's), checks what that
+needs, starts it, waits until all models are ready, and prints the addresses. On a signal, Triton answers what it has
+accepted and ends; a second signal ends it at once. Flags after `--` go to tritonserver unchanged.
 
     python -m serving
     python -m serving --repository model_repository --grpc-port 9001
+    python -m serving --address ::                     IPv6; 0.0.0.0 for all IPv4 addresses
+    python -m serving --health                         is the running server ready? (exit code 0 or 1)
+    python -m serving --check                          can Triton run on this machine?
     python -m serving -- --log-verbose=1 --http-thread-count=4
-    python -m serving --check
 
 A new version that `python -m export` published is loaded without a restart:
 
     curl -X POST localhost:8000/v2/repository/models/clickbert_tokenizer/load
     curl -X POST localhost:8000/v2/repository/models/clickbert_onnx/load
+
+docs/runbook.md has the rest.
 """
 
 from __future__ import annotations
@@ -30,7 +34,7 @@ from serving.triton import ServingError, find_triton
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command. Returns the exit code: tritonserver's own, 1 if it could not be started, 2 for usage."""
+    """The command. Returns the exit code: 0 drained or ready, 1 not started or not ready, 2 usage, else Triton's."""
     given = sys.argv[1:] if arguments is None else arguments
     own, flags = (given[: given.index("--")], given[given.index("--") + 1 :]) if "--" in given else (given, [])
     parser = argparse.ArgumentParser(
@@ -40,17 +44,16 @@ def main(arguments: list[str] | None = None) -> int:
         allow_abbrev=False,
         usage="%(prog)s [options] [-- tritonserver flags]",
     )
-    parser.add_argument("--repository", type=Path, default=Path("model_repository"), help="the model repository")
-    parser.add_argument("--address", default=LOOPBACK, help="where to listen (default: this machine only)")
-    parser.add_argument("--http-port", type=port, default=8000)
-    parser.add_argument("--grpc-port", type=port, default=8001)
-    parser.add_argument("--metrics-port", type=port, default=8002)
-    parser.add_argument("--check", action="store_true", help="check what tritonserver needs on this machine, and end")
-    parser.add_argument(
-        "--health",
-        action="store_true",
-        help="ask whether the server with these addresses is ready, and end with 0 or 1",
+    add = parser.add_argument
+    add("--repository", type=Path, default=Path("model_repository"), help="model repository (default %(default)s)")
+    add(
+        "--address", default=LOOPBACK, help="address or host name to listen on (default %(default)s: this machine only)"
     )
+    add("--http-port", type=port, default=8000, metavar="PORT", help="default %(default)s")
+    add("--grpc-port", type=port, default=8001, metavar="PORT", help="default %(default)s")
+    add("--metrics-port", type=port, default=8002, metavar="PORT", help="default %(default)s")
+    add("--check", action="store_true", help="check what tritonserver needs on this machine, and exit")
+    add("--health", action="store_true", help="ask the server at these addresses whether it is ready, and exit")
     options = parser.parse_args(own)
     try:
         if options.check:
@@ -76,7 +79,7 @@ def port(text: str) -> int:
 
 
 def report_health(addresses: Addresses) -> int:
-    """Says whether a server that was started with these addresses is ready. Returns the exit code."""
+    """Says whether the server at these addresses is ready. Returns the exit code."""
     reason = why_not_ready(addresses)
     print(f"serving: {addresses.http} is {f'not ready: {reason}' if reason else 'ready'}")
     return 1 if reason else 0
@@ -93,7 +96,8 @@ def serve(server: Server) -> int:
         raise KeyboardInterrupt
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # SIGHUP: the terminal was closed
-        # Ignored: nohup asks to live on, a shell without job control to leave Ctrl-C to others.
+        # A signal that is ignored stays ignored: nohup wants the server to live on, a shell without job control keeps
+        # Ctrl-C for others.
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, stop)
     try:
@@ -110,7 +114,7 @@ def serve(server: Server) -> int:
     except KeyboardInterrupt:
         code = server.running().returncode if server.process else 0
         print(f"serving: ended on {signal.Signals(stopping[0]).name}", file=sys.stderr)
-        # Triton ends with 0 when it has drained; a negative code means that it had to be killed.
+        # Triton ends with 0 when it has drained. A negative code means that it had to be killed.
         return 0 if code == 0 else 1
 
 

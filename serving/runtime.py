@@ -45,12 +45,13 @@ class RuntimeFolder:
 
     def __init__(self, fill: Callable[[Path], object]) -> None:
         refused = []
+        for parent, _ in places():
+            remove_leftovers(parent)
         for parent, make in places():
             try:
                 check_path(parent)
                 if make:
                     parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                remove_leftovers(parent)
                 self.path, self.lock = make_locked(parent)
                 try:
                     fill(self.path)

@@ -31,7 +31,7 @@ DIRECTLY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class Server:
-    """A running tritonserver; as a context manager it is ready inside the block, and gone behind it.
+    """A tritonserver. As a context manager it is ready inside the block, and gone after it.
 
     Args:
         repository: the model repository. Models without a published version are not served.
@@ -67,7 +67,7 @@ class Server:
             f"--model-repository={repository}",
             f"--backend-directory={backends}",
             *self.addresses.flags,
-            # Only what is published is loaded; a new version is loaded when it is asked for, not when files appear.
+            # Triton loads what is published now, and a new version when it is asked to, not when files appear.
             "--model-control-mode=explicit",
             *(f"--load-model={model}" for model in self.models),
         ]
@@ -100,16 +100,21 @@ class Server:
             },
         )
         command = self.prepare()
-        # A session of its own: Ctrl-C at the terminal reaches this process alone, which then lets Triton drain.
-        self.process = subprocess.Popen(
-            command,
-            env=environment(self.triton),
-            stdin=subprocess.DEVNULL,
-            stdout=self.log,
-            stderr=self.log,
-            start_new_session=True,
-            pass_fds=[self.folder.lock] if self.folder and self.folder.lock is not None else [],
-        )
+        try:
+            # A session of its own: Ctrl-C at the terminal reaches this process alone, which then lets Triton drain.
+            self.process = subprocess.Popen(
+                command,
+                env=environment(self.triton),
+                stdin=subprocess.DEVNULL,
+                stdout=self.log,
+                stderr=self.log,
+                start_new_session=True,
+                pass_fds=[self.folder.lock] if self.folder and self.folder.lock is not None else [],
+            )
+        except OSError as exc:
+            raise ServingError(
+                f"{self.triton.binary} cannot be executed ({exc.strerror}); install it where that is allowed"
+            ) from exc
 
     def wait_until_ready(self, timeout: float = 120.0) -> None:
         """Returns when every model is ready.
@@ -147,12 +152,12 @@ class Server:
         return self.process
 
     def where_the_log_is(self) -> str:
-        """Where the reader finds out why."""
+        """Says where the log is."""
         name = getattr(self.log, "name", None)
         return f"its log says why: {name}" if isinstance(name, str) else "its log above says why"
 
     def stop(self) -> int:
-        """Lets the server answer what it accepted, ends it, and returns its exit code."""
+        """Lets the server answer what it has accepted, ends it, and returns its exit code."""
         if self.process is None:
             return 0
         try:
@@ -164,7 +169,7 @@ class Server:
             self.kill()
 
     def kill(self) -> None:
-        """Ends the server without draining, and what a crash left of its backends' processes."""
+        """Ends the server without draining, and removes what a crash left of it."""
         if self.process is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)

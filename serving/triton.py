@@ -1,8 +1,8 @@
 """Finds a tritonserver, and what it needs on this machine: backends, libraries, the Python that its backend embeds.
 
-Two kinds are known. A `tritonserver` on PATH (NVIDIA's container, a build of one's own) brings its backends along. The
-wheel `nvidia-pytriton` carries a real tritonserver and the Python backend; with the stand-in in `serving/backends` that
-is enough for this project's ONNX models.
+There are two kinds. A `tritonserver` on PATH (NVIDIA's container, or your own build) has its backends with it. The
+wheel `nvidia-pytriton` has a real tritonserver and the Python backend; with the stand-in in `serving/backends` that is
+enough for this project's ONNX models.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Triton:
 
     binary: Path
     backends: Path
-    stub: Path | None  # what embeds Python: only the wheel's must be put beside its backend
+    stub: Path | None  # the program that embeds Python, if it still has to be put beside its backend (the wheel's)
 
     @property
     def is_wheel(self) -> bool:
@@ -42,7 +42,7 @@ class Triton:
 
     @property
     def has_onnxruntime(self) -> bool:
-        """Whether it has the C++ backend, so that the stand-in is not needed."""
+        """Whether it has the C++ onnxruntime backend. Then it does not need the stand-in."""
         return (self.backends / "onnxruntime" / "libtriton_onnxruntime.so").exists()
 
 
@@ -85,15 +85,15 @@ def find_triton() -> Triton:
 def environment(triton: Triton) -> dict[str, str]:
     """The environment for tritonserver: its embedded Python finds this interpreter's packages and libraries."""
     variables = dict(os.environ)
-    if triton.has_onnxruntime:  # no stand-in: its own Python backend, if any model uses it, needs nothing of ours
+    if triton.has_onnxruntime:  # it runs no stand-in, so it needs none of our packages
         return variables
     packages = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
     prepend(variables, "PYTHONPATH", *dict.fromkeys(packages))
     prepend(variables, "PATH", str(Path(sys.executable).parent))
     if triton.is_wheel:
         libraries = Path(sysconfig.get_path("platlib")) / "nvidia_pytriton.libs"
-        # A Python that is not the system's (pyenv, uv) has its libpython in a folder of its own. It comes last, so that
-        # nothing else in that folder takes the place of a system library.
+        # The libpython of a Python that is not the system's (pyenv, uv) lies in a folder of its own. That folder comes
+        # last, so that nothing else in it replaces a system library.
         prepend(variables, "LD_LIBRARY_PATH", str(libraries))
         if own := sysconfig.get_config_var("LIBDIR"):  # (an empty entry would be the working folder)
             variables["LD_LIBRARY_PATH"] += f":{own}"

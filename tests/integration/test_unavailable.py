@@ -73,11 +73,11 @@ def test_an_unloaded_model_is_unavailable_and_answers_when_it_is_loaded_again(
     assert len(ranker.rank("w1", ["w2", "w3"])) == 2
 
 
-def test_what_is_not_there_is_not_found(server: Server) -> None:
-    with Ranker(server.addresses.grpc, "clickbert_nowhere", timeout=PATIENCE) as ranker:
+def test_what_is_not_there_is_not_found(published_server: Server) -> None:
+    with Ranker(published_server.addresses.grpc, "clickbert_nowhere", timeout=PATIENCE) as ranker:
         with pytest.raises(ModelNotFoundError, match=r"'clickbert_nowhere' is not found.*check the model's name"):
             ranker.rank("w1", ["w2"])
-    transport = GrpcTransport(server.addresses.grpc)
+    transport = GrpcTransport(published_server.addresses.grpc)
     with pytest.raises(ModelNotFoundError, match="version 7 is not found"):
         transport.infer(tokenizer_request("7"), timeout=PATIENCE)
     transport.close()

@@ -56,7 +56,8 @@ def test_without_nvidia_smi_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch, tmp
 def test_the_stand_in_gets_a_copy_that_needs_nothing_else(tmp_path: Path) -> None:
     backends = tmp_path / "triton" / "backends"
     (backends / "python").mkdir(parents=True)
-    served = lay_out_backends(Triton(tmp_path / "tritonserver", backends, None), tmp_path)
+    served = tmp_path / "served"
+    lay_out_backends(Triton(tmp_path / "tritonserver", backends, None), served)
     neighbours = {path.name for path in (served / "onnxruntime").glob("*.py")}
     assert neighbours == {path.name for path in (STAND_INS / "onnxruntime").glob("*.py")} | {"hardware.py"}
     program = "import hardware, sys; print(hardware.__file__, 'release' in sys.modules)"

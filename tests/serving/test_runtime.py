@@ -123,6 +123,15 @@ def test_what_a_killed_process_left_is_removed_and_what_a_living_one_has_is_not(
     assert not region.exists()
 
 
+def test_left_overs_are_removed_from_every_place(
+    made: list[RuntimeFolder], state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    (tmp_path / f"{PREFIX}old").mkdir()
+    assert make(made).parent == state
+    assert not (tmp_path / f"{PREFIX}old").exists()
+
+
 def test_a_link_of_somebody_elses_is_left_alone(made: list[RuntimeFolder], state: Path, tmp_path: Path) -> None:
     state.mkdir(parents=True)
     (tmp_path / "precious").mkdir()

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Self
@@ -426,6 +427,15 @@ def test_a_tritonserver_on_path_with_its_own_backend_is_preferred_and_needs_no_f
     assert not server.triton.is_wheel
     assert f"--backend-directory={tmp_path / 'backends'}" in server.prepare()
     assert server.folder is None
+
+
+def test_a_tritonserver_that_may_not_be_executed_is_named(small_repository: Path, state: Path, tmp_path: Path) -> None:
+    server = Server(small_repository, Addresses.free())
+    (tmp_path / "tritonserver").touch(mode=0o644)
+    server.triton = replace(server.triton, binary=tmp_path / "tritonserver")
+    with pytest.raises(ServingError, match=r"tritonserver cannot be executed \(Permission denied\)"), server:
+        pass
+    assert not list(state.iterdir())
 
 
 def test_check_says_what_can_run(capsys) -> None:
