@@ -85,14 +85,14 @@ def read_config(folder: Path) -> dict[str, Any]:
     for name, (is_valid, kind) in FIELDS.items():
         if name in fields and not is_valid(fields[name]):
             raise CheckpointError(f"{path}: {name} is {_shown(fields[name])}; it must be {kind}")
-    sizes = make_config(fields, ["click"])
-    if sizes.hidden_size % sizes.num_attention_heads:
+    sizes = {**BertConfig().to_dict(), **fields}
+    if sizes["hidden_size"] % sizes["num_attention_heads"]:
         raise CheckpointError(
-            f"{path}: hidden_size {sizes.hidden_size} cannot be divided among num_attention_heads "
-            f"{sizes.num_attention_heads}; correct the one that is wrong"
+            f"{path}: hidden_size {sizes['hidden_size']} is no multiple of num_attention_heads "
+            f"{sizes['num_attention_heads']}; correct the one that is wrong"
         )
-    if sizes.pad_token_id is not None and sizes.pad_token_id >= sizes.vocab_size:
-        raise CheckpointError(f"{path}: pad_token_id is {sizes.pad_token_id}, vocab_size {sizes.vocab_size}")
+    if sizes["pad_token_id"] is not None and sizes["pad_token_id"] >= sizes["vocab_size"]:
+        raise CheckpointError(f"{path}: pad_token_id is {sizes['pad_token_id']}, not below vocab_size")
     return fields
 
 
