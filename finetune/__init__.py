@@ -1,1 +1,1 @@
-"""Click log to checkpoint: `python -m finetune` makes a sample click log, fine-tunes a BERT, evaluates it."""
+"""From a click log to a checkpoint: `python -m finetune` writes a sample log, fine-tunes a BERT and evaluates it."""

@@ -1,4 +1,4 @@
-"""Evaluating a checkpoint, or for comparison a base whose head is still untrained."""
+"""Evaluates a checkpoint or, for comparison, a base whose head is still untrained."""
 
 from collections.abc import Sequence
 
@@ -14,11 +14,14 @@ from finetune.scoring import score_rows
 def evaluate(
     name: str, rows: Sequence[ClickRow], click_label: str | int | None = None
 ) -> tuple[dict[str, float], list[str]]:
-    """Evaluate a checkpoint folder, "minilm" or a hub name: the metrics, and the weights it lacks (drawn from seed 0).
+    """Evaluate a checkpoint folder, "minilm" or a hub name.
+
+    Returns:
+        The metrics, and the names of the weights that the model lacks, which are drawn from seed 0.
 
     Raises:
         CheckpointError: the model cannot be used, or its labels do not tell which one is the click.
-        MetricError: it answers NaN, or the rows cannot be evaluated.
+        MetricError: a logit is NaN, or the rows cannot be evaluated.
     """
     folder = resolve_base(name)
     torch.manual_seed(0)

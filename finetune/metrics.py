@@ -1,10 +1,11 @@
-"""How good click probabilities are: as a classifier, as probabilities, and as a ranking within each group.
+"""Measures click probabilities as a classifier, as probabilities, and as a ranking within each group.
 
-scikit-learn computes all but MRR and pairwise accuracy. Counts are weights: a row with 3 clicks of 40 impressions is 3
-positives and 37 negatives. Nothing here rewards ties: where candidates of a group share a probability, NDCG and MRR are
-the expected value over all orders of the tied candidates, so a constant scorer gets what a random order gets.
+scikit-learn computes all metrics but MRR, pairwise accuracy and the calibration error. Counts are weights: a row with
+3 clicks of 40 impressions is 3 positives and 37 negatives. Ties earn nothing: where candidates of a group share a
+probability, NDCG and MRR are the expected value over all orders of the tied candidates, so a constant scorer gets what
+a random order gets.
 
-What these numbers do not know: position bias. Clicks are taken as they were logged.
+Not known here: position bias. Clicks are taken as they were logged.
 """
 
 from collections import defaultdict
@@ -38,7 +39,7 @@ BINS = 15
 
 
 class MetricError(ValueError):
-    """Scores that cannot be evaluated, or a click log on which a metric is undefined."""
+    """Raised for scores that cannot be evaluated, and for a click log on which a metric is undefined."""
 
 
 def click_probability(logits: ArrayLike, labels: Sequence[str]) -> FloatArray:

@@ -1,7 +1,7 @@
 """The reference implementation: a checkpoint's logits by Hugging Face's own padded forward pass, in FP32.
 
-`export` proves its graphs against `score_rows`, so nothing here is clever: evaluation mode (no dropout), FP32 weights,
-one padded batch after another. Rows are sorted by length first, which changes the padding but not the results.
+`export` proves its graphs against `score_rows`, so the code is plain: evaluation mode (no dropout), FP32 weights, one
+padded batch after another. Rows are sorted by length first, which saves padding and changes no result.
 """
 
 from collections.abc import Sequence
@@ -58,9 +58,9 @@ def tokenize_pairs(
 def pad(tokenizer: PreTrainedTokenizerFast, pairs: Sequence[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
     """Pad pairs on the right to the longest of them: the model's three inputs, each int64 [pairs, longest].
 
-    The tokenizer's own `padding_side` does not count: on the left, padding would shift BERT's position ids.
+    The tokenizer's own `padding_side` is ignored: padding on the left would shift BERT's position ids.
     """
-    with quiet_transformers():  # a fast tokenizer warns that pad() after encoding is slow; it is needed for sorting
+    with quiet_transformers():  # a fast tokenizer warns that pad() is slow; sorting by length needs it
         padded = tokenizer.pad(
             list(pairs), padding=True, padding_side="right", return_attention_mask=True, return_tensors="pt"
         )

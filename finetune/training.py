@@ -1,4 +1,4 @@
-"""Fine-tuning a BERT on clicks: a plain PyTorch loop, AdamW, linear warm-up and decay, batches of similar length.
+"""Fine-tunes a BERT on clicks: a plain PyTorch loop, AdamW, linear warm-up and decay, batches of similar length.
 
 The loss is the negative log-likelihood of every impression's click or non-click, so a row with counts weighs as much as
 that many single rows. The epoch with the best AUC on dev is kept.
@@ -25,22 +25,22 @@ from finetune.scoring import pad, score_rows, tokenize_pairs
 
 WARM_UP = 0.1  # of all steps
 WEIGHT_DECAY = 0.01
-# The head starts from nothing (MiniLM's pooler from almost nothing): at the encoder's rate, it would hold learning up.
+# The head starts untrained (and MiniLM's pooler nearly so): at the encoder's rate, it would slow learning down.
 HEAD_RATE = 10
 GRADIENT_NORM = 1.0
-# A click log holds few of the vocabulary's words. Moving only those would tear them from their synonyms, and updating
-# the table, half of a small BERT, would cost as much as updating all the rest.
+# A click log holds few of the vocabulary's words. Training would move those away from their synonyms, and updating the
+# whole table, half of a small BERT, would cost as much as updating all the rest.
 FROZEN = "bert.embeddings.word_embeddings.weight"
-BUCKET = 64  # batches whose pairs are sorted by length together: little padding, and batches still differ per epoch
+BUCKET = 64  # batches sorted by length together: little padding, and the batches still differ in each epoch
 
 
 class TrainingError(ValueError):
-    """Training that cannot go on: the message says at which step, and what to change."""
+    """Raised when training cannot go on; the message says at which step, and what to change."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainSettings:
-    """How to fine-tune. `max_length` (tokens of a pair) is None for the longest that the base allows."""
+    """How to fine-tune. `max_length` is the longest pair in tokens; None means what the base allows."""
 
     epochs: int = 2
     batch_size: int = 8
@@ -57,12 +57,12 @@ def train(data: Path, base: str, output: Path, settings: TrainSettings) -> dict[
 
     Raises:
         ClickLogError, MetricError: a split is missing or broken, or dev cannot be evaluated.
-        CheckpointError: the base cannot be used, or `output` is something else than a checkpoint.
+        CheckpointError: the base cannot be used, or `output` exists and is no checkpoint.
         TrainingError: the loss became NaN or infinite, or `max_length` is out of range.
     """
     check_output(output)
     train_rows, dev_rows = (read_click_log(find_split(data, name)) for name in ("train", "dev"))
-    evaluate_ranking(dev_rows, [0.5] * len(dev_rows))  # a dev split without clicks is found now, not after an epoch
+    evaluate_ranking(dev_rows, [0.5] * len(dev_rows))  # refuses a dev split without clicks now, not after an epoch
     model, tokenizer, longest = load_base(resolve_base(base), settings.labels, settings.seed)
     max_length = settings.max_length or longest
     if not SHORTEST <= max_length <= longest:
@@ -84,10 +84,10 @@ def train(data: Path, base: str, output: Path, settings: TrainSettings) -> dict[
 
 
 def find_split(data: Path, name: str) -> Path:
-    """Return `data`/`name`.jsonl or, where only that exists, `data`/`name`.jsonl.gz.
+    """Return `data`/`name`.jsonl or, if there is none, `data`/`name`.jsonl.gz.
 
     Raises:
-        ClickLogError: there is neither.
+        ClickLogError: neither exists.
     """
     for path in (data / f"{name}.jsonl", data / f"{name}.jsonl.gz"):
         if path.is_file():
@@ -111,7 +111,7 @@ def click_loss(logits: torch.Tensor, clicks: torch.Tensor, impressions: torch.Te
 
 
 def length_batches(lengths: Sequence[int], batch_size: int, generator: torch.Generator) -> list[list[int]]:
-    """Draw one epoch's batches of row indices: every row once, rows of a batch similar in length, batches shuffled."""
+    """Draw one epoch's batches of row indices: every row once, similar lengths in a batch, batches shuffled."""
     order: list[int] = torch.randperm(len(lengths), generator=generator).tolist()
     span = batch_size * BUCKET
     batches = []
@@ -133,7 +133,7 @@ def _epochs(
     lengths = [len(pair["input_ids"]) for pair in pairs]
     clicks = torch.tensor([row.clicks for row in rows])
     impressions = torch.tensor([row.impressions for row in rows])
-    # A batch's loss is per average row, not per impression of that batch: else rows beside busy ones would count less.
+    # A batch's loss is divided by an average row's impressions, not by its own: rows beside busy ones count in full.
     row_weight = float(impressions.mean())
     generator = torch.Generator().manual_seed(settings.seed)
     optimizer, schedule = _optimizer(model, settings, steps=settings.epochs * -(-len(rows) // settings.batch_size))
@@ -159,14 +159,14 @@ def _epochs(
 def _optimizer(
     model: BertForSequenceClassification, settings: TrainSettings, steps: int
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """AdamW (no decay of biases and layer norms), and a rate that rises over the warm-up, then falls to 0."""
+    """Make AdamW (no decay of biases and layer norms), and a rate that rises over the warm-up, then falls to 0."""
     groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = defaultdict(list)
     for name, weight in model.named_parameters():
         if name == FROZEN:
             weight.requires_grad = False
             continue
         groups[name.startswith(FRESH), weight.ndim >= 2].append(weight)
-    settled: list[dict[str, Any]] = [
+    parameter_groups: list[dict[str, Any]] = [
         {
             "params": weights,
             "lr": settings.learning_rate * (HEAD_RATE if in_head else 1),
@@ -179,5 +179,5 @@ def _optimizer(
     def rate(step: int) -> float:
         return (step + 1) / warm_up if step < warm_up else (steps - step) / max(1, steps - warm_up)
 
-    optimizer = torch.optim.AdamW(settled, fused=True)
+    optimizer = torch.optim.AdamW(parameter_groups, fused=True)
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, rate)

@@ -1,1 +1,1 @@
-"""Hugging Face folders: read, checked, written."""
+"""Hugging Face folders as click models: read, checked and saved."""

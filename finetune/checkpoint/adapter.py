@@ -1,8 +1,8 @@
 """Merges a PEFT LoRA adapter into its base model: weight + scale * B @ A, and the layers trained in full replaced.
 
-Gives the same weights as PEFT's own `merge_and_unload`, bit for bit (seen with PEFT 0.21.2), for plain LoRA on linear
-layers. Whatever else an adapter can hold (DoRA, ranks by layer, trained biases or embeddings, initializations that
-change the base's weights, too) is refused by name, never left out.
+For plain LoRA on linear layers, the result equals PEFT's own `merge_and_unload` bit for bit (seen with PEFT 0.21.2).
+Anything else that an adapter can hold (DoRA, ranks by layer, trained biases or embeddings, initializations that also
+change the base's weights) is refused by name, never left out.
 """
 
 import math
@@ -16,14 +16,14 @@ from finetune.checkpoint.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Checkpoin
 
 PREFIX = "base_model.model."
 A, B = ".lora_A.weight", ".lora_B.weight"
-# Settings that say how the adapter was trained, or what the weights' own names and shapes repeat. `fan_in_fan_out` is
-# among them, since PEFT itself takes it for false on linear layers.
+# Settings about training, or that the weights' own names and shapes repeat. PEFT itself ignores `fan_in_fan_out` on
+# linear layers.
 HARMLESS = {
     "auto_mapping", "base_model_name_or_path", "exclude_modules", "fan_in_fan_out", "inference_mode", "layers_pattern",
     "layers_to_transform", "lora_alpha", "lora_dropout", "megatron_core", "modules_to_save", "peft_type",
     "peft_version", "qalora_group_size", "r", "revision", "target_modules", "task_type", "use_rslora",
 }  # fmt: skip
-# Settings that are harmless with these values only. PEFT's other initializations change the base's weights, too.
+# Settings that are harmless with these values only. PEFT's other initializations also change the base's weights.
 PLAIN: dict[str, tuple[object, ...]] = {"bias": ("none",), "init_lora_weights": (True, "gaussian", "orthogonal")}
 
 
@@ -37,7 +37,7 @@ def merge_adapter(model: BertForSequenceClassification, folder: Path) -> set[str
     """Merge the adapter in `folder` into its base, in place, and return the names of the weights it replaced whole.
 
     Raises:
-        CheckpointError: the adapter holds something else than plain LoRA, or does not fit the base.
+        CheckpointError: the adapter is not plain LoRA, or does not fit the base.
     """
     rank, scale = _read_settings(folder)
     read_shapes([folder / ADAPTER_WEIGHTS])  # refuses a broken file, and weights that are no floats

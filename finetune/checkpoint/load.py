@@ -17,18 +17,18 @@ from finetune.checkpoint.tokenizer import load_tokenizer, longest_pair
 
 __all__ = ["CheckpointError", "hash_checkpoint", "label_names", "load_checkpoint", "load_tokenizer"]
 
-Scorer = tuple[BertForSequenceClassification, PreTrainedTokenizerFast, int]
+Loaded = tuple[BertForSequenceClassification, PreTrainedTokenizerFast, int]
 
 
-def load_checkpoint(folder: str | Path, click_label: str | int | None = None) -> Scorer:
+def load_checkpoint(folder: str | Path, click_label: str | int | None = None) -> Loaded:
     """Load a fine-tuned checkpoint: model (FP32, evaluation mode), tokenizer, and the longest pair in tokens.
 
-    The labels of `model.config` tell `click_column` which one is the click. `click_label` (a name or an index) is for
-    models whose names do not; the chosen label is then called "click". A multi-label model is reduced to its click
-    label: one logit, whose sigmoid is the click probability, as with every model of one label. A model trained with
-    `problem_type: regression` is one of those: its sigmoid ranks rightly, but is no calibrated probability.
+    `click_label` (a name or an index) is for models whose label names do not tell which one is the click; the chosen
+    label is renamed "click", so `click_column` finds it from then on. A multi-label model is reduced to its click
+    label: one logit, whose sigmoid is the click probability, as for every model of one label. The sigmoid of a model
+    trained with `problem_type: regression` keeps its ranking, but is no calibrated probability.
 
-    The longest pair is min(tokenizer.model_max_length, config.max_position_embeddings). The network is never asked.
+    The longest pair is min(tokenizer.model_max_length, config.max_position_embeddings). Nothing is downloaded.
 
     Raises:
         CheckpointError: the folder is missing, is no BERT, holds pickled weights only, cannot be read, lacks the
@@ -46,10 +46,10 @@ def load_checkpoint(folder: str | Path, click_label: str | int | None = None) ->
 def load_incomplete(
     folder: str | Path, click_label: str | int | None = None
 ) -> tuple[BertForSequenceClassification, PreTrainedTokenizerFast, int, list[str]]:
-    """Load as `load_checkpoint` does, but draw the weights that the folder lacks, and name them.
+    """Load as `load_checkpoint` does, but draw the weights that the folder lacks, and return their names, too.
 
     Raises:
-        CheckpointError: as in `load_checkpoint`, missing weights excepted.
+        CheckpointError: as `load_checkpoint`, but not for missing weights.
     """
     folder = Path(folder)
     sources = find_sources(folder)
@@ -75,9 +75,9 @@ def label_names(model: BertForSequenceClassification) -> list[str]:
 
 
 def load_model(sources: Sources, config: BertConfig) -> tuple[BertForSequenceClassification, list[str]]:
-    """Load a classifier in FP32 and evaluation mode, and the names of the weights that the folder lacks.
+    """Load a classifier in FP32 and evaluation mode; returns it and the names of the weights that the folder lacks.
 
-    Weights of the classifier that have another shape than `config` makes it count as lacking.
+    A classifier of another shape than `config` asks for counts as lacking.
 
     Raises:
         CheckpointError: the weights cannot be read or do not fit the config, or one is NaN or infinite.
@@ -124,7 +124,7 @@ def _read_labels(sources: Sources, fields: dict[str, Any]) -> list[str]:
 
 
 def _keep_label(model: BertForSequenceClassification, column: int) -> None:
-    """Reduce the classifier to one label's row, so that everything downstream sees a model of one label."""
+    """Reduce the classifier to one label's row: everything downstream then sees a model of one label."""
     row = nn.Linear(model.classifier.in_features, 1)
     with torch.no_grad():
         row.weight.copy_(model.classifier.weight[column : column + 1])

@@ -1,4 +1,4 @@
-"""Writing a checkpoint folder all at once: into a temporary sibling, read back, then renamed."""
+"""Saves a checkpoint folder whole or not at all: written beside its name, read back, then renamed."""
 
 import os
 import shutil
@@ -29,11 +29,11 @@ def check_output(folder: Path) -> None:
 def save_checkpoint(model: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Save model.safetensors, config.json and the tokenizer's files as `folder`, replacing an older checkpoint.
 
-    An error or Ctrl-C leaves `folder` as it was; a kill between the two renames leaves it beside, as `.NAME.older-PID`.
-    Other files in an older checkpoint's folder go with it.
+    An error or Ctrl-C leaves `folder` as it was; a kill between the two renames leaves it as `.NAME.older-PID`. Other
+    files in an older checkpoint's folder are removed with it.
 
     Raises:
-        CheckpointError: `folder` is something else than a checkpoint, or what was written cannot be read back.
+        CheckpointError: `folder` exists and is no checkpoint, or what was written cannot be read back.
         OSError: the disk is full, or the folder cannot be written.
     """
     check_output(folder)
@@ -42,7 +42,7 @@ def save_checkpoint(model: BertForSequenceClassification, tokenizer: PreTrainedT
     older = folder.with_name(f".{folder.name}.older-{os.getpid()}")
     try:
         draft.mkdir()
-        # Encoding leaves its truncation behind in tokenizer.json, where other readers would take it for the model's.
+        # Encoding leaves truncation on, and tokenizer.json would say that it is the model's own.
         tokenizer.backend_tokenizer.no_truncation()
         tokenizer.backend_tokenizer.no_padding()
         with quiet_transformers():

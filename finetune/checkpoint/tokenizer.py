@@ -1,8 +1,8 @@
-"""The checkpoint's tokenizer: that the folder holds one, that it is the model's, and that clients get the same tokens.
+"""Loads the checkpoint's tokenizer, and checks that it is the model's own and that clients get the same tokens.
 
-Clients tokenize with the tokenizers library alone, from the tokenizer.json that `export` publishes: no special token is
-asked for, a pair becomes `[CLS] user [SEP] candidate [SEP]` with token types 0 and 1, and a long pair is cut by
-"longest_first" on the right. What a tokenizer_config.json adds to that in Python only is refused here, by its name.
+Clients tokenize with the tokenizers library alone, from the tokenizer.json that `export` publishes. They make pairs
+`[CLS] user [SEP] candidate [SEP]` with token types 0 and 1, and cut long pairs by "longest_first" on the right. If a
+setting of tokenizer_config.json takes effect in transformers' Python code only, it is refused here, by its name.
 """
 
 import json
@@ -27,18 +27,18 @@ from finetune.checkpoint.files import (
 from finetune.checkpoint.quiet import quiet_transformers
 
 SHORTEST = 16  # tokens; the server warms up with such pairs
-# Embedding tables are padded to multiples of 8, 64 or (Megatron) 128 rows, for the GPU: 30522 tokens, 30528 rows. A
-# larger gap is another model's vocabulary, or half of one: bert-base-german-cased has 30000 tokens, bert-base 30522.
+# Embedding tables are padded to multiples of 8, 64 or (by Megatron) 128 rows: 30522 tokens, 30528 rows. A larger gap
+# means another model's vocabulary, or a file cut short: bert-base-german-cased has 30000 tokens, bert-base 30522.
 PADDED_TO = 128
 SPECIAL = ("unk_token", "cls_token", "sep_token", "pad_token")
-# Settings of tokenizer_config.json that change tokens in Python only: the values that change nothing, and the remedy.
+# Settings of tokenizer_config.json that change tokens in Python only: the values that change none, and the remedy.
 PLAIN: dict[str, tuple[tuple[object, ...], str]] = {
     "split_special_tokens": (
         (None, False),
-        "callers' texts are not split so; set it to false, and check the model's quality that way",
+        "clients do not split special tokens; set it to false, and evaluate the model that way",
     ),
     "auto_map": ((None, {}), "the tokenizer is code of its own, which is never run; give a BERT with a tokenizer.json"),
-    "fast_tokenizer_files": ((None, [], [TOKENIZER]), f"name the one to use {TOKENIZER}, and remove this setting"),
+    "fast_tokenizer_files": ((None, [], [TOKENIZER]), f"rename the one to use to {TOKENIZER}, and remove this setting"),
 }
 
 
@@ -76,7 +76,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
         )
     if tokenizer.truncation_side != "right":
         raise CheckpointError(
-            f"{folder}: its tokenizer cuts long texts on the left, but callers' texts are cut on the right; set "
+            f"{folder}: its tokenizer cuts long texts on the left, but clients cut on the right; set "
             f'truncation_side to "right" in {TOKENIZER_CONFIG}, and fine-tune that way'
         )
     return tokenizer
@@ -86,8 +86,8 @@ def longest_pair(folder: Path, config: BertConfig, tokenizer: PreTrainedTokenize
     """Return the longest pair in tokens that both the tokenizer and the position embeddings allow.
 
     Raises:
-        CheckpointError: tokenizer and model do not fit, or a pair is not what every part of this project takes it for:
-            `[CLS] user [SEP] candidate [SEP]` with token types 0 and 1, at least SHORTEST tokens.
+        CheckpointError: the tokenizer does not fit the model, a pair does not become `[CLS] user [SEP] candidate [SEP]`
+            with token types 0 and 1, or the longest pair has less than SHORTEST tokens.
     """
     _check_vocabulary(folder, config.vocab_size, tokenizer)
     cls, sep = tokenizer.cls_token_id, tokenizer.sep_token_id
@@ -108,7 +108,7 @@ def longest_pair(folder: Path, config: BertConfig, tokenizer: PreTrainedTokenize
 
 
 def _check_files(folder: Path) -> None:
-    """Refuse a folder without a vocabulary: transformers makes up five tokens then, and every word is [UNK]."""
+    """Refuse a folder without a vocabulary: transformers would make up five tokens, and every word would be [UNK]."""
     for name in TOKENIZER_FILES:
         if (folder / name).exists():
             check_file(folder / name)
@@ -131,11 +131,11 @@ def _check_files(folder: Path) -> None:
 
 
 def _check_against_files(folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Refuse a tokenizer that transformers makes differently from what the folder's own files say.
+    """Refuse a tokenizer that differs from what the folder's own files say.
 
-    For BERT, transformers takes only the vocabulary from tokenizer.json, and the rules that split texts from
-    tokenizer_config.json (do_lower_case, strip_accents, tokenize_chinese_chars). Where the two disagree, one of them is
-    not what the model was trained with, and every other reader of tokenizer.json makes other tokens.
+    For BERT, transformers takes the vocabulary from tokenizer.json, and the rules that split texts from
+    tokenizer_config.json (do_lower_case, strip_accents, tokenize_chinese_chars). If the two files disagree, one of them
+    is not what the model was trained with, and every other reader of tokenizer.json gets other tokens.
     """
     has_rules = (folder / TOKENIZER).exists()
     if has_rules:
@@ -180,7 +180,7 @@ def _difference(stored: Tokenizer, used: Tokenizer) -> str | None:
 
 
 def _added_tokens(folder: Path) -> dict[str, int]:
-    """Read which ids the folder gives to tokens that were added to the vocabulary."""
+    """Read the ids that the folder gives to tokens added to the vocabulary."""
     added = {}
     if (folder / TOKENIZER_CONFIG).exists():
         decoder = read_object(folder / TOKENIZER_CONFIG).get("added_tokens_decoder") or {}

@@ -3,8 +3,8 @@
     {"group": "impression id", "query": "user text", "document": "candidate text", "click": 0 or 1}
     {"group": "impression id", "query": "user text", "document": "candidate text", "impressions": 40, "clicks": 3}
 
-A line holds either `click`, or both counts. Other keys are ignored, and so are blank lines. This module is imported by
-`export` for calibration and parity, so it stays free of torch and transformers.
+A line holds either `click` or both counts. Other keys and blank lines are ignored. `python -m export plan` imports this
+module where neither torch nor transformers is installed.
 """
 
 import gzip
@@ -19,7 +19,7 @@ TEXT_KEYS = ("group", "query", "document")
 
 
 class ClickLogError(ValueError):
-    """A click log that cannot be used: the message names the file, the line, what is wrong and what to do."""
+    """Raised for a click log that cannot be used; the message names file and line, what is wrong and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ def read_click_log(path: str | Path) -> list[ClickRow]:
     """Read and check a whole click log; rows keep the file's order.
 
     Raises:
-        ClickLogError: the file cannot be read, holds no row, or a line breaks the format. The first bad line is named.
+        ClickLogError: the file cannot be read or holds no row, or a line breaks the format (the first is named).
     """
     path = Path(path)
     rows: list[ClickRow] = []
@@ -60,7 +60,7 @@ def read_click_log(path: str | Path) -> list[ClickRow]:
 
 
 def _open_text(path: Path) -> TextIO:
-    # "utf-8-sig" also reads plain UTF-8; the mark at the front is what spreadsheets and PowerShell add.
+    # "utf-8-sig" also reads plain UTF-8; spreadsheets and PowerShell put a byte order mark in front.
     if path.suffix == ".gz":
         return gzip.open(path, "rt", encoding="utf-8-sig")
     return path.open(encoding="utf-8-sig")

@@ -1,11 +1,11 @@
-"""A sample click log to try everything on, written by templates: shop and news impressions with noisy clicks.
+"""A sample click log made from templates, to try every step on: shop and news impressions with noisy clicks.
 
-A click is drawn with a probability that depends on whether the candidate's topic is one the user text mentions (the two
-sides use different words for it) and on the candidate's own appeal ("Half price", "Out of stock"). Since clicks are
-drawn, even the true probabilities rank imperfectly; `SampleRow.probability` keeps them, to report that ceiling.
+A click is drawn with a probability that depends on whether the user text mentions the candidate's topic (the two sides
+use different words for it) and on the candidate's own appeal ("Half price", "Out of stock"). Since clicks are drawn,
+even the true probabilities rank imperfectly; `SampleRow.probability` keeps them, to report that ceiling.
 
-It is no data about people: good for seeing that every step works, not for choosing a model for real traffic. There is
-no position bias, and topics of the test users also occur in training.
+No real user is behind it: it shows that every step works, and not which model suits real traffic. It has no position
+bias, and the topics of the test users also occur in training.
 """
 
 import json
@@ -25,10 +25,10 @@ T = TypeVar("T")
 SPLITS = {"train": 4000, "dev": 800, "test": 1200}  # at least this many rows
 CANDIDATES = (8, 20)
 WORDS = (4, 400)
-# Most texts are a query or a headline; the tail is drawn beyond 400 words and clipped, so that full-length texts occur.
+# Most texts are a query or a headline. The tail is drawn beyond 400 words and cut, so that full-length texts occur.
 LENGTHS = ((0.83, 4, 16), (0.97, 17, 60), (1.00, 61, 1000))  # cumulative share, words from and to
 MATCH_SHARE = 0.36
-NAMED_SHARE = 0.6  # of phrases that name their topic; so in a third of the matches, both sides share a word
+NAMED_SHARE = 0.6  # of the phrases name their topic, so both sides share a word in a third of the matches
 MATCH_LOGIT, OTHER_LOGIT, APPEAL_LOGIT = 0.65, -2.8, 1.2
 
 
@@ -45,8 +45,8 @@ def generate_sample(seed: int) -> dict[str, list[SampleRow]]:
     dice = _Dice(seed)
     splits: dict[str, list[SampleRow]] = {name: [] for name in SPLITS}
     user = 0
-    for name, wanted in SPLITS.items():
-        while len(splits[name]) < wanted:
+    for name, size in SPLITS.items():
+        while len(splits[name]) < size:
             domain = DOMAINS[user % len(DOMAINS)]
             interests = dice.shuffled(domain.topics)[:3]
             for visit in range(1 + dice.below(3)):
@@ -56,9 +56,9 @@ def generate_sample(seed: int) -> dict[str, list[SampleRow]]:
 
 
 def write_sample(folder: Path, seed: int) -> dict[str, dict[str, float]]:
-    """Write `folder`/{train,dev,test}.jsonl, and return per split its rows, mean words of a pair and best AUC possible.
+    """Write `folder`/{train,dev,test}.jsonl, and return each split's rows, mean words of a pair and best AUC possible.
 
-    The three files are written beside their names first, then renamed: an error or Ctrl-C leaves older ones untouched.
+    The files get their names once all three are written, so an error or Ctrl-C leaves older ones untouched.
     """
     splits = generate_sample(seed)
     folder.mkdir(parents=True, exist_ok=True)
@@ -93,7 +93,7 @@ def _line(row: ClickRow) -> str:
 
 
 class _Dice:
-    """Seeded draws from `Random.random` alone: the one method whose sequence Python promises never to change."""
+    """Seeded draws from `Random.random` alone: Python promises never to change that method's sequence."""
 
     def __init__(self, seed: int):
         self.random = Random(seed).random
@@ -146,7 +146,7 @@ def _phrase(dice: _Dice, topic: Topic, vocabulary: Sequence[str]) -> str:
 
 
 def _candidate(dice: _Dice, domain: Domain, topic: Topic) -> tuple[str, int]:
-    """Write a candidate; its appeal is 1, 0 or -1, and 0 wherever the remark that shows it finds no room."""
+    """Write a candidate; its appeal is 1, 0 or -1, and always 0 if there is no room for the remark that shows it."""
     length = dice.length()
     sentences = [dice.fill(dice.pick(domain.candidate), phrase=_phrase(dice, topic, topic.candidate))]
     appeal = dice.below(3) - 1
@@ -159,9 +159,9 @@ def _candidate(dice: _Dice, domain: Domain, topic: Topic) -> tuple[str, int]:
 
 
 def _compose(dice: _Dice, sentences: Sequence[list[str]], filler: Sequence[str], length: int) -> str:
-    """Join sentences in any order with as much filler as makes `length` words.
+    """Join the sentences in any order, with enough filler to make `length` words.
 
-    Only filler is ever cut, and it comes last. A text is longer than asked where its sentences alone are.
+    Only filler is ever cut, and the cut piece comes last. A text is longer if its sentences alone are.
     """
     parts = list(sentences)
     cut: list[str] = []

@@ -1,6 +1,6 @@
 """The words of the sample click log: topics, templates and fillers, all written for this project.
 
-A topic has two vocabularies that share hardly a word: what users say, and what candidates say. Matching them takes
+A topic has two vocabularies with hardly a word in common: what users say, and what candidates say. Matching them takes
 meaning, not string overlap. `{phrase}` is filled from a topic, the other slots from `SLOTS`.
 """
 
