@@ -56,10 +56,10 @@ def published_log(shared: Path) -> Path:
 @pytest.fixture(scope="session")
 def published_engines(shared: Path, published_checkpoint: Path, published_log: Path) -> Path:
     """A repository with version 1 of every engine. (Without a GPU the TensorRT engines are graphs without a plan.)"""
-    from export.engines.base import ENGINES
+    from export.engines import find_engines
     from tests.published import publish
 
-    return once(shared / "engines", lambda path: publish(published_checkpoint, path, published_log, *ENGINES))
+    return once(shared / "engines", lambda path: publish(published_checkpoint, path, published_log, *find_engines()))
 
 
 @pytest.fixture(scope="session")
