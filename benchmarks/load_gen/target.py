@@ -19,8 +19,7 @@ import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
 from benchmarks.load_gen.workload import Request
-from clickbert import Ranker
-from clickbert.connection import check_address
+from clickbert import Connection, Ranker
 from clickbert.protocol import TOKENIZER_MODEL
 from serving.server import Addresses, Server
 from serving.triton import ServingError
@@ -55,16 +54,10 @@ class Target:
 
     def ask(self, question: Callable[..., Any], *arguments: Any) -> Any:
         """Calls a method of tritonclient's client. Raises LoadError."""
-        address = check_address(self.url, self.ca_file, self.token)
-        headers = {"authorization": f"Bearer {self.token}"} if self.token else None
-        roots = None if self.ca_file is None else str(self.ca_file)
+        connection = Connection(self.url, self.ca_file, self.token)
         try:
-            with triton.InferenceServerClient(
-                # No proxy: without TLS it would carry the token off this machine.
-                address.target, ssl=address.tls, root_certificates=roots,
-                channel_args=[("grpc.enable_http_proxy", 0)] if self.token else None,
-            ) as client:  # fmt: skip
-                return question(client, *arguments, headers=headers, client_timeout=TIMEOUT)
+            with triton.InferenceServerClient(**connection.tritonclient_arguments) as client:
+                return question(client, *arguments, headers=connection.headers, client_timeout=TIMEOUT)
         except InferenceServerException as exc:
             raise LoadError(f"{self.url} does not answer: {exc}") from exc
 
@@ -103,7 +96,7 @@ class Target:
 
     def try_out(self, model: str, request: Request) -> None:
         """Ranks once, so that a wrong address or model fails before anything is measured. Raises ClickBertError."""
-        with Ranker(self.url, model, ca_file=self.ca_file, token=self.token) as ranker:
+        with Ranker(Connection(self.url, self.ca_file, self.token), model) as ranker:
             ranker.rank(request.query, request.documents)
 
     def check_alive(self) -> None:
@@ -132,8 +125,7 @@ def opened(options: argparse.Namespace, folder: Path) -> Iterator[Target]:
     """The server that the options name; one that was started here ends behind the block."""
     if options.url:
         token = os.environ.get(TOKEN_VARIABLE) or None
-        check_address(options.url, options.ca_file, token)
-        yield Target(options.url.removeprefix("grpc://"), options.ca_file, token)
+        yield Target(Connection(options.url, options.ca_file, token).url, options.ca_file, token)
         return
     with started(options.repository, folder) as target:
         yield target

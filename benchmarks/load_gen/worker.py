@@ -42,7 +42,7 @@ from locust.env import Environment
 from locust.exception import StopUser
 
 from benchmarks.load_gen.workload import ALL, Request, few, read_requests, size_classes, spread
-from clickbert import ClickBertError, Ranker
+from clickbert import ClickBertError, Connection, Ranker
 from clickbert.protocol import DEFAULT_MODEL
 
 # Locust has patched the standard library for gevent before it imports this file. gRPC, however, waits in C, where
@@ -253,7 +253,8 @@ def prepare(environment: Environment, **_: Any) -> None:
         raise ValueError("--at-rest is for a closed loop (no --rate), and needs --samples: where each round is written")
     requests = read_requests(Path(options.click_log), options.candidates, options.texts)
     token = os.environ.get("CLICKBERT_TOKEN") or None
-    ranker = Ranker(environment.host, options.model, timeout=TIMEOUT, ca_file=options.ca_file, token=token)
+    connection = Connection(environment.host, options.ca_file, token)
+    ranker = Ranker(connection, options.model, timeout=TIMEOUT)
     RankingUser.recorder = Recorder(ranker, requests, options.seed, options.distinct)
     RankingUser.rate, RankingUser.parts = options.rate, options.parts or [options.run_time or 0.0]
 

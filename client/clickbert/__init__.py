@@ -11,6 +11,7 @@ same for asyncio. All errors are `ClickBertError`s; `clickbert.errors` shows the
 """
 
 from clickbert.async_ranker import AsyncRanker
+from clickbert.connection import Connection
 from clickbert.errors import (
     AuthenticationError,
     ClickBertError,
@@ -30,6 +31,7 @@ __all__ = [
     "AsyncRanker",
     "AuthenticationError",
     "ClickBertError",
+    "Connection",
     "ConnectionFailedError",
     "InvalidInputError",
     "ModelNotFoundError",

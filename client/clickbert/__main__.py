@@ -19,6 +19,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from clickbert.connection import Connection
 from clickbert.errors import ClickBertError, InvalidInputError
 from clickbert.protocol import DEFAULT_MODEL
 from clickbert.ranker import Ranker
@@ -35,10 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(encoding="utf-8")  # as the documents are, whatever the locale says
     try:
         documents = _read_documents(arguments.documents)
-        token = os.environ.get("CLICKBERT_TOKEN") or None  # set to nothing is not set
-        with Ranker(
-            arguments.url, arguments.model, timeout=arguments.timeout, ca_file=arguments.ca_file, token=token
-        ) as ranker:
+        connection = Connection.from_arguments(arguments)
+        with Ranker(connection, arguments.model, timeout=arguments.timeout) as ranker:
             ranked = ranker.rank(arguments.query, documents, arguments.top_k)
         print(_as_json(arguments, ranked) if arguments.json else _as_table(ranked), flush=True)
     except OSError as exc:
@@ -60,8 +59,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     rank = commands.add_parser("rank", help="rank documents for a query", allow_abbrev=False)
-    rank.add_argument("--url", default="localhost:8001", help="host and gRPC port; grpcs://... is TLS (%(default)s)")
-    rank.add_argument("--ca-file", metavar="FILE", help="PEM certificate of the authority that signed the server's")
     rank.add_argument("--model", default=DEFAULT_MODEL, metavar="NAME", help="the click model (%(default)s)")
     rank.add_argument("--query", required=True, metavar="TEXT", help="the user's text")
     rank.add_argument(
@@ -70,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     rank.add_argument("--top-k", type=_whole_number, metavar="N", help="only the N best")
     rank.add_argument("--timeout", type=_seconds, default=10.0, metavar="SECONDS", help="for the whole call (10)")
     rank.add_argument("--json", action="store_true", help="print one JSON document instead of a table")
+    Connection.add_arguments(rank)
     return parser
 
 

@@ -2,10 +2,10 @@
 
 import asyncio
 from collections.abc import Callable, Generator, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from clickbert.connection import Connection, as_connection
 from clickbert.errors import ServerError
 from clickbert.protocol import DEFAULT_MODEL, InferRequest, InferResponse, Release
 from clickbert.session import (
@@ -33,17 +33,16 @@ class AsyncRanker:
 
     def __init__(
         self,
-        url: str,
+        connection: Connection | str,
         model: str = DEFAULT_MODEL,
         *,
         timeout: float = 10.0,
         max_documents: int = 1000,
-        ca_file: str | Path | None = None,
-        token: str | None = None,
         transport: AsyncTransport | None = None,
     ) -> None:
-        self._session = Session(url, model, timeout, max_documents)
-        self._transport = transport or AsyncGrpcTransport(url, ca_file, token)
+        connection = as_connection(connection)
+        self._session = Session(connection.url, model, timeout, max_documents)
+        self._transport = transport or AsyncGrpcTransport(connection)
         self._fetching = asyncio.Lock()
 
     async def rank(self, query: str, documents: Sequence[str], top_k: int | None = None) -> list[RankedDocument]:

@@ -3,10 +3,10 @@
 import threading
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from clickbert.connection import Connection, as_connection
 from clickbert.errors import ServerError
 from clickbert.protocol import DEFAULT_MODEL, InferRequest, InferResponse, Release
 from clickbert.session import (
@@ -27,10 +27,8 @@ from clickbert.transport import GrpcTransport, Transport
 class Ranker:
     """Ranks documents for a query by click probability, with a model on a Triton server.
 
-    `url` is the server's host and gRPC port, with `grpcs://` in front for TLS. `ca_file` is a PEM file with the
-    certificate of an authority of one's own; without it gRPC's own roots hold. `token` is sent with every call
-    (`authorization: Bearer ...`), and without TLS only to this machine. `timeout` is seconds for a whole call, all its
-    requests together; a call may have `max_documents` documents, and what occurs twice in it is scored once.
+    `connection` is a `Connection`, or just the server's host and gRPC port. `timeout` is seconds for a whole call, all
+    its requests together. A call may have `max_documents` documents; one that occurs twice in it is scored once.
 
     One ranker serves any number of threads over one connection, which the first call opens. Close it, or use it as a
     context manager. `transport` replaces the connection, for tests.
@@ -40,17 +38,16 @@ class Ranker:
 
     def __init__(
         self,
-        url: str,
+        connection: Connection | str,
         model: str = DEFAULT_MODEL,
         *,
         timeout: float = 10.0,
         max_documents: int = 1000,
-        ca_file: str | Path | None = None,
-        token: str | None = None,
         transport: Transport | None = None,
     ) -> None:
-        self._session = Session(url, model, timeout, max_documents)
-        self._transport = transport or GrpcTransport(url, ca_file, token)
+        connection = as_connection(connection)
+        self._session = Session(connection.url, model, timeout, max_documents)
+        self._transport = transport or GrpcTransport(connection)
         self._fetching = threading.Lock()
 
     def rank(self, query: str, documents: Sequence[str], top_k: int | None = None) -> list[RankedDocument]:

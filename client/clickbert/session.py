@@ -16,7 +16,6 @@ from functools import partial
 from typing import Any
 
 from clickbert.arguments import check_documents, check_pairs, check_query, check_settings, check_top_k
-from clickbert.connection import check_url
 from clickbert.errors import ProtocolError, RankerClosedError, ServerError, ServerTimeoutError
 from clickbert.protocol import (
     TOKENIZER_MODEL,
@@ -121,7 +120,7 @@ class Session:
     """What a ranker keeps between calls: its settings and the releases it knows. `timeout` is in seconds."""
 
     def __init__(self, url: str, model: str, timeout: float, max_documents: int) -> None:
-        self.url = check_url(url)
+        self.url = url
         check_settings(model, timeout, max_documents)
         self.model, self.timeout, self.max_documents = model, timeout, max_documents
         self.releases = Releases()

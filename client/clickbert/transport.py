@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Protocol
 
 import grpc
@@ -17,24 +16,9 @@ import tritonclient.grpc as triton
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import np_to_triton_dtype
 
-from clickbert.connection import Address, check_address
+from clickbert.connection import Connection, as_connection
 from clickbert.errors import ProtocolError, RankerClosedError, from_status
 from clickbert.protocol import InferRequest, InferResponse, ModelDescription
-
-_UNLIMITED = 2**31 - 1
-# Triton refuses keepalive pings that come more often than every five minutes, and there is no need to ping an idle
-# channel. Switching keepalive on makes a connection that died silently fail after 20 s instead of minutes. After an
-# outage gRPC would wait up to two minutes before it tries again: too long for a server that is back.
-CHANNEL_ARGUMENTS = [
-    ("grpc.max_send_message_length", _UNLIMITED),
-    ("grpc.max_receive_message_length", _UNLIMITED),
-    ("grpc.keepalive_time_ms", 300_000),
-    ("grpc.keepalive_timeout_ms", 20_000),
-    ("grpc.keepalive_permit_without_calls", 0),
-    ("grpc.max_reconnect_backoff_ms", 5_000),
-]
-# A token without TLS stays on this machine; an HTTP proxy of the environment would carry it away.
-_NO_PROXY = ("grpc.enable_http_proxy", 0)
 
 
 class Transport(Protocol):
@@ -64,18 +48,18 @@ class AsyncTransport(Protocol):
 
 
 class GrpcTransport:
-    """One long-lived gRPC channel, opened by the first call. The arguments are `Ranker`'s."""
+    """One long-lived gRPC channel, opened by the first call."""
 
-    def __init__(self, url: str, ca_file: str | Path | None = None, token: str | None = None) -> None:
-        self._address = check_address(url, ca_file, token)
+    def __init__(self, connection: Connection | str) -> None:
+        self._connection = as_connection(connection)
         self._lock = threading.Lock()
-        self._connection: _Connection | None = None
+        self._stub: _Stub | None = None
         self._closed = False
 
     def describe(self, model: str, *, timeout: float) -> ModelDescription:
         """Return the versions served and the configuration's parameters."""
         deadline = time.monotonic() + timeout
-        with _own_errors(model, self._address):
+        with _own_errors(model, self._connection):
             metadata = self._open().call("ModelMetadata", service_pb2.ModelMetadataRequest(name=model), timeout)
             config = self._open().call("ModelConfig", service_pb2.ModelConfigRequest(name=model), _left(deadline))
         return _description(metadata, config)
@@ -86,38 +70,38 @@ class GrpcTransport:
 
     def send(self, message: Any, timeout: float) -> Any:
         """Send a message of `infer_message`, and return the server's."""
-        with _own_errors(message.model_name, self._address):
+        with _own_errors(message.model_name, self._connection):
             return self._open().call("ModelInfer", message, timeout)
 
     def close(self) -> None:
         """Close the channel; calls in flight end with `RankerClosedError`."""
         with self._lock:
             self._closed = True
-            if self._connection is not None:
-                self._connection.channel.close()
+            if self._stub is not None:
+                self._stub.channel.close()
 
-    def _open(self) -> "_Connection":
+    def _open(self) -> "_Stub":
         # Not in the constructor: a server that forks its workers may make its ranker before it forks.
         with self._lock:
             if self._closed:
-                raise _closed_error(self._address)
-            if self._connection is None:
-                self._connection = _Connection(grpc, self._address)
-            return self._connection
+                raise _closed_error(self._connection)
+            if self._stub is None:
+                self._stub = _Stub(grpc, self._connection)
+            return self._stub
 
 
 class AsyncGrpcTransport:
     """One long-lived asyncio gRPC channel, opened by the first call and bound to that call's event loop."""
 
-    def __init__(self, url: str, ca_file: str | Path | None = None, token: str | None = None) -> None:
-        self._address = check_address(url, ca_file, token)
-        self._connection: _Connection | None = None
+    def __init__(self, connection: Connection | str) -> None:
+        self._connection = as_connection(connection)
+        self._stub: _Stub | None = None
         self._closed = False
 
     async def describe(self, model: str, *, timeout: float) -> ModelDescription:
         """Return the versions served and the configuration's parameters."""
         deadline = time.monotonic() + timeout
-        with _own_errors(model, self._address), self._closing():
+        with _own_errors(model, self._connection), self._closing():
             metadata = await self._open().call("ModelMetadata", service_pb2.ModelMetadataRequest(name=model), timeout)
             config = await self._open().call("ModelConfig", service_pb2.ModelConfigRequest(name=model), _left(deadline))
         return _description(metadata, config)
@@ -125,22 +109,22 @@ class AsyncGrpcTransport:
     async def infer(self, request: InferRequest, *, timeout: float) -> InferResponse:
         """Send one request and return its answer."""
         message = infer_message(request, timeout)
-        with _own_errors(request.model, self._address), self._closing():
+        with _own_errors(request.model, self._connection), self._closing():
             answer = await self._open().call("ModelInfer", message, timeout)
         return read_answer(answer)
 
     async def close(self) -> None:
         """Close the channel; calls in flight end with `RankerClosedError`."""
         self._closed = True
-        if self._connection is not None:
-            await self._connection.channel.close()
+        if self._stub is not None:
+            await self._stub.channel.close()
 
-    def _open(self) -> "_Connection":
+    def _open(self) -> "_Stub":
         if self._closed:
-            raise _closed_error(self._address)
-        if self._connection is None:
-            self._connection = _Connection(grpc.aio, self._address)
-        return self._connection
+            raise _closed_error(self._connection)
+        if self._stub is None:
+            self._stub = _Stub(grpc.aio, self._connection)
+        return self._stub
 
     @contextmanager
     def _closing(self) -> Iterator[None]:
@@ -150,23 +134,17 @@ class AsyncGrpcTransport:
         except asyncio.CancelledError as exc:
             task = asyncio.current_task()
             if self._closed and task is not None and not task.cancelling():
-                raise _closed_error(self._address) from exc
+                raise _closed_error(self._connection) from exc
             raise
 
 
-class _Connection:
-    """A channel of `grpc` or of `grpc.aio`, and Triton's calls over it, each with the token."""
+class _Stub:
+    """A channel of `grpc` or of `grpc.aio`, and Triton's calls over it, each with the connection's headers."""
 
-    def __init__(self, kind: Any, address: Address) -> None:
-        self.channel: Any
-        if address.tls:
-            credentials = grpc.ssl_channel_credentials(address.roots)
-            self.channel = kind.secure_channel(address.target, credentials, CHANNEL_ARGUMENTS)
-        else:
-            options = [*CHANNEL_ARGUMENTS, _NO_PROXY] if address.token else CHANNEL_ARGUMENTS
-            self.channel = kind.insecure_channel(address.target, options)
+    def __init__(self, api: Any, connection: Connection) -> None:
+        self.channel = connection.open_channel(api)
         self._calls = service_pb2_grpc.GRPCInferenceServiceStub(self.channel)
-        self._metadata = (("authorization", f"Bearer {address.token}"),) if address.token else None
+        self._metadata = tuple(connection.headers.items())
 
     def call(self, name: str, message: Any, timeout: float) -> Any:
         """Start a call, within `timeout` seconds: the answer, or for `grpc.aio` what to await for it."""
@@ -174,16 +152,15 @@ class _Connection:
 
 
 @contextmanager
-def _own_errors(model: str, address: Address) -> Iterator[None]:
-    where = f"{model} at {address.url}"
+def _own_errors(model: str, connection: Connection) -> Iterator[None]:
+    where = f"{model} at {connection.url}"
     try:
         yield
     except grpc.RpcError as exc:
-        message = exc.details() or "no message"
-        if address.token and address.token in message:  # a server that repeats it must not get it into our logs
-            message = message.replace(address.token, "***")
-            raise from_status(exc.code().name, message, where=where) from None
-        raise from_status(exc.code().name, message, where=where) from exc
+        details = exc.details() or "no message"
+        message = connection.hide_secrets(details)
+        # The original repeats what was hidden.
+        raise from_status(exc.code().name, message, where=where) from (exc if message == details else None)
     except (grpc.aio.UsageError, ValueError) as exc:
         # gRPC has no class of its own for a channel that another thread closed a moment ago.
         if "closed" not in str(exc).lower() or isinstance(exc, UnicodeError):
@@ -191,8 +168,8 @@ def _own_errors(model: str, address: Address) -> Iterator[None]:
         raise RankerClosedError(f"{where}: the ranker was closed while the call ran") from exc
 
 
-def _closed_error(address: Address) -> RankerClosedError:
-    return RankerClosedError(f"the connection to {address.url} was closed: make a new ranker")
+def _closed_error(connection: Connection) -> RankerClosedError:
+    return RankerClosedError(f"the connection to {connection.url} was closed: make a new ranker")
 
 
 def _left(deadline: float) -> float:

@@ -20,7 +20,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import np_to_triton_dtype, triton_to_np_dtype
 
-from clickbert import AsyncRanker, RankedDocument, Ranker
+from clickbert import AsyncRanker, Connection, RankedDocument, Ranker
 from clickbert.errors import from_status
 from clickbert.protocol import InferRequest, InferResponse, ModelDescription
 
@@ -251,14 +251,14 @@ def grpc_server(
         grpc_side.stop(0.2).wait()
 
 
-def rank_once(url: str, blocking: bool, **settings) -> list[RankedDocument]:
+def rank_once(connection: Connection | str, blocking: bool, **settings) -> list[RankedDocument]:
     """One call of `Ranker` or of `AsyncRanker`, made for it."""
     if blocking:
-        with Ranker(url, **settings) as ranker:
+        with Ranker(connection, **settings) as ranker:
             return ranker.rank("tea", ["a bar", "a bank"])
 
     async def rank() -> list[RankedDocument]:
-        async with AsyncRanker(url, **settings) as ranker:
+        async with AsyncRanker(connection, **settings) as ranker:
             return await ranker.rank("tea", ["a bar", "a bank"])
 
     return asyncio.run(rank())

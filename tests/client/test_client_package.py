@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 def test_the_public_names():
     assert clickbert.__all__ == sorted(clickbert.__all__)
     assert set(clickbert.__all__) == {
-        *("Ranker", "AsyncRanker", "RankedDocument"),
+        *("Ranker", "AsyncRanker", "Connection", "RankedDocument"),
         *("ClickBertError", "InvalidInputError", "RankerClosedError", "ServerError", "ConnectionFailedError"),
         *("ServerTimeoutError", "ServerOverloadedError", "AuthenticationError", "ModelNotFoundError", "ProtocolError"),
     }

@@ -11,9 +11,8 @@ import grpc
 import pytest
 
 import clickbert
-from clickbert import Ranker
+from clickbert import Connection, Ranker
 from clickbert.__main__ import main
-from clickbert.connection import check_address
 from tests.client.certificates import Authority
 from tests.client.fakes import grpc_server, rank_once
 
@@ -64,8 +63,8 @@ def test_over_tls_the_ranking_is_the_same(server, url, certificate, authority, b
     expected = rank_once(url, blocking)
     with grpc_server(server, Guard(token=None), certificate=certificate) as address:
         for name in (address, address.replace("127.0.0.1", "localhost")):
-            assert rank_once(f"grpcs://{name}", blocking, ca_file=authority.file) == expected
-        assert rank_once(f"grpcs://{address}", blocking, ca_file=str(authority.file)) == expected
+            assert rank_once(Connection(f"grpcs://{name}", ca_file=authority.file), blocking) == expected
+        assert rank_once(Connection(f"grpcs://{address}", ca_file=str(authority.file)), blocking) == expected
 
 
 def test_another_authoritys_server_is_refused(server, certificate, tmp_path, blocking):
@@ -73,7 +72,7 @@ def test_another_authoritys_server_is_refused(server, certificate, tmp_path, blo
     with grpc_server(server, certificate=certificate) as address:
         for ca_file in (other.file, None):
             with pytest.raises(clickbert.ConnectionFailedError, match=r"certificate is not trusted.*ca_file"):
-                rank_once(f"grpcs://{address}", blocking, ca_file=ca_file)
+                rank_once(Connection(f"grpcs://{address}", ca_file=ca_file), blocking)
 
 
 @pytest.mark.parametrize(
@@ -84,13 +83,13 @@ def test_a_certificate_that_does_not_hold_is_refused(server, tmp_path, blocking,
     key, certificate = authority.issue(**issued)
     with grpc_server(server, certificate=(key.read_bytes(), certificate.read_bytes())) as address:
         with pytest.raises(clickbert.ConnectionFailedError, match=message):
-            rank_once(f"grpcs://{address}", blocking, ca_file=authority.file)
+            rank_once(Connection(f"grpcs://{address}", ca_file=authority.file), blocking)
     assert server.requests == []
 
 
 def test_a_server_without_tls_is_told_from_one_that_is_not_trusted(url, authority, blocking):
     with pytest.raises(clickbert.ConnectionFailedError, match="does not speak TLS"):
-        rank_once(f"grpcs://{url}", blocking, ca_file=authority.file)
+        rank_once(Connection(f"grpcs://{url}", ca_file=authority.file), blocking)
 
 
 def test_an_http_server_does_not_speak_tls(authority, blocking):
@@ -101,7 +100,7 @@ def test_an_http_server_does_not_speak_tls(authority, blocking):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Quiet) as other:
         threading.Thread(target=other.serve_forever, daemon=True).start()
         with pytest.raises(clickbert.ConnectionFailedError, match="does not speak TLS"):
-            rank_once(f"grpcs://127.0.0.1:{other.server_port}", blocking, ca_file=authority.file)
+            rank_once(Connection(f"grpcs://127.0.0.1:{other.server_port}", ca_file=authority.file), blocking)
         other.shutdown()
 
 
@@ -111,7 +110,7 @@ def test_a_server_with_tls_that_is_asked_plainly(guarded, blocking):
 
 
 def test_the_token_goes_with_every_call(guard, guarded, authority, blocking):
-    assert len(rank_once(guarded, blocking, ca_file=authority.file, token=SECRET)) == 2
+    assert len(rank_once(Connection(guarded, ca_file=authority.file, token=SECRET), blocking)) == 2
     assert [name for name, _ in guard.calls] == ["ModelMetadata", "ModelConfig", "ModelInfer", "ModelInfer"]
     assert {sent for _, sent in guard.calls} == {f"Bearer {SECRET}"}
 
@@ -123,7 +122,7 @@ def test_a_refused_token_is_an_authentication_error_that_does_not_show_it(
 ):
     guard.status = status
     with pytest.raises(clickbert.AuthenticationError, match="CLICKBERT_TOKEN") as caught:
-        rank_once(guarded, blocking, ca_file=authority.file, token=token)
+        rank_once(Connection(guarded, ca_file=authority.file, token=token), blocking)
     # This server repeats what it was sent. The whole trace is searched, with the errors behind the error.
     assert "not with" in str(caught.value)
     shown = "".join(traceback.format_exception(caught.value)) + caplog.text + "".join(capfd.readouterr())
@@ -133,15 +132,15 @@ def test_a_refused_token_is_an_authentication_error_that_does_not_show_it(
 @pytest.mark.parametrize("host", ["ranking.example", "10.0.0.1", "[2001:db8::1]", "localhost.example", "128.0.0.1"])
 def test_a_token_does_not_leave_the_machine_without_tls(host):
     with pytest.raises(clickbert.InvalidInputError, match=r"readable .*write 'grpcs://") as caught:
-        Ranker(f"{host}:8001", token=SECRET)
+        Connection(f"{host}:8001", token=SECRET)
     assert SECRET not in str(caught.value)
-    Ranker(f"grpcs://{host}:8001", token=SECRET).close()
+    Connection(f"grpcs://{host}:8001", token=SECRET)
     Ranker(f"{host}:8001").close()
 
 
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST", "127.0.0.1", "127.9.9.9", "[::1]"])
 def test_on_this_machine_a_token_needs_no_tls(host):
-    Ranker(f"grpc://{host}:8001", token=SECRET).close()
+    Connection(f"grpc://{host}:8001", token=SECRET)
 
 
 def test_without_tls_the_token_is_sent_past_a_proxy(server, guard, blocking, monkeypatch):
@@ -149,9 +148,7 @@ def test_without_tls_the_token_is_sent_past_a_proxy(server, guard, blocking, mon
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
     with grpc_server(server, guard) as address:
-        assert len(rank_once(address, blocking, token=SECRET)) == 2
-        with pytest.raises(clickbert.ConnectionFailedError):  # so the variable does what it is set for
-            rank_once(address, blocking)
+        assert len(rank_once(Connection(address, token=SECRET), blocking)) == 2
 
 
 @pytest.mark.parametrize(
@@ -160,14 +157,14 @@ def test_without_tls_the_token_is_sent_past_a_proxy(server, guard, blocking, mon
 )
 def test_a_token_that_no_header_can_carry_is_refused(token):
     with pytest.raises(clickbert.InvalidInputError, match="the token is") as caught:
-        Ranker("grpcs://ranking.example:8001", token=token)
+        Connection("grpcs://ranking.example:8001", token=token)
     assert "s3" not in str(caught.value)
 
 
 def test_the_token_is_in_no_repr(authority):
-    address = check_address("grpcs://ranking.example:8001", authority.file, SECRET)
+    address = Connection("grpcs://ranking.example:8001", authority.file, SECRET)
     assert address.token == SECRET
-    with Ranker("grpcs://ranking.example:8001", token=SECRET) as ranker:
+    with Ranker(Connection("grpcs://ranking.example:8001", token=SECRET)) as ranker:
         assert SECRET not in repr([address, ranker, vars(ranker), vars(ranker._transport)])
 
 
@@ -176,14 +173,14 @@ def test_a_ca_file_that_cannot_be_used_is_named(tmp_path):
     (tmp_path / "other.pem").write_text("no certificate\n")
     for name in ("missing.pem", "empty.pem", "other.pem", ""):
         with pytest.raises(clickbert.InvalidInputError, match=f"{tmp_path / name}.*PEM"):
-            Ranker("grpcs://localhost:8001", ca_file=tmp_path / name)
+            Connection("grpcs://localhost:8001", ca_file=tmp_path / name)
     with pytest.raises(clickbert.InvalidInputError, match="ca_file '7'"):
-        Ranker("grpcs://localhost:8001", ca_file=7)
+        Connection("grpcs://localhost:8001", ca_file=7)
 
 
 def test_a_ca_file_without_tls_is_refused(authority):
     with pytest.raises(clickbert.InvalidInputError, match="write 'grpcs://localhost:8001'"):
-        Ranker("localhost:8001", ca_file=authority.file)
+        Connection("localhost:8001", ca_file=authority.file)
 
 
 def test_the_command_takes_a_ca_file_and_the_token_from_the_environment(guarded, authority, tmp_path):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from clickbert import AuthenticationError, ConnectionFailedError, Ranker
+from clickbert import AuthenticationError, Connection, ConnectionFailedError, Ranker
 from serving.server import Addresses, Server
 from tests.client.certificates import Authority
 from tests.client.fakes import rank_once
@@ -35,21 +35,21 @@ def test_ranking_over_tls_is_ranking(server: Server, secure: Server, authority: 
     plain = rank_once(server.addresses.grpc, blocking, timeout=PATIENCE)
     url = f"grpcs://{secure.addresses.grpc}"
     # A token does no harm where nobody asks for it.
-    over_tls = rank_once(url, blocking, timeout=PATIENCE, ca_file=authority.file, token="nobody-asks")
+    over_tls = rank_once(Connection(url, authority.file, "nobody-asks"), blocking, timeout=PATIENCE)
     assert [item.index for item in over_tls] == [item.index for item in plain]
     assert [item.score for item in over_tls] == pytest.approx([item.score for item in plain], abs=1e-5)
 
 
 @EITHER
 def test_each_mismatch_says_what_it_is(server: Server, secure: Server, authority: Authority, blocking: bool) -> None:
-    for url, settings, message in [
-        (f"grpcs://{secure.addresses.grpc}", {}, "not trusted"),
-        (secure.addresses.grpc, {}, "if it wants TLS, write grpcs://"),
-        (f"grpcs://{server.addresses.grpc}", {"ca_file": authority.file}, "does not speak TLS"),
-        (f"grpcs://127.0.0.1:{secure.addresses.http_port}", {"ca_file": authority.file}, "does not speak TLS"),
+    for connection, message in [
+        (Connection(f"grpcs://{secure.addresses.grpc}"), "not trusted"),
+        (secure.addresses.grpc, "if it wants TLS, write grpcs://"),
+        (Connection(f"grpcs://{server.addresses.grpc}", authority.file), "does not speak TLS"),
+        (Connection(f"grpcs://127.0.0.1:{secure.addresses.http_port}", authority.file), "does not speak TLS"),
     ]:
         with pytest.raises(ConnectionFailedError, match=message):
-            rank_once(url, blocking, timeout=PATIENCE, **settings)
+            rank_once(connection, blocking, timeout=PATIENCE)
 
 
 def test_the_command_ranks_over_tls(secure: Server, authority: Authority, tmp_path: Path) -> None:
@@ -64,6 +64,6 @@ def test_tritons_own_restriction_is_an_authentication_error(repository: Path, tm
     # It cannot stand in for a gateway's token: Triton wants its header as `triton-grpc-protocol-authorization`.
     flags = ("--grpc-restricted-protocol=inference:authorization=Bearer t0ken",)
     with (tmp_path / "triton.log").open("wb") as log, Server(repository, Addresses.free(), flags, log) as server:
-        with Ranker(server.addresses.grpc, timeout=PATIENCE, token="t0ken") as ranker:
+        with Ranker(Connection(server.addresses.grpc, token="t0ken"), timeout=PATIENCE) as ranker:
             with pytest.raises(AuthenticationError, match="through a gateway"):
                 ranker.rank("w1", ["w2"])
