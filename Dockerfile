@@ -43,6 +43,7 @@ RUN apt-get update \
     && useradd --system --uid 10001 --no-create-home triton
 WORKDIR /app
 COPY --from=packages /app/.venv ./.venv
+COPY release ./release
 COPY serving ./serving
 ENV PATH=/app/.venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 RUN python -m serving --check
@@ -70,6 +71,7 @@ WORKDIR /app
 COPY --from=plan-packages /app/packages ./packages
 COPY finetune ./finetune
 COPY export ./export
+COPY release ./release
 COPY serving ./serving
 ENV PYTHONPATH=/app/packages PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 # It must be able to write into /models: plans are built there. `docker run --user` gives it the owner's number.

@@ -22,7 +22,7 @@ from clickbert import Ranker
 from finetune.data.clicklog import ClickRow, read_click_log
 from finetune.metrics import evaluate_ranking
 from release.files import sha256
-from release.manifest import hash_checkpoint, read_manifest
+from release.manifest import CheckpointRecord, Manifest, ManifestError, hash_checkpoint, read_manifest
 from release.names import ONNX_MODEL
 from serving.server import Addresses, Server
 
@@ -72,17 +72,17 @@ def step(package: str, *arguments: object) -> None:
         raise DemoError(f"`python {shlex.join(command)}` ended with code {code}")
 
 
-def published(evaluation: Path) -> dict[str, Any] | None:
+def published(evaluation: Path) -> Manifest | None:
     """The newest version's manifest, if it is of the demo's checkpoint and of this evaluation file."""
     try:
         manifest = read_manifest(newest_version(REPOSITORY, ONNX_MODEL))
-        model, data = manifest["checkpoint"], manifest["evaluation"]["sha256"]
-    except (WorkloadError, OSError, ValueError, KeyError, TypeError):  # none, or by other means: not known what it is
+        checkpoint = CheckpointRecord(**hash_checkpoint(CHECKPOINT))
+    except (WorkloadError, ManifestError):  # there is none, or nobody knows what it was made from
         return None
-    return manifest if (model, data) == (hash_checkpoint(CHECKPOINT), sha256(evaluation)) else None
+    return manifest if (manifest.checkpoint, manifest.evaluation.sha256) == (checkpoint, sha256(evaluation)) else None
 
 
-def measure(server: Server, manifest: dict[str, Any], rows: list[ClickRow]) -> dict[str, Any]:
+def measure(server: Server, manifest: Manifest, rows: list[ClickRow]) -> dict[str, Any]:
     """Scores the test split through the server, checks its AUC, and ranks its first group."""
     pairs = [(row.query, row.document) for row in rows]
     scores: list[float] = []
@@ -93,7 +93,7 @@ def measure(server: Server, manifest: dict[str, Any], rows: list[ClickRow]) -> d
         first = [row for row in rows if row.group == rows[0].group]
         ranking = ranker.rank(first[0].query, [row.document for row in first], top_k=5)
     metrics = evaluate_ranking(rows, scores)
-    wanted = manifest["evaluation"]["pytorch_metrics"]["auc"]
+    wanted = manifest.evaluation.pytorch_metrics["auc"]
     if abs(metrics["auc"] - wanted) > TOLERANCE:
         raise DemoError(f"the AUC through the server is {metrics['auc']:.6f}, in PyTorch it was {wanted:.6f}")
     if metrics["auc"] < LEAST_AUC:
@@ -108,7 +108,7 @@ def measure(server: Server, manifest: dict[str, Any], rows: list[ClickRow]) -> d
         "server": {"name": about["name"], "version": about["version"]},
         "model": ONNX_MODEL,
         "metrics": metrics,
-        "parity": {name: manifest["parity"][name] for name in ("max_abs_diff", "pairs")},
+        "parity": {name: manifest.proof.parity[name] for name in ("max_abs_diff", "pairs")} if manifest.proof else {},
         "ranking": [{"index": item.index, "score": item.score, "text": item.text} for item in ranking],
     }
 

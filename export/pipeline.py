@@ -5,9 +5,11 @@ All engines are made of one packed fp32 graph, and published together under one 
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from importlib.metadata import version as installed_version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -36,9 +38,11 @@ from finetune.metrics import click_column, click_probability, evaluate_ranking
 from finetune.scoring import score_rows, tokenize_pairs
 from finetune.training import find_split
 from release.files import sha256
-from release.manifest import hash_checkpoint, write_manifest
+from release.manifest import CheckpointRecord, EvaluationRecord, Manifest, hash_checkpoint, write_manifest
 from release.names import MODEL_FILE, TOKENIZER_MODEL
 from release.stamp import PlanError, find_machine
+
+TOOLS = ("torch", "transformers", "tokenizers", "onnx", "onnxscript", "onnxruntime", "numpy")
 
 
 @dataclass(frozen=True)
@@ -110,18 +114,18 @@ def export_checkpoint(order: ExportRequest, say: Callable[[str], None]) -> dict[
             if order.sensitivity:
                 show_sensitivity(order, builder, reference, Path(scratch), say)
             refuse_failures(results, order)
-            facts = common_facts(order, reference, version)
-            facts["tokenizer_sha256"] = write_tokenizer(
+            tokenizer_sha256 = write_tokenizer(
                 tokenizer_json(reference.tokenizer), reference.max_length, reference.labels,
-                facts["click_label"], folders[TOKENIZER_MODEL] / MODEL_FILE,
+                click_column(reference.labels), folders[TOKENIZER_MODEL] / MODEL_FILE,
             )  # fmt: skip
-            write_manifest(folders[TOKENIZER_MODEL], {"model": TOKENIZER_MODEL, **facts})
+            manifest = describe_version(order, reference, version, tokenizer_sha256)
+            write_manifest(folders[TOKENIZER_MODEL], manifest)
             for result in results:
                 folder = folders[result.engine.model]
                 if result.engine.tensorrt:
                     save_gate(folder, reference.rows, reference.pairs, reference.reference, reference.labels,
                               result.engine.precision, order.limits)  # fmt: skip
-                write_manifest(folder, {"model": result.engine.model, **facts, "parity": parity, **result.facts()})
+                write_manifest(folder, replace(manifest, model=result.engine.model, proof=result.proof(parity)))
                 if result.engine.tensorrt:
                     build_plan(folder, result.engine.model, say)
             say(f"publish version {version}: {', '.join(models)}")
@@ -130,7 +134,7 @@ def export_checkpoint(order: ExportRequest, say: Callable[[str], None]) -> dict[
             f"{model} was not exported along, and the server no longer keeps its version's tokenizer: no client can "
             "ask it until it is exported again, too"
         )
-    return {"version": version, "models": {r.engine.model: {"parity": parity, **r.facts()} for r in results}}
+    return {"version": version, "models": {r.engine.model: asdict(r.proof(parity)) for r in results}}
 
 
 def evaluate(order: ExportRequest, say: Callable[[str], None]) -> Evaluation:
@@ -256,22 +260,21 @@ def refuse_failures(results: Sequence[Result], order: ExportRequest) -> None:
     raise GateError("\n".join(lines))
 
 
-def common_facts(order: ExportRequest, reference: Evaluation, version: int) -> dict[str, Any]:
-    """What the manifests of all models of one version say alike."""
-    return {
-        "version": version,
-        "checkpoint": hash_checkpoint(order.checkpoint),
-        "labels": reference.labels,
-        "click_label": click_column(reference.labels),
-        "max_length": reference.max_length,
-        "evaluation": {
-            "file": order.evaluation.name,
-            "sha256": sha256(order.evaluation),
-            "pytorch_metrics": reference.metrics,
-        },
-        "calibration": calibration_file(order).name if any(e.quantized for e in order.engines) else None,
-        "kept_fp32": list(order.keep_fp32),
-    }
+def describe_version(order: ExportRequest, reference: Evaluation, version: int, tokenizer_sha256: str) -> Manifest:
+    """The tokenizer's manifest; those of the click models say the same, and how each engine was proved."""
+    return Manifest(
+        model=TOKENIZER_MODEL,
+        version=version,
+        checkpoint=CheckpointRecord(**hash_checkpoint(order.checkpoint)),
+        labels=tuple(reference.labels),
+        click_label=click_column(reference.labels),
+        max_length=reference.max_length,
+        evaluation=EvaluationRecord(order.evaluation.name, sha256(order.evaluation), reference.metrics),
+        calibration=calibration_file(order).name if any(e.quantized for e in order.engines) else None,
+        keep_fp32=order.keep_fp32,
+        tokenizer_sha256=tokenizer_sha256,
+        tools={"python": platform.python_version(), **{tool: installed_version(tool) for tool in TOOLS}},
+    )
 
 
 def tokenizer_json(tokenizer: PreTrainedTokenizerFast) -> bytes:

@@ -20,6 +20,7 @@ from pathlib import Path
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
+from release import versions
 from release.files import STAGING, sync, write_whole
 from release.names import CONFIG_FILE, LOGITS
 
@@ -50,7 +51,7 @@ def staged(repository: Path, models: list[str], labels: int) -> Iterator[tuple[i
         folders = {model: repository / model / STAGING for model in models}
         published: dict[Path, Path] = {}  # to where it was staged
         configs: dict[Path, str] = {}  # changed ones, as they were
-        number = 1 + max((int(path.name) for path in repository.glob("*/*") if path.name.isdecimal()), default=0)
+        number = versions.next_number(repository)
         try:
             for model, folder in folders.items():
                 copy_config(model, repository / model)
@@ -95,13 +96,8 @@ def left_behind(repository: Path, tokenizer: str) -> list[str]:
     config = text_format.Parse(
         (repository / tokenizer / CONFIG_FILE).read_text(encoding="utf-8"), model_config_pb2.ModelConfig()
     )
-    newest = {
-        folder.name: sorted((int(path.name) for path in folder.iterdir() if path.name.isdecimal()), reverse=True)
-        for folder in repository.iterdir()
-        if (folder / CONFIG_FILE).exists()
-    }
-    served = newest.pop(tokenizer)[: config.version_policy.latest.num_versions]
-    return sorted(model for model, versions in newest.items() if versions and versions[0] < min(served, default=0))
+    models = [path.parent.name for path in repository.glob(f"*/{CONFIG_FILE}")]
+    return versions.left_behind(repository, models, tokenizer, config.version_policy.latest.num_versions)
 
 
 @contextmanager

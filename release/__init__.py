@@ -1,1 +1,1 @@
-"""What a published version is: names, files, manifest, stamps. Shared by export, serving and benchmarks."""
+"""What a published version is. Shared by export, serving and benchmarks; imports the standard library only."""

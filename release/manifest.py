@@ -1,19 +1,88 @@
-"""The record that lies beside every published model: what it was made of, by which tools, and how it was proved."""
+"""The record beside every published model: what it was made from, by which tools, and how it was proved."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-import platform
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from release.files import sha256
 from release.names import MANIFEST_FILE
+from release.records import RecordError, read_record, to_json
 
-TOOLS = ("torch", "transformers", "tokenizers", "onnx", "onnxscript", "onnxruntime", "numpy")
+SCHEMA = 1
+
+
+class ManifestError(ValueError):
+    """A version has no manifest that this release can read; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class CheckpointRecord:
+    """The checkpoint: its folder's name, the hash of each file that was read, and one hash over them all."""
+
+    name: str
+    sha256: str
+    files: dict[str, str]
+
+
+@dataclass(frozen=True)
+class EvaluationRecord:
+    """The click log that the gates looked at, and what PyTorch scored on it."""
+
+    file: str
+    sha256: str
+    pytorch_metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class GateRecord:
+    """One figure that was held against its limit."""
+
+    name: str
+    value: float
+    limit: float
+    passed: bool
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What the gates found on an engine, its size and its speed.
+
+    `parity` and `comparison` are the fields of `export.verify.parity.Parity` and `export.verify.comparison.Comparison`.
+    """
+
+    engine: str
+    precision: str
+    parity: dict[str, float]
+    comparison: dict[str, Any]
+    gate: tuple[GateRecord, ...]
+    largest_fp16_activations: dict[str, float]
+    bytes: int
+    cpu_pairs_per_second: float | None  # None: it does not run on CPUs
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """One published version of one model."""
+
+    model: str
+    version: int
+    checkpoint: CheckpointRecord
+    labels: tuple[str, ...]
+    click_label: int
+    max_length: int
+    evaluation: EvaluationRecord
+    calibration: str | None  # the file's name; None: no engine was fitted to one
+    keep_fp32: tuple[str, ...]
+    tokenizer_sha256: str
+    tools: dict[str, str]  # version by name
+    proof: Proof | None = None  # None: the tokenizer
+    created: str = ""
+    files: dict[str, str] = field(default_factory=dict)  # hash by name
+    schema: int = SCHEMA
 
 
 def hash_checkpoint(folder: Path) -> dict[str, Any]:
@@ -27,24 +96,20 @@ def hash_checkpoint(folder: Path) -> dict[str, Any]:
     return {"name": folder.resolve().name, "sha256": hashlib.sha256(lines.encode()).hexdigest(), "files": files}
 
 
-def write_manifest(folder: Path, facts: dict[str, Any]) -> None:
-    """Writes `facts`, the hashes of the files that lie in `folder`, the tools' versions and the time into it."""
-    manifest = {
-        **facts,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "files": {path.name: sha256(path) for path in sorted(folder.iterdir())},
-        "tools": {"python": platform.python_version(), **{tool: version(tool) for tool in TOOLS}},
-    }
-    (folder / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Writes the manifest into a version's folder, with the time and the hashes of the files that lie there."""
+    files = {path.name: sha256(path) for path in sorted(folder.iterdir()) if path.name != MANIFEST_FILE}
+    complete = replace(manifest, created=datetime.now(UTC).isoformat(timespec="seconds"), files=files)
+    (folder / MANIFEST_FILE).write_bytes(to_json(complete))
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """Reads the manifest of a published version back.
+def read_manifest(folder: Path) -> Manifest:
+    """Reads the manifest of a published version.
 
     Raises:
-        FileNotFoundError, ValueError: there is none, or it is not a JSON object.
+        ManifestError: it is missing, damaged or of another release.
     """
-    manifest = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
-    if not isinstance(manifest, dict):
-        raise ValueError(f"{folder / MANIFEST_FILE} holds no JSON object")
-    return manifest
+    try:
+        return read_record(Manifest, folder / MANIFEST_FILE, SCHEMA)
+    except RecordError as exc:
+        raise ManifestError(f"{exc}; export the model again with `python -m export`") from exc

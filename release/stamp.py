@@ -1,45 +1,54 @@
-"""What a plan was built for: one kind of GPU, its driver, one TensorRT, one graph. A plan fits nothing else.
+"""What a TensorRT plan was built for: one kind of GPU, its driver, one TensorRT, one graph. It fits nothing else.
 
-The stamp lies beside the plan (`plan.json`), so that a plan which was carried elsewhere, or outlived a driver, is
-recognized before it is loaded. `serving/checks.py` reads the same file. What this module does not know: TensorRT.
+The stamp lies beside the plan (`plan.json`), so that a plan that was carried to another machine, or outlived a driver,
+is recognized before it is loaded. This module does not know TensorRT.
 """
 
 from __future__ import annotations
 
-import json
-import subprocess
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from release.files import sha256
+from release.hardware import Gpu, NoGpuError, query_gpus
 from release.names import MODEL_FILE, PLAN_FILE
+from release.records import RecordError, read_record, to_json
 
-Profile = dict[str, tuple[int, int, int]]  # smallest, typical and largest length, by input
 STAMP_FILE = "plan.json"
-# Both sides ask nvidia-smi, not CUDA: the server's side has the standard library only, and the driver's own version is
-# not to be had from CUDA.
-GPU_QUERY = ("nvidia-smi", "--query-gpu=name,compute_cap,driver_version", "--format=csv,noheader")
+SCHEMA = 1
+Profile = dict[str, tuple[int, int, int]]  # smallest, typical and largest length, by input
 
 
 class PlanError(RuntimeError):
-    """A plan cannot be built or run here, or it failed its gate. The former plan is as it was."""
+    """A plan cannot be built or run here, or it failed its gate. The former plan is unchanged."""
 
 
 @dataclass(frozen=True)
 class Machine:
     """What a plan depends on. TensorRT's version is that of the Python package, which is the library's."""
 
-    gpu: str
-    compute_capability: str
-    driver: str
+    gpu: Gpu
     tensorrt: str
 
     def __str__(self) -> str:
-        return (
-            f"{self.gpu} (compute capability {self.compute_capability}), driver {self.driver}, TensorRT {self.tensorrt}"
-        )
+        return f"{self.gpu}, TensorRT {self.tensorrt}"
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """What the plan beside it was built from, and for."""
+
+    machine: Machine
+    graph_sha256: str
+    plan_sha256: str
+    profile: Profile  # the optimization profile
+    activation_bytes: int  # GPU memory that the plan takes to run, beside its weights; for the reader only
+    gate: dict[str, Any] | None  # what the gate found on the plan; for the reader only
+    created: str
+    schema: int = SCHEMA
 
 
 def find_machine(tensorrt: str) -> Machine:
@@ -52,63 +61,66 @@ def find_machine(tensorrt: str) -> Machine:
         PlanError: it has no NVIDIA GPU, or GPUs of several kinds.
     """
     try:
-        answer = subprocess.run(GPU_QUERY, capture_output=True, text=True, check=True, timeout=60).stdout
-    except (OSError, subprocess.SubprocessError) as exc:
+        kinds = set(query_gpus())
+    except NoGpuError as exc:
         raise PlanError(
-            f"there is no NVIDIA GPU here (nvidia-smi: {exc}); a plan is built on the GPU that will run it: run this "
-            "there, in a container with `--gpus all`"
+            f"there is no NVIDIA GPU here ({exc}); a plan is built on the GPU that will run it: run this there, in a "
+            "container with `--gpus all`"
         ) from exc
-    kinds = {tuple(line.rsplit(", ", 2)) for line in answer.splitlines() if line.strip()}
-    if len(kinds) != 1 or any(len(kind) != 3 for kind in kinds):
-        found = "; ".join(sorted(", ".join(kind) for kind in kinds)) or "none"
+    if len(kinds) > 1:
         raise PlanError(
-            f"this machine shows GPUs of several kinds, or none ({found}), and one plan fits one kind only; give the "
-            "container one kind: `--gpus device=0`"
+            f"this machine has GPUs of several kinds ({'; '.join(map(str, sorted(kinds)))}), and one plan fits one "
+            "kind only; give the container one kind: `--gpus device=0`"
         )
-    gpu, compute_capability, driver = kinds.pop()
-    return Machine(gpu, compute_capability, driver, tensorrt)
+    return Machine(kinds.pop(), tensorrt)
 
 
 def make_stamp(
     machine: Machine, graph: Path, plan: Path, profile: Profile, activation_bytes: int, gate: dict[str, Any] | None
 ) -> bytes:
-    """The stamp of `plan`, built from `graph` on `machine`, as JSON.
+    """The content of `plan.json` for `plan`, built from `graph` on `machine` (the others: see `Stamp`)."""
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    return to_json(Stamp(machine, sha256(graph), sha256(plan), profile, activation_bytes, gate, created))
+
+
+def read_stamp(version: Path) -> Stamp:
+    """Reads the stamp in a version's folder.
+
+    Raises:
+        PlanError: it is missing, damaged or of another release.
+    """
+    try:
+        return read_record(Stamp, version / STAMP_FILE, SCHEMA)
+    except RecordError as exc:
+        raise PlanError(str(exc)) from exc
+
+
+def misfit(
+    version: Path, gpus: Iterable[Gpu], tensorrt: str | None = None, profile: Profile | None = None
+) -> str | None:
+    """Why the plan in a version's folder must be built (again) for this machine; None if it fits.
 
     Args:
-        profile: the optimization profile.
-        activation_bytes: GPU memory that the plan takes to run, beside its weights; for the reader only.
-        gate: what the gate found on the plan, likewise.
+        version: the version's folder.
+        gpus: the GPUs that will run the plan.
+        tensorrt: the TensorRT that will run it; None where that is not known, as in the server's start.
+        profile: the optimization profile it must have; None likewise.
     """
-    stamp = {
-        **asdict(machine),
-        "graph_sha256": sha256(graph),
-        "plan_sha256": sha256(plan),
-        "profile": profile,
-        "activation_bytes": activation_bytes,
-        "gate": gate,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-    return (json.dumps(stamp, indent=2) + "\n").encode()
-
-
-def misfit(version: Path, machine: Machine, profile: Profile) -> str | None:
-    """Why the plan in a version's folder must be built (anew) on this machine, for this profile; None if it fits."""
-    plan, stamp_file = version / PLAN_FILE, version / STAMP_FILE
+    plan = version / PLAN_FILE
     if not plan.exists():
-        return "it has no plan yet"
+        return f"it has no TensorRT plan ({PLAN_FILE}) yet"
     try:
-        stamp = json.loads(stamp_file.read_text(encoding="utf-8"))
-        built_for = Machine(*(str(stamp[field]) for field in ("gpu", "compute_capability", "driver", "tensorrt")))
-        graph_sha256, plan_sha256, built_profile = stamp["graph_sha256"], stamp["plan_sha256"], stamp["profile"]
-    except (OSError, ValueError, KeyError, TypeError) as exc:
-        return f"its stamp {stamp_file} cannot be read ({type(exc).__name__}: {exc})"
-    checks = (
-        (built_for == machine, f"its plan was built for {built_for}; this is {machine}"),
-        (
-            built_profile == {name: list(lengths) for name, lengths in profile.items()},
-            "its plan was built for other limits than the model's config.pbtxt has now",
-        ),
-        (graph_sha256 == sha256(version / MODEL_FILE), f"its plan was built from another {MODEL_FILE}"),
-        (plan_sha256 == sha256(plan), f"its {PLAN_FILE} is not the one that {STAMP_FILE} describes"),
-    )
-    return next((reason for holds, reason in checks if not holds), None)
+        stamp = read_stamp(version)
+    except PlanError as exc:
+        return f"nobody knows what its plan was built for: {exc}"
+    built_for = stamp.machine
+    for gpu in sorted(set(gpus)):
+        here = Machine(gpu, built_for.tensorrt if tensorrt is None else tensorrt)
+        if here != built_for:
+            return f"its plan was built for {built_for}; this is {here}"
+    if profile not in (None, stamp.profile):
+        return "its plan was built for other limits than the model's config.pbtxt has now"
+    for path, digest in ((version / MODEL_FILE, stamp.graph_sha256), (plan, stamp.plan_sha256)):
+        if not path.exists() or sha256(path) != digest:
+            return f"its {path.name} is not the one that {STAMP_FILE} describes"
+    return None

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import importlib.util
-import json
 import re
+import shlex
 import socket
-import subprocess
 import sys
-from importlib.metadata import version
+from importlib.metadata import version as installed
 from pathlib import Path
 from platform import machine
 
-from serving.backends.onnxruntime.products import has_vnni
+from release.hardware import Gpu, NoGpuError, has_vnni, query_gpus
+from release.names import CONFIG_FILE, MODEL_FILE
+from release.stamp import misfit
+from release.versions import newest
 from serving.triton import PYTHON, ServingError, Triton, environment, missing_libraries
-
-# The question that `release/stamp.py` asks, too: what it answered is in a plan's stamp.
-GPU_QUERY = ("nvidia-smi", "--query-gpu=name,compute_cap,driver_version", "--format=csv,noheader")
 
 
 def check_triton(triton: Triton) -> None:
@@ -50,28 +48,25 @@ def published_models(repository: Path, triton: Triton) -> list[str]:
         ServingError: there is none, or one would be answered wrongly by this Triton, or its plan is not for this GPU.
     """
     models, left_out = [], {}
-    no_plans = why_no_plans(triton)  # asks nvidia-smi: once for all
-    for config in sorted(repository.glob("*/config.pbtxt")):
-        versions = [path for path in config.parent.iterdir() if path.name.isdecimal() and path.is_dir()]
-        versions = [path for path in versions if any(path.iterdir())]
-        if not versions:
+    no_plans, gpus = look_for_gpus(triton)
+    for config in sorted(repository.glob(f"*/{CONFIG_FILE}")):
+        model = config.parent.name
+        version = newest(repository, model)
+        if version is None:
             continue
-        model, newest = config.parent.name, max(versions, key=lambda path: int(path.name))
-        text = re.sub("#.*", "", config.read_text(encoding="utf-8"))
-        plan = bool(re.search(r'\bbackend\s*:\s*"tensorrt"', text))
-        if reason := no_plans if plan else why_no_products(newest, triton):
+        backend = read_backend(config)
+        if reason := no_plans if backend == "tensorrt" else why_saturating(version, triton):
             left_out[model] = reason
             print(f"serving: {model} is left out: {reason}", file=sys.stderr)
             continue
-        if plan:
-            check_plan(newest, gpus())
-        python_model = re.search(r'\bbackend\s*:\s*"python"', text)
+        if backend == "tensorrt":
+            check_plan(version, gpus)
         # Seen: with numpy 2 the wheel's Python backend answers tensors of 0 bytes with status OK. The stand-in
         # avoids its conversion; a Python model of somebody else's cannot be trusted to.
-        if python_model and triton.is_wheel and int(version("numpy").split(".")[0]) > 1:
+        if backend == "python" and triton.is_wheel and int(installed("numpy").split(".")[0]) > 1:
             raise ServingError(
                 f"{model} is a Python model, and the wheel's Python backend answers empty tensors "
-                f"with numpy {version('numpy')}; install an older one, which Python 3.12 and older have: "
+                f"with numpy {installed('numpy')}; install an older one, which Python 3.12 and older have: "
                 "`.venv/bin/pip install 'numpy<2'`"
             )
         models.append(model)
@@ -88,70 +83,53 @@ def published_models(repository: Path, triton: Triton) -> list[str]:
     return models
 
 
-def why_no_products(version: Path, triton: Triton) -> str | None:
-    """Why a version would rank otherwise here than it did when it was exported; None if it would not.
+def read_backend(config: Path) -> str:
+    """The backend that a config.pbtxt names; empty where it names none. (The server's Python has no protobuf.)"""
+    # Strings and comments are told apart from the left: a "#" in a string begins no comment.
+    text = re.sub(r"""("(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*')|#.*""", r"\1", config.read_text(encoding="utf-8"))
+    found = re.search(r"""\bbackend\s*:\s*(["'])(\w*)\1""", text)
+    return found[2] if found else ""
 
-    On x86 without VNNI Triton's C++ onnxruntime backend cuts integer products off (`products.keep_products`), and
-    cannot be asked not to.
+
+def why_saturating(version: Path, triton: Triton) -> str | None:
+    """Why a version would rank differently here than it did at its export; None if it would not.
+
+    On x86 without VNNI the integer products of Triton's C++ onnxruntime backend saturate, and it has no option against
+    that (`release.hardware.keep_products_whole`).
     """
-    graph = version / "model.onnx"
+    graph = version / MODEL_FILE
     if not triton.has_onnxruntime or has_vnni() or machine() != "x86_64" or not graph.exists():
         return None
     if b"MatMulIntegerToFloat" not in graph.read_bytes():
         return None
     return (
-        "it is INT8, this processor has no VNNI, and Triton's C++ onnxruntime backend would cut integer products off, "
-        "which changes the ranking; the stand-in does not (Dockerfile, cpu)"
+        "it is INT8, this processor has no VNNI, and in Triton's C++ onnxruntime backend its integer products would "
+        "saturate, which changes the ranking; the stand-in computes them exactly (Dockerfile, cpu)"
     )
 
 
-def why_no_plans(triton: Triton) -> str | None:
-    """Why no TensorRT plan can run here; None if one can."""
+def look_for_gpus(triton: Triton) -> tuple[str | None, list[Gpu]]:
+    """Why no TensorRT plan can run here, or None; and the GPUs that would run it."""
     if not (triton.backends / "tensorrt" / "libtriton_tensorrt.so").exists():
-        return "this Triton has no tensorrt backend"
-    if not gpus():
-        return "this machine shows no NVIDIA GPU (nvidia-smi lists none)"
-    return None
-
-
-def gpus() -> list[str]:
-    """This machine's NVIDIA GPUs, as nvidia-smi lists them: "name, compute capability, driver version"."""
+        return "this Triton has no tensorrt backend", []
     try:
-        answer = subprocess.run(GPU_QUERY, capture_output=True, text=True, check=True, timeout=60).stdout
-    except (OSError, subprocess.SubprocessError):
-        return []
-    return [line.strip() for line in answer.splitlines() if line.strip()]
+        return None, query_gpus()
+    except NoGpuError as exc:
+        return f"this machine shows no NVIDIA GPU ({exc})", []
 
 
-def check_plan(folder: Path, found: list[str]) -> None:
-    """Checks that a version has a plan, and that it was built for every GPU here. (A plan fits nothing else.)
-
-    Args:
-        folder: the version's.
-        found: the GPUs, as `gpus` lists them.
+def check_plan(version: Path, gpus: list[Gpu]) -> None:
+    """Checks that a version has a plan, and that it was built for every GPU here.
 
     Raises:
         ServingError: it has none, or one that was built for something else; says for what, and what is here.
     """
-    build = f"build it here: `python -m export plan --repository {folder.parent.parent} --model {folder.parent.name}`"
-    plan, stamp_file = folder / "model.plan", folder / "plan.json"
-    if not plan.exists():
-        raise ServingError(f"{folder} has no TensorRT plan (model.plan) yet; {build}")
-    try:
-        stamp = json.loads(stamp_file.read_text(encoding="utf-8"))
-        built_for = ", ".join(stamp[field] for field in ("gpu", "compute_capability", "driver"))
-        digests = {plan: stamp["plan_sha256"], folder / "model.onnx": stamp["graph_sha256"]}
-    except (OSError, ValueError, KeyError, TypeError) as exc:
-        raise ServingError(f"{stamp_file} does not say what the plan was built for ({exc}); {build}") from exc
-    if others := sorted({gpu for gpu in found if gpu != built_for}):
+    if reason := misfit(version, gpus):
+        repository, model = version.parent.parent, version.parent.name
         raise ServingError(
-            f"{plan} was built for {built_for} (GPU, compute capability, driver); this machine has "
-            f"{'; '.join(others)}; {build}"
+            f"{model} version {version.name}: {reason}; build it here: "
+            f"`python -m export plan --repository {shlex.quote(str(repository))} --model {model}`"
         )
-    for path, digest in digests.items():
-        with path.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != digest:
-                raise ServingError(f"{path} is not the one that {stamp_file} describes; {build}")
 
 
 def check_ports(address: str, ports: dict[str, int]) -> None:

@@ -16,6 +16,8 @@ import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
+from release import hardware
+
 STAND_INS = Path(__file__).resolve().parent / "backends"
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 STUB = "triton_python_backend_stub"
@@ -108,7 +110,7 @@ def lay_out_backends(triton: Triton, folder: Path) -> Path:
     Args:
         folder: an empty folder to make it in. The Python backend and the stand-ins are copied (a few MB: Triton refuses
             a backend library that is a link out of its folder; a stand-in's instances lock files in its own), the other
-            backends are links to their folders.
+            backends are links to their folders. A stand-in cannot import `release`, so what it needs is copied along.
     """
     if triton.has_onnxruntime:
         return triton.backends
@@ -122,6 +124,7 @@ def lay_out_backends(triton: Triton, folder: Path) -> Path:
     for stand_in in STAND_INS.iterdir():
         if not (folder / stand_in.name).exists():
             shutil.copytree(stand_in, folder / stand_in.name, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copy2(str(hardware.__file__), folder / stand_in.name)
     return folder
 
 

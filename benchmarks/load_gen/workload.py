@@ -16,6 +16,7 @@ import onnxruntime
 from clickbert import protocol
 from clickbert.tokenization import PackedPairs, PairTokenizer
 from finetune.data.clicklog import ClickRow, read_click_log
+from release import versions
 from release.names import MODEL_FILE
 
 SEED = 20
@@ -144,10 +145,10 @@ def newest_version(repository: Path, model: str) -> Path:
     Raises:
         WorkloadError: none is published.
     """
-    versions = [path for path in (repository / model).glob("*") if path.name.isdecimal()]
-    if not versions:
+    version = versions.newest(repository, model)
+    if version is None:
         raise WorkloadError(f"{repository / model} has no published version; publish one with `python -m export`")
-    return max(versions, key=lambda path: int(path.name))
+    return version
 
 
 def pack(tokenizer: PairTokenizer, requests: list[Request]) -> list[PackedPairs]:

@@ -22,9 +22,9 @@ import onnxruntime
 from clickbert.tokenization import PackedPairs
 from export.graph.packing import add_longest
 from export.tensorrt.runtime import LoadedPlan, load_tensorrt
+from release.hardware import keep_products_whole
 from release.names import COUNT_INPUTS, LOGITS, MODEL_FILE, PLAN_FILE, REQUEST_INPUTS
 from serving.backends.onnxruntime.chunks import Array, Arrays, cut
-from serving.backends.onnxruntime.products import keep_products
 from serving.backends.onnxruntime.workers import start_workers, usable_cores
 
 BUDGETS = (256, 512, 1024, None)  # `segments x longest` of a chunk; None: a request as it comes
@@ -151,7 +151,7 @@ def open_graph(graph: Path, threads: int) -> Callable[[Arrays], Array]:
     """A graph as a function of one feed, with so many threads within an operator."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    keep_products(options)
+    keep_products_whole(options)
     session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
 
     def run(feed: Arrays) -> Array:

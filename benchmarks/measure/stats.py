@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.load_gen.workload import CLASSES
+from release.hardware import find_gpus
 from serving.backends.onnxruntime.workers import usable_cores
-from serving.checks import gpus
 
 # Above this share of its time a generator's one thread has queues of its own.
 BUSY = 0.8
@@ -226,7 +226,7 @@ def machine() -> dict[str, Any]:
         "cpu": cpu_name(),
         "cores": usable_cores(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        "gpus": gpus(),
+        "gpus": [str(gpu) for gpu in find_gpus()],
     }
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import onnxruntime
 
-CPUINFO = Path("/proc/cpuinfo")
+from release.hardware import keep_products_whole
 
 
 def open_on_cpu(graph: Path | bytes, *, for_gpu: bool) -> onnxruntime.InferenceSession:
@@ -21,9 +21,7 @@ def open_on_cpu(graph: Path | bytes, *, for_gpu: bool) -> onnxruntime.InferenceS
     options.log_severity_level = 3  # it warns that FP16 is slow on a CPU
     if for_gpu:
         options.add_session_config_entry("session.disable_quant_qdq", "1")
-    elif not CPUINFO.exists() or "_vnni" not in CPUINFO.read_text(encoding="utf-8"):
-        # x86 adds two products of an unsigned and a signed byte in 16 bits then, and cuts off what does not fit; with
-        # this, ONNX Runtime makes the signed weights unsigned. (The stand-in does the same: its products.py.)
-        options.add_session_config_entry("session.x64quantprecision", "1")
+    else:
+        keep_products_whole(options)
     model = graph if isinstance(graph, bytes) else str(graph)
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])

@@ -6,7 +6,6 @@ What this module does not know: what the graph computes, and what its gate deman
 
 from __future__ import annotations
 
-import json
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -26,14 +25,13 @@ from export.graph.packing import Feed, Logits
 from export.tensorrt.runtime import LoadedPlan
 from export.tensorrt.trt86 import counts_are_exact, weaken
 from release.files import STAGING, sync, write_whole
+from release.manifest import ManifestError, read_manifest
 from release.names import (
     CONFIG_FILE,
     COUNT_INPUTS,
     LOGITS,
     LONGEST,
     LONGEST_SHAPE,
-    MANIFEST_FILE,
-    MAX_LENGTH,
     MODEL_FILE,
     PLAN_FILE,
     REQUEST_INPUTS,
@@ -88,16 +86,19 @@ def read_limits(version: Path) -> Limits:
     """
     config_file = version.parent / CONFIG_FILE
     try:
+        longest = read_manifest(version).max_length
+    except ManifestError as exc:
+        raise PlanError(str(exc)) from exc
+    try:
         config = text_format.Parse(config_file.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
-        longest = int(json.loads((version / MANIFEST_FILE).read_text(encoding="utf-8"))[MAX_LENGTH])
         allowed = {
             name: int(config.parameters[f"max_elements.{name}"].string_value)
             for name in ("lengths", "input_ids", LONGEST)
         }
     except (text_format.ParseError, ValueError, KeyError, TypeError) as exc:
         raise PlanError(
-            f"{version}: {CONFIG_FILE} must have max_elements.lengths, .input_ids and .{LONGEST}, {MANIFEST_FILE} a "
-            f"{MAX_LENGTH} ({type(exc).__name__}: {exc}); restore the config from git, or export again"
+            f"{config_file} must have max_elements.lengths, .input_ids and .{LONGEST} "
+            f"({type(exc).__name__}: {exc}); restore it from git"
         ) from exc
     if config.max_batch_size < 1:
         raise PlanError(f"{config_file}: max_batch_size is {config.max_batch_size}; it must be at least 1")

@@ -26,8 +26,9 @@ from tritonclient.grpc import model_config_pb2
 from export.publish import PublishError, locked
 from export.tensorrt.build import Run, read_limits, rebuild
 from export.tensorrt.runtime import load_tensorrt
-from release.names import CONFIG_FILE, MODEL_FILE
+from release.names import CONFIG_FILE
 from release.stamp import PlanError, find_machine, misfit
+from release.versions import newest
 
 BACKEND = "tensorrt"
 
@@ -82,7 +83,7 @@ def rebuild_all(
     plans = {}
     for model, version in versions.items():
         built = "fits"
-        if reason := misfit(version, machine, read_limits(version).shapes()):
+        if reason := misfit(version, [machine.gpu], machine.tensorrt, read_limits(version).shapes()):
             with locked(repository):
                 say(f"{model} version {version.name}: {reason}; build it, which takes minutes")
                 rebuild(trt, version, machine, partial(gate, version))
@@ -93,13 +94,13 @@ def rebuild_all(
 
 
 def newest_versions(repository: Path, models: list[str] | None) -> dict[str, Path]:
-    """The newest published version's folder, by the names of the models for TensorRT that have one.
+    """The newest published version of each model for TensorRT, by the model's name.
 
     Raises:
         PlanError: a model that was asked for is not among them, or a config is not readable.
     """
     if not repository.is_dir():  # a typo must not pass for a repository without such models
-        raise PlanError(f"{repository} is no folder; give the model repository with --repository")
+        raise PlanError(f"{repository} is not a folder; give the model repository with --repository")
     found = {}
     for config_file in sorted(repository.glob(f"*/{CONFIG_FILE}")):
         try:
@@ -108,10 +109,9 @@ def newest_versions(repository: Path, models: list[str] | None) -> dict[str, Pat
             raise PlanError(
                 f"{config_file} is not a valid model configuration: {exc}; mend it, then run again"
             ) from exc
-        folder = config_file.parent
-        graphs = [path for path in folder.glob(f"*/{MODEL_FILE}") if path.parent.name.isdecimal()]
-        if config.backend == BACKEND and graphs:
-            found[folder.name] = max((graph.parent for graph in graphs), key=lambda version: int(version.name))
+        version = newest(repository, config_file.parent.name)
+        if config.backend == BACKEND and version:
+            found[version.parent.name] = version
     for model in models or ():
         if model not in found:
             raise PlanError(

@@ -8,7 +8,6 @@ import io
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -20,6 +19,7 @@ from export.verify.comparison import DRAWS, METRICS, Comparison
 from export.verify.gates import Check
 from finetune.metrics import click_probability
 from release.files import write_whole
+from release.manifest import GateRecord, Proof
 
 NAMES = {"auc": "AUC", "log_loss": "log-loss", "ece": "ECE", "ndcg_at_10": "NDCG@10"}
 COLOURS = ("#3b6ea5", "#c8553d", "#5b8e7d", "#8d6a9f")
@@ -53,17 +53,18 @@ class Result:
         """The same with its speed, which is measured when all engines are there."""
         return replace(self, pairs_per_second=pairs_per_second)
 
-    def facts(self) -> dict[str, Any]:
-        """What the manifest says of it."""
-        return {
-            "engine": self.engine.name,
-            "precision": self.engine.precision,
-            "comparison": asdict(self.comparison),
-            "gate": [{**asdict(check), "passed": check.passed} for check in self.checks],
-            "largest_fp16_activations": self.largest_fp16,
-            "bytes": self.bytes,
-            "cpu_pairs_per_second": None if self.engine.tensorrt else round(self.pairs_per_second, 1),
-        }
+    def proof(self, parity: dict[str, float]) -> Proof:
+        """What the manifest says of it; `parity` is that of the packed graph, from which all engines are made."""
+        return Proof(
+            engine=self.engine.name,
+            precision=self.engine.precision,
+            parity=parity,
+            comparison=asdict(self.comparison),
+            gate=tuple(GateRecord(check.name, check.value, check.limit, check.passed) for check in self.checks),
+            largest_fp16_activations=self.largest_fp16,
+            bytes=self.bytes,
+            cpu_pairs_per_second=None if self.engine.tensorrt else round(self.pairs_per_second, 1),
+        )
 
 
 def columns(result: Result) -> dict[str, str]:

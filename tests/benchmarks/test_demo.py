@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import demo
+from release.manifest import Manifest
 from tests.benchmarks.conftest import Said, command
 from tests.tiny import make_checkpoint, make_click_log
 
@@ -76,10 +77,10 @@ def test_a_model_that_learned_nothing_fails() -> None:
 def test_an_auc_that_the_server_does_not_keep_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     published = demo.published
 
-    def other(evaluation: Path) -> dict | None:
+    def other(evaluation: Path) -> Manifest | None:
         manifest = published(evaluation)
         if manifest:
-            manifest["evaluation"]["pytorch_metrics"]["auc"] += 1e-4
+            manifest.evaluation.pytorch_metrics["auc"] += 1e-4
         return manifest
 
     monkeypatch.setattr(demo, "published", other)

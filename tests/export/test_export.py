@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -52,22 +53,24 @@ def test_any_bert_is_exported_proved_and_published(tmp_path: Path, kind: dict, c
 
     version = tmp_path / "repository" / "clickbert_onnx" / "1"
     manifest = read_manifest(version)
-    assert {name: manifest[name] for name in found} == found
-    assert manifest["files"] == {"model.onnx": hashlib.sha256((version / "model.onnx").read_bytes()).hexdigest()}
-    assert len(manifest["labels"]) == kind["labels"]
-    assert {"checkpoint", "created", "tools", "tokenizer_sha256", "version", "model"} <= manifest.keys()
+    assert manifest.proof
+    assert json.loads(json.dumps(asdict(manifest.proof))) == found
+    assert manifest.files == {"model.onnx": hashlib.sha256((version / "model.onnx").read_bytes()).hexdigest()}
+    assert len(manifest.labels) == kind["labels"]
+    assert (manifest.model, manifest.version, manifest.checkpoint.name) == ("clickbert_onnx", 1, "checkpoint")
+    assert {"python", "torch", "onnxruntime"} <= manifest.tools.keys()
+    tokenizer = read_manifest(tmp_path / "repository" / "clickbert_tokenizer" / "1")
+    assert (tokenizer.proof, tokenizer.checkpoint) == (None, manifest.checkpoint)
 
     constants = onnxruntime.InferenceSession(tmp_path / "repository" / "clickbert_tokenizer" / "1" / "model.onnx")
     served = dict(zip([value.name for value in constants.get_outputs()], constants.run(None, {}), strict=True))
     text = served["tokenizer_json"].tobytes()
     assert (
-        served["tokenizer_sha256"].tobytes().decode()
-        == hashlib.sha256(text).hexdigest()
-        == manifest["tokenizer_sha256"]
+        served["tokenizer_sha256"].tobytes().decode() == hashlib.sha256(text).hexdigest() == manifest.tokenizer_sha256
     )
     assert served["max_length"] == [MAX_LENGTH]
-    assert json.loads(served["labels_json"].tobytes()) == manifest["labels"]
-    assert manifest["labels"][served["click_label"][0]] == "click"
+    assert json.loads(served["labels_json"].tobytes()) == list(manifest.labels)
+    assert manifest.labels[served["click_label"][0]] == "click"
     assert json.loads(text)["truncation"] is None
 
 

@@ -13,15 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from export.tensorrt import command as plan_command
-from release import stamp
-from serving import checks
+from export.publish import TEMPLATES
 from serving.checks import published_models
 from serving.triton import ServingError, Triton, find_triton
 from tests.export.tensorrt.fake_gpu import MODEL, Gpu, command, nvidia_smi
 
 pytest_plugins = ("tests.export.tensorrt.gpu_fixtures",)
-ROOT = Path(plan_command.__file__).resolve().parent.parent
+ROOT = TEMPLATES.parent
 
 
 @pytest.fixture
@@ -60,7 +58,7 @@ def test_the_wheels_triton_serves_the_onnx_models_and_says_what_it_leaves_out(re
 def test_without_a_gpu_it_is_left_out_too(repository: Path, with_tensorrt: Triton, monkeypatch, capsys) -> None:
     monkeypatch.setenv("PATH", "")
     assert published_models(repository, with_tensorrt) == ["clickbert_onnx"]
-    assert "left out: this machine shows no NVIDIA GPU" in capsys.readouterr().err
+    assert "left out: this machine shows no NVIDIA GPU (nvidia-smi: " in capsys.readouterr().err
 
 
 def test_if_nothing_remains_it_is_an_error(repository: Path, with_tensorrt: Triton, monkeypatch) -> None:
@@ -78,21 +76,22 @@ def test_a_plan_for_another_gpu_or_driver_is_refused(
     repository: Path, with_tensorrt: Triton, monkeypatch, tmp_path, line: str
 ) -> None:
     nvidia_smi(monkeypatch, tmp_path, "NVIDIA L4, 8.9, 580.65.06", line)
-    said = re.escape(f"built for NVIDIA L4, 8.9, 580.65.06 (GPU, compute capability, driver); this machine has {line};")
+    name, compute_capability, driver = line.split(", ")
+    said = re.escape(f"this is {name} (compute capability {compute_capability}), driver {driver}")
     build = rf"python -m export plan --repository {repository} --model {MODEL}"
-    with pytest.raises(ServingError, match=f"{said}.*{build}"):
+    with pytest.raises(ServingError, match=f"its plan was built for NVIDIA L4 .*{said}.*{build}"):
         published_models(repository, with_tensorrt)
 
 
 @pytest.mark.parametrize(
     ("file", "content", "said"),
     [
-        ("model.plan", None, "has no TensorRT plan"),
-        ("model.plan", b"plan 0", "model.plan is not the one that .*plan.json describes"),
-        ("model.onnx", b"graph 0", "model.onnx is not the one that .*plan.json describes"),
-        ("plan.json", None, "does not say what the plan was built for"),
-        ("plan.json", b"{", "does not say what the plan was built for"),
-        ("plan.json", b"[]", "does not say what the plan was built for"),
+        ("model.plan", None, "version 10: it has no TensorRT plan"),
+        ("model.plan", b"plan 0", "model.plan is not the one that plan.json describes"),
+        ("model.onnx", b"graph 0", "model.onnx is not the one that plan.json describes"),
+        ("plan.json", None, r"plan.json cannot be read \(FileNotFoundError"),
+        ("plan.json", b"{", r"plan.json cannot be read \(JSONDecodeError"),
+        ("plan.json", b"[]", "plan.json has schema None, this release reads 1"),
     ],
 )
 def test_a_plan_without_its_stamp_is_refused(
@@ -108,7 +107,7 @@ def test_the_newest_version_counts(repository: Path, with_tensorrt: Triton) -> N
     (repository / MODEL / "11").mkdir()  # empty: not published
     assert MODEL in published_models(repository, with_tensorrt)
     (repository / MODEL / "11" / "model.onnx").touch()
-    with pytest.raises(ServingError, match="11 has no TensorRT plan"):
+    with pytest.raises(ServingError, match="version 11: it has no TensorRT plan"):
         published_models(repository, with_tensorrt)
 
 
@@ -176,7 +175,3 @@ def runs(process: int) -> bool:
         return "State:\tZ" not in Path(f"/proc/{process}/status").read_text()
     except OSError:
         return False
-
-
-def test_stamp_and_server_ask_the_same_question() -> None:
-    assert checks.GPU_QUERY == stamp.GPU_QUERY

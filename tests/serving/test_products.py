@@ -17,9 +17,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from export.graph.session import open_on_cpu
-from serving.backends.onnxruntime import products
+from release import hardware
 from serving.checks import published_models
-from serving.triton import ServingError, Triton, find_triton
+from serving.triton import STAND_INS, ServingError, Triton, find_triton
 
 OPTION = "session.x64quantprecision"
 WITHOUT = "processor: 0\nflags: fpu sse4_1 avx2 avx512f\n"
@@ -31,8 +31,7 @@ def cpuinfo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """What stands for /proc/cpuinfo: a processor without VNNI."""
     file = tmp_path / "cpuinfo"
     file.write_text(WITHOUT)
-    monkeypatch.setattr(products, "CPUINFO", file)
-    monkeypatch.setattr("export.graph.session.CPUINFO", file)
+    monkeypatch.setattr(hardware, "CPUINFO", file)
     return file
 
 
@@ -59,9 +58,10 @@ def compute(session: onnxruntime.InferenceSession) -> None:
 @pytest.fixture
 def stand_in(monkeypatch: pytest.MonkeyPatch, cpuinfo: Path) -> type:
     """The stand-in's class, as Triton's Python backend loads it, without Triton."""
-    folder = Path(products.__file__).parent
+    folder = STAND_INS / "onnxruntime"
     monkeypatch.syspath_prepend(str(folder))
-    for name in ("chunks", "products", "workers"):  # its neighbours, by their names there
+    monkeypatch.setitem(sys.modules, "hardware", hardware)  # its neighbours, by their names there
+    for name in ("chunks", "workers"):
         monkeypatch.setitem(sys.modules, name, importlib.import_module(f"serving.backends.onnxruntime.{name}"))
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", types.ModuleType("triton_python_backend_utils"))
     found: type = runpy.run_path(str(folder / "model.py"))["TritonPythonModel"]
@@ -93,7 +93,7 @@ def asked(session: onnxruntime.InferenceSession) -> bool:
 
 def test_products_are_whole_on_this_processor() -> None:
     options = onnxruntime.SessionOptions()
-    products.keep_products(options)
+    hardware.keep_products_whole(options)
     compute(onnxruntime.InferenceSession(graph(), options, providers=["CPUExecutionProvider"]))
     compute(open_on_cpu(graph(), for_gpu=False))
 
@@ -135,7 +135,7 @@ def test_tritons_own_backend_does_not_serve_int8_without_vnni(
     repository: Path, with_onnxruntime: Triton, cpuinfo: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
     with pytest.raises(
-        ServingError, match=r"can run here \(clickbert_onnx_int8: it is INT8, .* would cut integer prod"
+        ServingError, match=r"can run here \(clickbert_onnx_int8: it is INT8, .* integer products would saturate"
     ):
         published_models(repository, with_onnxruntime)
     other = repository / "clickbert_onnx" / "3"

@@ -33,7 +33,7 @@ import numpy as np
 import onnxruntime
 import triton_python_backend_utils as pb_utils
 from chunks import Array, Arrays, Part, cut, fault, join
-from products import keep_products
+from hardware import keep_products_whole
 from workers import in_turn, start_workers
 
 DTYPES = {
@@ -76,7 +76,7 @@ class TritonPythonModel:
         if self.chunk_by:
             self.workers = start_workers(threads, Path(__file__).parent)  # the server's own copy: lay_out_backends
         options.inter_op_num_threads = int(parameter(config, "inter_op_thread_count", "0"))
-        keep_products(options)
+        keep_products_whole(options)
         options.log_severity_level = 4  # what fails is answered to its caller; a bad caller must not fill the log
         file = config.get("default_model_filename") or "model.onnx"
         path = Path(args["model_repository"]) / args["model_version"] / file

@@ -151,8 +151,9 @@ def test_the_published_tokenizer_is_the_checkpoints(repository: Path, checkpoint
 
 
 def test_the_newest_version_is_by_number(repository: Path, tmp_path: Path) -> None:
-    for name in ("9", "10", "2.staging", "warmup"):
+    for name in ("9", "10", "11.staging", "warmup"):
         (tmp_path / "model" / name).mkdir(parents=True)
+        (tmp_path / "model" / name / "model.onnx").touch()
     assert workload.newest_version(tmp_path, "model").name == "10"
     with pytest.raises(WorkloadError, match=r"other has no published version; publish one with"):
         workload.newest_version(tmp_path, "other")

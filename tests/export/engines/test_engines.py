@@ -30,13 +30,14 @@ def published(checkpoint: Path, log: Path, tmp_path_factory: pytest.TempPathFact
 def test_all_engines_are_published_under_one_number_with_what_the_gates_found(published: Path) -> None:
     for engine in ENGINES.values():
         version = published / engine.model / "1"
-        manifest = read_manifest(version)
-        assert manifest["engine"] == engine.name
-        assert manifest["precision"] == engine.precision
-        assert manifest["bytes"] == (version / "model.onnx").stat().st_size
-        assert all(check["passed"] for check in manifest["gate"])
-        assert {"auc", "log_loss", "ece", "ndcg_at_10"} == manifest["comparison"]["metrics"].keys()
-        speed = manifest["cpu_pairs_per_second"]
+        proof = read_manifest(version).proof
+        assert proof
+        assert proof.engine == engine.name
+        assert proof.precision == engine.precision
+        assert proof.bytes == (version / "model.onnx").stat().st_size
+        assert all(check.passed for check in proof.gate)
+        assert {"auc", "log_loss", "ece", "ndcg_at_10"} == proof.comparison["metrics"].keys()
+        speed = proof.cpu_pairs_per_second
         assert speed is None if engine.tensorrt else 0 < speed < float("inf")
         assert (version / "gate.npz").exists() == engine.tensorrt
         assert not (version / "model.plan").exists(), "there is no GPU to build one on"
@@ -92,7 +93,7 @@ def test_spared_layers_stay_float32(checkpoint: Path, log: Path, tmp_path: Path)
     assert kinds["layers.1.joint.weight"] == kinds["classifier.weight"] == onnx.TensorProto.FLOAT
     assert kinds["embeddings.word_embeddings.weight"] == onnx.TensorProto.FLOAT
     assert kinds["layers.0.joint.int8"] == onnx.TensorProto.INT8
-    assert read_manifest(tmp_path / "repository" / "clickbert_onnx_int8" / "1")["kept_fp32"] == keep_fp32.split(",")
+    assert read_manifest(tmp_path / "repository" / "clickbert_onnx_int8" / "1").keep_fp32 == tuple(keep_fp32.split(","))
 
 
 def test_an_int8_file_has_at_most_30_percent_of_fp32s_size(tmp_path: Path) -> None:
@@ -144,7 +145,9 @@ def test_a_report_that_cannot_be_written_is_found_before_the_work(checkpoint: Pa
 
 def test_a_tie_of_zero_gates_on_every_exchange(checkpoint: Path, log: Path, tmp_path: Path) -> None:
     assert run(checkpoint, tmp_path / "r", log, *engines("onnx_int8"), *WIDE, "--tie", "0") == 0
-    comparison = read_manifest(tmp_path / "r" / "clickbert_onnx_int8" / "1")["comparison"]
+    proof = read_manifest(tmp_path / "r" / "clickbert_onnx_int8" / "1").proof
+    assert proof
+    comparison = proof.comparison
     assert comparison["top1_changed_beyond_tie"] == comparison["top1_changed"] > 0
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from export.publish import TEMPLATES
 from export.tensorrt import command as plan_command
+from release.manifest import write_manifest
 from tests.export.tensorrt.fake_gpu import MODEL, Gpu, nvidia_smi, pass_gate, write_graph
+from tests.release.examples import MANIFEST
 
 
 @pytest.fixture
@@ -29,6 +32,6 @@ def version(tmp_path: Path) -> Path:
         version = tmp_path / "repository" / MODEL / str(number)
         version.mkdir(parents=True)
         write_graph(version / "model.onnx")
-        (version / "manifest.json").write_text('{"max_length": 512}')
+        write_manifest(version, replace(MANIFEST, model=MODEL, max_length=512))
     (version.parent / "config.pbtxt").write_bytes((TEMPLATES / MODEL / "config.pbtxt").read_bytes())
     return version

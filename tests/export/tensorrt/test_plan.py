@@ -13,8 +13,9 @@ from onnx import TensorProto
 from export.tensorrt import command as plan_command
 from export.tensorrt.build import Limits, build, read_limits
 from export.tensorrt.runtime import load_tensorrt
+from release import hardware
 from release.names import PLAN_FILE, TENSORRT_INPUTS
-from release.stamp import STAMP_FILE, PlanError, find_machine, misfit
+from release.stamp import STAMP_FILE, Machine, PlanError, find_machine, misfit, read_stamp
 from tests.export.tensorrt.fake_gpu import MODEL, Gpu, command, nvidia_smi, tree, write_graph
 
 pytest_plugins = ("tests.export.tensorrt.gpu_fixtures",)
@@ -25,9 +26,9 @@ def test_the_newest_version_gets_its_plan_and_then_fits(version: Path, gpu: Gpu,
     assert command(version) == 0
     assert json.loads(capsys.readouterr().out) == {"plans": {MODEL: {"version": 10, "plan": "built"}}}
     assert (version / PLAN_FILE).read_bytes() == b"plan 1"
-    stamp = json.loads((version / STAMP_FILE).read_text())
-    assert (stamp["gpu"], stamp["compute_capability"], stamp["driver"]) == ("NVIDIA L4", "8.9", "580.65.06")
-    assert (stamp["tensorrt"], stamp["activation_bytes"]) == ("11.2.1.2", 12345)
+    stamp = read_stamp(version)
+    assert stamp.machine == Machine(hardware.Gpu("NVIDIA L4", "8.9", "580.65.06"), "11.2.1.2")
+    assert stamp.activation_bytes == 12345
     before = tree(version.parent)
     files = {"manifest.json", "model.onnx"}
     assert {name[2:] for name in before if name.startswith("2/")} == files
@@ -50,7 +51,7 @@ def test_the_newest_version_gets_its_plan_and_then_fits(version: Path, gpu: Gpu,
             "was built for NVIDIA L4 (compute capability 8.9), driver 580.65.06, TensorRT 11.2.1.2; this is NVIDIA",
         ),
         ("tensorrt", "this is NVIDIA L4 (compute capability 8.9), driver 580.65.06, TensorRT 12.0"),
-        ("graph", "was built from another model.onnx"),
+        ("graph", "model.onnx is not the one that plan.json describes"),
         ("plan", "model.plan is not the one that plan.json describes"),
         ("stamp", "plan.json cannot be read (JSONDecodeError"),
         ("no stamp", "plan.json cannot be read (FileNotFoundError"),
@@ -178,4 +179,4 @@ def test_both_plans_are_built_and_pass_their_gates(tmp_path: Path) -> None:
     versions = plan_command.newest_versions(repository, None)
     assert set(versions) == {"clickbert_trt_fp16", "clickbert_trt_int8"}
     for version in versions.values():
-        assert misfit(version, machine, read_limits(version).shapes()) is None
+        assert misfit(version, [machine.gpu], machine.tensorrt, read_limits(version).shapes()) is None

@@ -137,8 +137,8 @@ def test_the_bindings_alone_will_do(version: Path, gpu: Gpu, monkeypatch) -> Non
     ("lines", "said"),
     [
         (["NVIDIA L4, 8.9, 580.65.06", "NVIDIA A100-SXM4-40GB, 8.0, 580.65.06"], "GPUs of several kinds"),
-        ([], "GPUs of several kinds, or none (none)"),
-        (["No devices were found"], "or none (No devices were found)"),
+        ([], "no NVIDIA GPU here (nvidia-smi ended with code 0 and answered '')"),
+        (["No devices were found"], "no NVIDIA GPU here (nvidia-smi ended with code 0 and answered 'No devices were"),
     ],
 )
 def test_one_kind_of_gpu_is_asked_for(version: Path, gpu: Gpu, monkeypatch, tmp_path, lines, said, capsys) -> None:
@@ -172,7 +172,7 @@ def test_nothing_to_build_needs_no_gpu(tmp_path: Path, monkeypatch, capsys) -> N
 
 def test_a_repository_that_is_not_there_is_refused(tmp_path: Path, capsys) -> None:
     assert plan_command.main([f"--repository={tmp_path}/nowhere"]) == 1
-    assert "nowhere is no folder; give the model repository with --repository" in capsys.readouterr().err
+    assert "nowhere is not a folder; give the model repository with --repository" in capsys.readouterr().err
 
 
 def test_an_unknown_model_is_refused(version: Path, gpu: Gpu, capsys) -> None:
