@@ -20,7 +20,7 @@ import itertools
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,15 +33,17 @@ from onnx import TensorProto, helper, numpy_helper
 from tritonclient.grpc import model_config_pb2
 
 from benchmarks.load_gen import target
-from benchmarks.load_gen.target import REPOSITORY, newest_version, start_target
+from benchmarks.load_gen.target import REPOSITORY, Target, copy_model, start_target
 from benchmarks.load_gen.workload import DATA, Request, Selection
 from benchmarks.measure.environment import find_environment
-from benchmarks.measure.schema import Environment, dump
-from benchmarks.report.tables import make_table
+from benchmarks.measure.schema import Environment, Latency, dump
+from benchmarks.measure.stats import summarize_latency
+from benchmarks.report.tables import make_table, percentile_columns
 from clickbert import AsyncRanker, Ranker
 from clickbert.connection import Connection
 from clickbert.protocol import DEFAULT_MODEL, LENGTHS, LOGITS, TOKENIZER_MODEL, InferRequest, InferResponse
 from clickbert.transport import GrpcTransport, infer_message, read_answer
+from release.names import CONFIG_FILE, MODEL_FILE
 
 CANDIDATES = 20
 IN_FLIGHT = 64
@@ -50,47 +52,20 @@ EXPECTED = target.EXPECTED
 
 TOTAL, SERVER, OVERHEAD, EMPTY = "total", "server's own", "client's overhead", "empty gRPC call"
 PARTS = ("tokenize and pack", "build the request", "gRPC round trip", "unpack and rank")
-
-
-@dataclass(frozen=True)
-class PartTime:
-    """Milliseconds of a part of a call."""
-
-    median: float
-    p99: float
-    mean: float
-
-
-@dataclass(frozen=True)
-class AloneResult:
-    """Rankings one after another.
-
-    Attributes:
-        ms: by name: TOTAL, its PARTS, SERVER, OVERHEAD (TOTAL less SERVER) and EMPTY.
-        message_bytes, tensor_bytes: the means of a request's message, and of the tensors in it.
-    """
-
-    ms: dict[str, PartTime]
-    message_bytes: float
-    tensor_bytes: float
-
-
-@dataclass(frozen=True)
-class TogetherResult:
-    """Rankings in flight at once, from one process, and the client's CPU time for each."""
-
-    in_flight: int
-    calls_per_second: float
-    client_cpu_ms: float
+NAMES = (TOTAL, *PARTS, SERVER, OVERHEAD, EMPTY)
 
 
 @dataclass(frozen=True)
 class EchoResult:
-    """The JSON document."""
+    """The JSON document. The first three are means of rankings one after another, the others of many at once."""
 
     candidates: int
-    alone: AloneResult
-    together: TogetherResult
+    parts: dict[str, Latency]  # by NAMES; OVERHEAD is TOTAL less SERVER
+    message_bytes: float
+    tensor_bytes: float
+    in_flight: int
+    calls_per_second: float  # of one client process
+    client_cpu_ms: float  # of a call
     environment: Environment
 
 
@@ -124,35 +99,33 @@ def run(options: argparse.Namespace, calls: int = 1000, warm_up: int = 100) -> i
     """
     requests = Selection(options.data, CANDIDATES).read()
     with tempfile.TemporaryDirectory(prefix="clickbert-echo-") as scratch:
-        repository = Path(scratch) / "repository"
-        make_repository(options.repository, repository)
-        with start_target(repository, Path(scratch)) as server:
-            alone = measure_alone(server.connection, requests, calls, warm_up)
-            together = asyncio.run(measure_together(server.connection, requests, calls))
-    print(show_parts(alone))
-    print(f"a request's message: {alone.message_bytes:.0f} bytes, {alone.tensor_bytes:.0f} of them tensors")
-    print(
-        f"{together.in_flight} calls in flight: {together.calls_per_second:.0f} calls/s, "
-        f"{together.client_cpu_ms:.2f} ms of the client's CPU each"
-    )
-    print(dump(EchoResult(CANDIDATES, alone, together, find_environment())))
+        make_repository(options.repository, Path(scratch) / "repository")
+        with start_target(Path(scratch) / "repository", Path(scratch)) as server:
+            parts, message_bytes, tensor_bytes = measure_alone(server, requests, calls, warm_up)
+            per_second, cpu_ms = asyncio.run(measure_together(server.connection, requests, calls))
+    columns: dict[str, Callable[[str], str]] = {
+        f"{CANDIDATES} candidates": str,
+        **percentile_columns(lambda name: parts[name], digits=2),
+    }
+    print(make_table(columns, NAMES).text())
+    print(f"a request's message: {message_bytes:.0f} bytes, {tensor_bytes:.0f} of them tensors")
+    print(f"{IN_FLIGHT} calls in flight: {per_second:.0f} calls/s, {cpu_ms:.2f} ms of the client's CPU each")
+    environment = find_environment()
+    print(dump(EchoResult(CANDIDATES, parts, message_bytes, tensor_bytes, IN_FLIGHT, per_second, cpu_ms, environment)))
     return 0
 
 
 def make_repository(source: Path, copy: Path) -> None:
-    """Makes a model repository of the newest tokenizer in `source`, and of an echo under the click model's name.
-
-    Raises:
-        BenchmarkError: no tokenizer is published.
-    """
-    published = newest_version(source, TOKENIZER_MODEL)
-    for model in (TOKENIZER_MODEL, DEFAULT_MODEL):
-        shutil.copytree(source / model, copy / model, ignore=shutil.ignore_patterns("[0-9]*"))
-    shutil.copytree(published, copy / TOKENIZER_MODEL / published.name)
-    config_file = copy / DEFAULT_MODEL / "config.pbtxt"
-    config = text_format.Parse(config_file.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
-    (copy / DEFAULT_MODEL / published.name).mkdir()
-    onnx.save(echo_graph(config), copy / DEFAULT_MODEL / published.name / "model.onnx")
+    """Makes a model repository of the newest tokenizer, and of an echo under the click model's name."""
+    version = copy_model(source, TOKENIZER_MODEL, copy)
+    folder = copy_model(source, DEFAULT_MODEL, copy)
+    config = text_format.Parse(
+        (folder.parent / CONFIG_FILE).read_text(encoding="utf-8"), model_config_pb2.ModelConfig()
+    )
+    shutil.rmtree(folder)
+    graph = folder.parent / version.name / MODEL_FILE  # in the tokenizer's version, as the client expects
+    graph.parent.mkdir()
+    onnx.save(echo_graph(config), graph)
 
 
 def echo_graph(config: Any) -> onnx.ModelProto:
@@ -179,50 +152,41 @@ def echo_graph(config: Any) -> onnx.ModelProto:
     )
 
 
-def measure_alone(connection: Connection, requests: Sequence[Request], calls: int, warm_up: int) -> AloneResult:
-    """Ranks one request after another, with the server to itself."""
-    watch = Stopwatch(connection)
-    names = (TOTAL, *PARTS, SERVER, OVERHEAD, EMPTY)
+def measure_alone(
+    server: Target, requests: Sequence[Request], calls: int, warm_up: int
+) -> tuple[dict[str, Latency], float, float]:
+    """Ranks one request after another: the times by NAMES, the mean bytes of a message and of the tensors in it."""
+    watch = Stopwatch(server.connection)
     seconds: list[tuple[float, ...]] = []
     sizes: list[tuple[int, int]] = []
-    turns = itertools.islice(itertools.cycle(requests), warm_up + calls)
     with (
-        Ranker(connection, timeout=TIMEOUT, transport=watch) as ranker,
-        triton.InferenceServerClient(**connection.tritonclient_arguments) as statistics,
+        Ranker(server.connection, timeout=TIMEOUT, transport=watch) as ranker,
+        triton.InferenceServerClient(**server.connection.tritonclient_arguments) as client,
     ):
-        for request in turns:
-            count, before = read_counts(statistics)
+        for request in itertools.islice(itertools.cycle(requests), warm_up + calls):
+            before = after = server.counts(DEFAULT_MODEL)
             began = time.perf_counter()
             ranker.rank(request.query, request.documents)
             ended = time.perf_counter()
-            answered = count
-            while answered == count:  # Triton counts a request after its answer
-                answered, after = read_counts(statistics)
-            own = after - before
-            clock = (began, *watch.marks, ended)
-            parts = [end - begin for begin, end in itertools.pairwise(clock)]
-            empty = time.perf_counter()
-            statistics.is_server_live()
-            empty = time.perf_counter() - empty
+            while after.requests == before.requests:  # Triton counts a request after its answer
+                after = server.counts(DEFAULT_MODEL)
+            own = (after.queue + after.compute - before.queue - before.compute) / 1e9
+            parts = [end - begin for begin, end in itertools.pairwise((began, *watch.marks, ended))]
+            began_empty = time.perf_counter()
+            client.is_server_live()
+            empty = time.perf_counter() - began_empty
             seconds.append((ended - began, *parts, own, ended - began - own, empty))
             sizes.append((watch.message.ByteSize(), sum(map(len, watch.message.raw_input_contents))))
-    ms = 1000 * np.array(seconds[warm_up:])
+    columns = zip(*seconds[warm_up:], strict=True)
+    latencies = {
+        name: latency for name, each in zip(NAMES, columns, strict=True) if (latency := summarize_latency(each))
+    }
     message_bytes, tensor_bytes = np.mean(sizes[warm_up:], axis=0).tolist()
-    medians, p99s = np.percentile(ms, [50, 99], axis=0).tolist()
-    columns = zip(medians, p99s, ms.mean(axis=0).tolist(), strict=True)
-    parts_by_name = {name: PartTime(*column) for name, column in zip(names, columns, strict=True)}
-    return AloneResult(parts_by_name, message_bytes, tensor_bytes)
+    return latencies, message_bytes, tensor_bytes
 
 
-def read_counts(statistics: Any) -> tuple[int, float]:
-    """How many of the click model's requests Triton has counted, and their seconds: in the queue, and computing."""
-    stats = statistics.get_inference_statistics(DEFAULT_MODEL).model_stats[0].inference_stats
-    steps = (stats.queue, stats.compute_input, stats.compute_infer, stats.compute_output)
-    return stats.success.count, sum(step.ns for step in steps) / 1e9
-
-
-async def measure_together(connection: Connection, requests: Sequence[Request], calls: int) -> TogetherResult:
-    """Ranks with IN_FLIGHT requests at once, from one process."""
+async def measure_together(connection: Connection, requests: Sequence[Request], calls: int) -> tuple[float, float]:
+    """Ranks with IN_FLIGHT requests at once, from one process: calls a second, and milliseconds of CPU for each."""
     turns = itertools.islice(itertools.cycle(requests), calls)
     async with AsyncRanker(connection, timeout=TIMEOUT) as ranker:
 
@@ -234,16 +198,4 @@ async def measure_together(connection: Connection, requests: Sequence[Request], 
         began, began_cpu = time.perf_counter(), time.process_time()
         await asyncio.gather(*(work() for _ in range(IN_FLIGHT)))
         took, took_cpu = time.perf_counter() - began, time.process_time() - began_cpu
-    return TogetherResult(IN_FLIGHT, calls / took, 1000 * took_cpu / calls)
-
-
-def show_parts(alone: AloneResult) -> str:
-    """A line for each part of a call."""
-    return make_table(
-        {
-            f"{CANDIDATES} candidates": lambda part: part[0],
-            "median ms": lambda part: f"{part[1].median:.2f}",
-            "p99 ms": lambda part: f"{part[1].p99:.2f}",
-        },
-        list(alone.ms.items()),
-    ).text()
+    return calls / took, 1000 * took_cpu / calls

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
-import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -31,7 +30,7 @@ from benchmarks import BenchmarkError
 from benchmarks.load import USERS, add_processes
 from benchmarks.load_gen import target, workload
 from benchmarks.load_gen.pool import TIMING, Load, Timing, open_pool
-from benchmarks.load_gen.target import REPOSITORY, newest_version
+from benchmarks.load_gen.target import REPOSITORY, copy_model, newest_version
 from benchmarks.load_gen.workload import whole_number
 from benchmarks.measure.environment import find_environment
 from benchmarks.measure.schema import Environment, Step, dump, write
@@ -234,9 +233,7 @@ def try_config(options: argparse.Namespace, config: str, load: Load, seconds: in
     with target.log_folder() as folder, tempfile.TemporaryDirectory(prefix="clickbert-tune-") as scratch:
         copy = Path(scratch) / "repository"
         for name in (model, TOKENIZER_MODEL):
-            shutil.copytree(options.repository / name, copy / name, ignore=shutil.ignore_patterns("[0-9]*"))
-            version = newest_version(options.repository, name)
-            shutil.copytree(version, copy / name / version.name)
+            copy_model(options.repository, name, copy)
         (copy / model / CONFIG_FILE).write_text(config, encoding="utf-8")
         with target.start_target(copy, folder) as server, open_pool(server, model, load, folder, options.users) as pool:
             return server.with_counts(model, lambda: pool.send(seconds, users=options.users))

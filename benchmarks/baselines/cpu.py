@@ -30,10 +30,10 @@ from __future__ import annotations
 import argparse
 import itertools
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -52,7 +52,6 @@ from benchmarks.measure.schema import Environment, dump
 from benchmarks.report.tables import make_table
 from clickbert import Ranker
 from clickbert.protocol import DEFAULT_MODEL
-from export.graph.packing import Pair
 from finetune.checkpoint.load import CheckpointError, label_names, load_checkpoint
 from finetune.data.clicklog import ClickRow
 from finetune.metrics import MetricError, click_probability
@@ -64,18 +63,14 @@ WORKLOADS = {"mixed lengths": ALL, "titles": TITLES}
 WIDTH = 128  # tokens; what others pad to
 INT8 = f"{DEFAULT_MODEL}_int8"
 OURS = (DEFAULT_MODEL, INT8)
-PEER = "peer"
 # A turn: so many requests, two for each caller. A fast contender computes them several times: since lengths differ, all
 # must compute the same ones. (Nobody here caches results.)
 REQUESTS = 2 * CALLERS
 TIMEOUT = 60.0  # seconds: how long a call takes on a busy machine is a figure, not an error
-PACKAGES = ("torch", "transformers", "onnxruntime", "tokenizers")
+EXPECTED = (*target.EXPECTED, CheckpointError, MetricError)
 
 Score = Callable[[Request], ArrayLike]
 Batches = dict[Request, dict[str, torch.Tensor]]
-
-
-EXPECTED = (*target.EXPECTED, CheckpointError, MetricError)
 
 
 @dataclass(frozen=True)
@@ -99,29 +94,39 @@ class Contender:
     callers: int = CALLERS
     limit: Difference = EXACT
 
+    def take_turn(self, requests: Sequence[Request]) -> float:
+        """Seconds that it needs for the requests, each caller taking the next one that is left."""
+        began = time.perf_counter()
+        if self.callers == 1:  # in this thread, whose helpers PyTorch keeps
+            for request in requests:
+                self.score(request)
+        else:
+            with ThreadPoolExecutor(self.callers) as callers:
+                list(callers.map(self.score, requests))
+        return time.perf_counter() - began
+
 
 @dataclass(frozen=True)
 class ContenderResult:
-    """Pairs per second of each round, how often a turn's requests were computed, and how far it is from PyTorch."""
+    """One contender: how far it is from PyTorch, and its speed."""
 
-    rounds: tuple[float, ...]
-    passes: int
     difference: Difference
-
-    @property
-    def pairs_per_second(self) -> float:
-        """The median of the rounds."""
-        return median(self.rounds)
+    passes: int  # how often it computed a turn's requests
+    rounds: tuple[float, ...]  # pairs per second
+    pairs_per_second: float  # their median
 
 
 @dataclass(frozen=True)
 class ContestResult:
-    """One workload: its contenders, and in each round how many times as fast INT8 is as the fastest of the others."""
+    """One workload."""
 
+    tokens_a_pair: float
     contenders: dict[str, ContenderResult]
-    int8_over_others: tuple[float, ...]
-    tokens_a_pair: float = 0.0
-    torch_threads: int = 1
+
+    def int8_over_others(self) -> list[float]:
+        """How many times as fast INT8 is as the fastest that is not of this project, in each round."""
+        others = zip(*(each.rounds for name, each in self.contenders.items() if name not in OURS), strict=True)
+        return [int8 / max(each) for int8, each in zip(self.contenders[INT8].rounds, others, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -145,44 +150,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, turn: float = 4.0, rounds: int = 3) -> int:
-    """Measures all contenders on all workloads, in turns of so many seconds, and prints the figures.
+    """Measures all contenders on all workloads, in turns of about so many seconds, and prints the figures.
 
     Raises:
         EXPECTED: what is to be measured cannot be used, does not answer, or does not score as PyTorch does.
     """
-    peer = Peer(options.peer_url) if options.peer_url else None
+    peer = {"peer": Contender(Peer(options.peer_url).score)} if options.peer_url else {}
     workloads = {name: distinct_requests(options.data, texts) for name, texts in WORKLOADS.items()}
     model, tokenizer, max_length = load_checkpoint(options.checkpoint)
-    contests = {}
+    results = {}
     with ExitStack() as stack:
         server = stack.enter_context(start_target(options.repository, stack.enter_context(log_folder())))
         fp32, int8 = (stack.enter_context(Ranker(server.connection, name, timeout=TIMEOUT)) for name in OURS)
-        served = {DEFAULT_MODEL: Contender(ranked(fp32)), INT8: Contender(ranked(int8), limit=LOOSE)}
-        if peer:
-            served[PEER] = Contender(peer.score)
+        served = {DEFAULT_MODEL: Contender(ranked(fp32)), INT8: Contender(ranked(int8), limit=LOOSE), **peer}
         for name, requests in workloads.items():
             pairs = {request: tokenize_pairs(tokenizer, rows(request), max_length) for request in requests}
             tight = {request: pad(tokenizer, each) for request, each in pairs.items()}
             wide = {request: widen(batch, min(WIDTH, max_length)) for request, batch in tight.items()}
-            contenders = {
+            pytorch = {
                 f"PyTorch, padded to {WIDTH}": Contender(forward(model, wide), callers=1),
                 "PyTorch, padded to the longest": Contender(forward(model, tight), callers=1),
-                **served,
             }
-            found = measure(contenders, requests, turn, rounds)
-            contests[name] = replace(found, tokens_a_pair=mean_tokens(pairs.values()))
-    print("\n".join(show_contest(name, found) for name, found in contests.items()))
-    environment = find_environment(PACKAGES)
-    print(dump(BaselineResult(CANDIDATES, REQUESTS, CALLERS, contests, options.peer_url, environment)))
+            tokens = float(np.mean([len(pair["input_ids"]) for each in pairs.values() for pair in each]))
+            results[name] = ContestResult(tokens, measure(pytorch | served, requests, turn, rounds))
+            print(show_contest(name, results[name]))
+    environment = find_environment(("torch", "transformers", "onnxruntime", "tokenizers"))
+    print(dump(BaselineResult(CANDIDATES, REQUESTS, CALLERS, results, options.peer_url, environment)))
     return 0
 
 
 def distinct_requests(path: Path, texts: str) -> list[Request]:
-    """A workload's requests without those that have a candidate twice: the client scores it once, others twice.
-
-    Raises:
-        EXPECTED: there are none.
-    """
+    """A workload's requests without those that have a candidate twice: the client scores it once, others twice."""
     requests = Selection(path, CANDIDATES, texts).read()
     requests = [request for request in requests if len(set(request.documents)) == CANDIDATES]
     if not requests:
@@ -212,16 +210,6 @@ def forward(model: Any, batches: Batches) -> Score:
     return score
 
 
-def choose_threads(contender: Contender, requests: Sequence[Request]) -> None:
-    """Sets PyTorch's threads to one or all cores: on a busy machine its threads wait for each other."""
-    took = {}
-    for threads in (1, usable_cores()):
-        torch.set_num_threads(threads)
-        take_turn(contender, requests[:2])
-        took[threads] = take_turn(contender, requests)
-    torch.set_num_threads(min(took, key=took.__getitem__))
-
-
 def ranked(ranker: Ranker) -> Score:
     """A served model."""
 
@@ -232,32 +220,35 @@ def ranked(ranker: Ranker) -> Score:
     return score
 
 
+def choose_threads(contender: Contender, requests: Sequence[Request]) -> None:
+    """Sets PyTorch's threads to one or all cores: on a busy machine its threads wait for each other."""
+    took = {}
+    for threads in (1, usable_cores()):
+        torch.set_num_threads(threads)
+        contender.take_turn(requests[:2])
+        took[threads] = contender.take_turn(requests)
+    torch.set_num_threads(min(took, key=took.__getitem__))
+
+
 def measure(
     contenders: Mapping[str, Contender], requests: Sequence[Request], turn: float, rounds: int
-) -> ContestResult:
-    """Each contender's pairs per second on the same requests, in rounds of turns of about so many seconds.
-
-    Raises:
-        BenchmarkError: their scores are not the same.
-    """
+) -> dict[str, ContenderResult]:
+    """Each contender on the same requests, in rounds of turns. Raises BenchmarkError if their scores differ."""
     endless = itertools.cycle(requests)
     first = list(itertools.islice(endless, REQUESTS))
     differences = check_scores(contenders, first[:CALLERS])
     choose_threads([one for one in contenders.values() if one.callers == 1][-1], first)
     # This turn does not count: memory, caches.
-    passes = {name: max(1, round(turn / take_turn(one, first))) for name, one in contenders.items()}
+    passes = {name: max(1, round(turn / one.take_turn(first))) for name, one in contenders.items()}
     speeds: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
         drawn = list(itertools.islice(endless, REQUESTS))
         for name, one in contenders.items():
-            took = take_turn(one, drawn * passes[name])
-            speeds[name].append(passes[name] * REQUESTS * CANDIDATES / took)
-    others = [max(each) for each in zip(*(speeds[name] for name in contenders if name not in OURS), strict=True)]
-    return ContestResult(
-        {name: ContenderResult(tuple(each), passes[name], differences[name]) for name, each in speeds.items()},
-        tuple(int8 / other for int8, other in zip(speeds[INT8], others, strict=True)),
-        torch_threads=torch.get_num_threads(),
-    )
+            speeds[name].append(passes[name] * REQUESTS * CANDIDATES / one.take_turn(drawn * passes[name]))
+    return {
+        name: ContenderResult(differences[name], passes[name], tuple(each), median(each))
+        for name, each in speeds.items()
+    }
 
 
 def check_scores(contenders: Mapping[str, Contender], requests: Sequence[Request]) -> dict[str, Difference]:
@@ -272,9 +263,8 @@ def check_scores(contenders: Mapping[str, Contender], requests: Sequence[Request
     for name, one in contenders.items():
         scores = [np.asarray(one.score(request)) for request in requests]
         if any(each.shape != expected.shape[1:] for each in scores):
-            raise BenchmarkError(
-                f"{name} answers {[len(each) for each in scores]} scores for {expected.shape[1]} candidates"
-            )
+            counts = [len(each) for each in scores]
+            raise BenchmarkError(f"{name} answers {counts} scores for {expected.shape[1]} candidates")
         apart = np.abs(np.array(scores) - expected)
         found = differences[name] = Difference(float(apart.max()), float(apart.mean()))
         for kind, limit in vars(one.limit).items():
@@ -287,38 +277,18 @@ def check_scores(contenders: Mapping[str, Contender], requests: Sequence[Request
     return differences
 
 
-def take_turn(contender: Contender, requests: Sequence[Request]) -> float:
-    """Seconds that a contender needs for the requests, each caller taking the next one that is left."""
-    began = time.perf_counter()
-    if contender.callers == 1:  # in this thread, whose helpers PyTorch keeps
-        for request in requests:
-            contender.score(request)
-    else:
-        with ThreadPoolExecutor(contender.callers) as callers:
-            list(callers.map(contender.score, requests))
-    return time.perf_counter() - began
-
-
-def mean_tokens(requests: Iterable[list[Pair]]) -> float:
-    """Tokens of a pair, on average."""
-    return float(np.mean([len(pair["input_ids"]) for pairs in requests for pair in pairs]))
-
-
 def show_contest(workload: str, found: ContestResult) -> str:
     """One workload, for the screen: a line for each contender."""
-    table = make_table(
-        {
-            "contender": lambda item: item[0],
-            "pairs/s": lambda item: f"{item[1].pairs_per_second:.0f}",
-            "min - max": lambda item: f"{min(item[1].rounds):.0f} - {max(item[1].rounds):.0f}",
-            "largest difference": lambda item: f"{item[1].difference.largest:.1e}",
-            "mean difference": lambda item: f"{item[1].difference.mean:.1e}",
-        },
-        list(found.contenders.items()),
-    )
-    ratios = found.int8_over_others
+    columns: dict[str, Callable[[tuple[str, ContenderResult]], str]] = {
+        "contender": lambda item: item[0],
+        "pairs/s": lambda item: f"{item[1].pairs_per_second:.0f}",
+        "min - max": lambda item: f"{min(item[1].rounds):.0f} - {max(item[1].rounds):.0f}",
+        "largest difference": lambda item: f"{item[1].difference.largest:.1e}",
+        "mean difference": lambda item: f"{item[1].difference.mean:.1e}",
+    }
+    ratios = found.int8_over_others()
     return (
         f"{workload}: {CANDIDATES} candidates a request, {found.tokens_a_pair:.0f} tokens a pair, "
-        f"{len(ratios)} rounds of {REQUESTS} requests\n{table.text()}\n"
+        f"{len(ratios)} rounds of {REQUESTS} requests\n{make_table(columns, list(found.contenders.items())).text()}\n"
         f"{INT8} beside the fastest other: {median(ratios):.2f}x ({min(ratios):.2f} - {max(ratios):.2f}), in rounds"
     )

@@ -19,16 +19,17 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast
 
 from benchmarks.load_gen.target import REPOSITORY
 from benchmarks.load_gen.workload import DATA
-from benchmarks.measure.schema import dump
-from benchmarks.report.tables import make_table
+from benchmarks.measure.schema import Latency, dump
+from benchmarks.measure.stats import summarize_latency
+from benchmarks.report.tables import make_table, percentile_columns
 from export.graph.packing import Logits, Pair, add_longest, pack
 from export.tensorrt.command import newest_versions
 from export.tensorrt.runtime import LoadedPlan, load_tensorrt
@@ -52,13 +53,8 @@ class Timed:
 
     pairs: int
     contender: str
-    median_ms: float
-    p99_ms: float
-
-    @property
-    def pairs_per_second(self) -> float:
-        """Of the median."""
-        return 1000 * self.pairs / self.median_ms
+    latency: Latency
+    pairs_per_second: float  # of the median
 
 
 @dataclass(frozen=True)
@@ -146,14 +142,10 @@ def packed(engine: LoadedPlan) -> Contender:
     """A plan on pairs that are laid end to end, as Triton would merge requests of 32."""
 
     def compute(pairs: Sequence[Pair]) -> Logits:
-        return engine.run(add_longest(pack(requests(pairs))))
+        starts = range(0, len(pairs), PAIRS_A_REQUEST)
+        return engine.run(add_longest(pack([pairs[start : start + PAIRS_A_REQUEST] for start in starts])))
 
     return compute
-
-
-def requests(pairs: Sequence[Pair]) -> list[Sequence[Pair]]:
-    """Pairs as requests of the largest size."""
-    return [pairs[start : start + PAIRS_A_REQUEST] for start in range(0, len(pairs), PAIRS_A_REQUEST)]
 
 
 def measure(
@@ -171,20 +163,18 @@ def measure(
             for batch in batches:
                 began = time.perf_counter()
                 compute(batch)  # returns when the logits are here
-                took.append(1000 * (time.perf_counter() - began))
-            figures.append(Timed(size, name, *map(float, np.percentile(took, [50, 99]))))
+                took.append(time.perf_counter() - began)
+            if latency := summarize_latency(took):
+                figures.append(Timed(size, name, latency, size / median(took)))
     return tuple(figures)
 
 
 def show_times(figures: Sequence[Timed]) -> str:
     """A line for each size and contender."""
-    return make_table(
-        {
-            "contender": lambda one: one.contender,
-            "pairs": lambda one: str(one.pairs),
-            "median ms": lambda one: f"{one.median_ms:.2f}",
-            "p99 ms": lambda one: f"{one.p99_ms:.2f}",
-            "pairs/s": lambda one: f"{one.pairs_per_second:.0f}",
-        },
-        figures,
-    ).text()
+    columns: dict[str, Callable[[Timed], str]] = {
+        "contender": lambda one: one.contender,
+        "pairs": lambda one: str(one.pairs),
+        "pairs/s": lambda one: f"{one.pairs_per_second:.0f}",
+        **percentile_columns(lambda one: one.latency, digits=2),
+    }
+    return make_table(columns, figures).text()

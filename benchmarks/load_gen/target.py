@@ -172,3 +172,10 @@ def newest_version(repository: Path, model: str) -> Path:
     if version is None:
         raise BenchmarkError(f"{repository / model} has no published version; publish one with `python -m export`")
     return version
+
+
+def copy_model(repository: Path, model: str, copy: Path) -> Path:
+    """Copies a model's config and newest version to another repository; returns the version's folder there."""
+    version = newest_version(repository, model)
+    shutil.copytree(repository / model, copy / model, ignore=shutil.ignore_patterns("[0-9]*"))
+    return Path(shutil.copytree(version, copy / model / version.name))

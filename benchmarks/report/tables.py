@@ -51,13 +51,13 @@ def number(value: float | None, digits: int = 0) -> str:
     return NONE if value is None else f"{value:.{digits}f}"
 
 
-def percentile_columns(latency: Callable[[Item], Latency | None]) -> Columns[Item]:
+def percentile_columns(latency: Callable[[Item], Latency | None], digits: int = 1) -> Columns[Item]:
     """A column for each percentile, in milliseconds."""
 
     def column(name: str) -> Callable[[Item], str]:
         def cell(item: Item) -> str:
             found = latency(item)
-            return number(found[name] if found else None, 1)
+            return number(found[name] if found else None, digits)
 
         return cell
 
