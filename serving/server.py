@@ -27,6 +27,11 @@ DRAIN = 30
 DIRECTLY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
+def open_directly(url: str, method: str = "GET", timeout: float = 5) -> Any:
+    """Opens a URL of a server past any proxy of the environment; a response to be closed. Raises OSError."""
+    return DIRECTLY.open(urllib.request.Request(url, method=method), timeout=timeout)
+
+
 @dataclass(frozen=True)
 class Addresses:
     """Where the server listens."""
@@ -176,8 +181,8 @@ class Server:
             return False
 
     def get(self, path: str) -> Any:
-        """Asks the HTTP endpoint, past any proxy of the environment; a response to be closed. Raises OSError."""
-        return DIRECTLY.open(f"{self.addresses.http}{path}", timeout=5)
+        """Asks the HTTP endpoint; a response to be closed. Raises OSError."""
+        return open_directly(f"{self.addresses.http}{path}")
 
     def running(self) -> subprocess.Popen[bytes]:
         """The process.

@@ -1,11 +1,10 @@
-"""A tiny model, published, served, and put under short loads."""
+"""Short loads on the small model that the whole run shares (tests/conftest.py)."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,9 +16,7 @@ from benchmarks.load_gen.pool import Timing
 from benchmarks.load_gen.target import Target
 from benchmarks.measure.stats import ClientLimits
 from clickbert.connection import Connection
-from serving.server import Addresses, Server
-from tests.integration.conftest import publish
-from tests.tiny import make_checkpoint, make_click_log
+from serving.server import Server
 
 MODEL = "clickbert_onnx"
 TIMING = Timing(warm_up=1, resume=0.2, run_out=1)
@@ -27,33 +24,9 @@ TIMING = Timing(warm_up=1, resume=0.2, run_out=1)
 LIMITS = ClientLimits(busy=2.0, delay_ms=1e6)
 
 
-@pytest.fixture(scope="session")
-def click_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_click_log(tmp_path_factory.mktemp("log") / "clicks.jsonl", groups=50)
-
-
-@pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_checkpoint(tmp_path_factory.mktemp("model") / "checkpoint")
-
-
-@pytest.fixture(scope="session")
-def repository(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, click_log: Path) -> Path:
-    """A published version of fp32 and INT8; tests that change it copy it first."""
-    folder = tmp_path_factory.mktemp("published") / "repository"
-    publish(checkpoint, folder, click_log, "onnx", "onnx_int8")
-    return folder
-
-
-@pytest.fixture(scope="session")
-def server(repository: Path) -> Iterator[Server]:
-    with (repository.parent / "log").open("wb") as log, Server(repository, Addresses.free(), log=log) as running:
-        yield running
-
-
 @pytest.fixture
-def target(server: Server) -> Target:
-    return Target(Connection(server.addresses.grpc))
+def target(published_server: Server) -> Target:
+    return Target(Connection(published_server.addresses.grpc))
 
 
 @pytest.fixture

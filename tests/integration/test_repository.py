@@ -17,18 +17,10 @@ from export.engines.base import ENGINES
 from export.publish import TEMPLATES
 from release import names
 from serving.server import Server
-from tests.integration.conftest import publish
 
 CLICK_MODELS = {path.parent.name for path in TEMPLATES.glob("*/config.pbtxt")} - {names.TOKENIZER_MODEL}
 TENSORRT = {model for model in CLICK_MODELS if "_trt_" in model}
 TYPES = {"TYPE_INT32": TensorProto.INT32, "TYPE_FP32": TensorProto.FLOAT, "TYPE_UINT8": TensorProto.UINT8}
-
-
-@pytest.fixture(scope="module")
-def every_engine(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, click_log: Path) -> Path:
-    folder = tmp_path_factory.mktemp("every") / "repository"
-    publish(checkpoint, folder, click_log, *ENGINES)
-    return folder
 
 
 def read(model: str, repository: Path = TEMPLATES) -> model_config_pb2.ModelConfig:
@@ -59,14 +51,14 @@ def test_every_config_is_valid_and_names_its_folder(model: str) -> None:
     assert text.startswith("#"), "a config says what it is for"
 
 
-def test_every_engine_has_a_config() -> None:
+def test_published_engines_has_a_config() -> None:
     assert {engine.model for engine in ENGINES.values()} == CLICK_MODELS
 
 
 @pytest.mark.parametrize("model", sorted(CLICK_MODELS))
-def test_the_click_models_config_describes_the_graph(every_engine: Path, model: str) -> None:
-    config = read(model, every_engine)
-    graph = onnx.load(every_engine / model / "1" / names.MODEL_FILE).graph
+def test_the_click_models_config_describes_the_graph(published_engines: Path, model: str) -> None:
+    config = read(model, published_engines)
+    graph = onnx.load(published_engines / model / "1" / names.MODEL_FILE).graph
     wanted = tensors(config.input)
     assert all(entry.allow_ragged_batch for entry in config.input)
     for entry in config.batch_input:
@@ -115,9 +107,9 @@ def test_the_warm_up_is_a_well_formed_request(model: str) -> None:
         assert list(warmup.inputs[name].dims) == [lengths.sum()]
 
 
-def test_the_tokenizers_config_describes_its_graph(repository: Path) -> None:
+def test_the_tokenizers_config_describes_its_graph(published_repository: Path) -> None:
     config = read(names.TOKENIZER_MODEL)
-    graph = onnx.load(repository / names.TOKENIZER_MODEL / "1" / names.MODEL_FILE).graph
+    graph = onnx.load(published_repository / names.TOKENIZER_MODEL / "1" / names.MODEL_FILE).graph
     assert not config.input
     assert not graph.input
     assert in_graph(graph.output) == tensors(config.output)
@@ -133,9 +125,9 @@ def test_the_client_speaks_of_the_same_tensors() -> None:
     assert {entry.name for entry in tokenizer.output} == set(protocol.TOKENIZER_OUTPUTS)
 
 
-def test_triton_serves_the_published_config_as_it_is(server: Server, repository: Path) -> None:
-    client = triton.InferenceServerClient(server.addresses.grpc)
+def test_triton_serves_the_published_config_as_it_is(published_server: Server, published_repository: Path) -> None:
+    client = triton.InferenceServerClient(published_server.addresses.grpc)
     served = client.get_model_config(names.ONNX_MODEL).config
-    config = read(names.ONNX_MODEL, repository)
+    config = read(names.ONNX_MODEL, published_repository)
     for field in ("input", "output", "batch_input", "batch_output", "max_batch_size", "model_warmup", "backend"):
         assert getattr(served, field) == getattr(config, field), field

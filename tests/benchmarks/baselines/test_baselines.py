@@ -14,22 +14,19 @@ import torch
 from benchmarks.baselines import cpu as baselines
 from benchmarks.baselines import peer
 from benchmarks.load_gen.workload import Request, WorkloadError, read_requests
-from tests.integration.conftest import publish
 from tests.tiny import MAX_LENGTH, make_checkpoint, make_click_log
 
 REQUEST = Request("a query", ("one", "another"))
 
 
 @pytest.fixture(scope="module")
-def click_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_click_log(tmp_path_factory.mktemp("log") / "clicks.jsonl", groups=50)
+def click_log(published_log: Path) -> Path:
+    return published_log
 
 
 @pytest.fixture(scope="module")
-def repository(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, click_log: Path) -> Path:
-    folder = tmp_path_factory.mktemp("published") / "repository"
-    publish(checkpoint, folder, click_log, "onnx", "onnx_int8")
-    return folder
+def repository(published_repository: Path) -> Path:
+    return published_repository
 
 
 def options(*arguments: object) -> argparse.Namespace:

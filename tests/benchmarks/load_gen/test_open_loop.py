@@ -19,7 +19,7 @@ import pytest
 from serving.server import Server
 from tests.benchmarks.conftest import command, kept_samples, locusts, short_loads
 from tests.client.certificates import Authority
-from tests.integration.conftest import served_with_tls
+from tests.published import serve_with_tls
 from tests.waiting import eventually
 
 RATE, DURATION = 40, 4
@@ -153,7 +153,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 @pytest.fixture(scope="module")
 def secure(authority: Authority, repository: Path) -> Iterator[Server]:
-    with served_with_tls(repository, authority) as server:
+    with serve_with_tls(repository, authority) as server:
         yield server
 
 

@@ -1,0 +1,56 @@
+"""What a served model should answer, and how many executions its answers took."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import tritonclient.grpc as triton
+
+from clickbert import Ranker
+from finetune.checkpoint.load import label_names, load_checkpoint
+from finetune.data.clicklog import ClickRow
+from finetune.metrics import click_probability
+from finetune.scoring import score_rows
+from serving.server import Server
+from tests.waiting import eventually
+
+PATIENCE = 60  # seconds that a call may take: these tests are about answers, and the machine may be busy
+
+
+def in_pytorch(checkpoint: Path, rows: list[ClickRow]) -> np.ndarray:
+    """Click probabilities of the checkpoint itself."""
+    model, tokenizer, max_length = load_checkpoint(checkpoint)
+    return click_probability(score_rows(model, tokenizer, rows, max_length), label_names(model))
+
+
+def as_rows(pairs: list[tuple[str, str]]) -> list[ClickRow]:
+    return [ClickRow(group="g", query=query, document=document, clicks=0, impressions=1) for query, document in pairs]
+
+
+class Executions:
+    """Counts a model's executions from now on."""
+
+    def __init__(self, server: Server, model: str = "clickbert_onnx") -> None:
+        self.client = triton.InferenceServerClient(server.addresses.grpc)
+        self.model = model
+        self.before = self.counts()
+
+    def counts(self) -> tuple[int, int]:
+        statistics = self.client.get_inference_statistics(self.model).model_stats[0]
+        return statistics.execution_count, statistics.inference_count
+
+    def of(self, requests: int) -> int:
+        """How many executions so many requests took. (Triton counts an execution after it has answered.)"""
+        eventually(lambda: self.counts()[1] - self.before[1] >= requests)
+        return self.counts()[0] - self.before[0]
+
+
+def score_at_once(server: Server, model: str, pairs: list[tuple[str, str]]) -> tuple[np.ndarray, int]:
+    """The scores of pairs that are asked for one by one, 24 at a time; and how many executions they took."""
+    with Ranker(server.addresses.grpc, model=model, timeout=PATIENCE) as ranker, ThreadPoolExecutor(24) as pool:
+        ranker.score_pairs(pairs[:1])
+        executions = Executions(server, model)
+        scores = list(pool.map(lambda pair: ranker.score_pairs([pair])[0], pairs))
+    return np.array(scores), executions.of(len(pairs))
