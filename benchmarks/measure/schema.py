@@ -110,7 +110,9 @@ class Step:
     @property
     def load(self) -> str:
         """The load in words."""
-        return f"{self.users} users" if self.users else f"{self.rate:.1f}/s"
+        if self.users is None:
+            return f"{self.rate:.1f}/s"
+        return f"{self.users} user{'s' * (self.users > 1)}"
 
     @property
     def server_bound(self) -> bool:
