@@ -124,7 +124,6 @@ def test_generators_send_in_their_rounds_and_pause_between_them(
         second = pool.send(1, users=4)
         twice = target.counts(MODEL)
         running[0].kill()
-        running[0].wait()
         with pytest.raises(BenchmarkError, match=r"Locust ended with code -9 and without .*generator-0\.log"):
             pool.send(1, users=4)
     assert not locusts()

@@ -141,7 +141,9 @@ def test_a_few_requests_have_the_sizes_of_all() -> None:
     assert sample_of_all_sizes(requests, None) == sample_of_all_sizes(requests, 400) == requests
 
 
-def test_the_published_tokenizer_is_the_checkpoints(published_repository: Path, published_checkpoint: Path, published_log: Path) -> None:
+def test_the_published_tokenizer_is_the_checkpoints(
+    published_repository: Path, published_checkpoint: Path, published_log: Path
+) -> None:
     requests = Selection(published_log).read()
     packed = pack(published_tokenizer(published_repository), requests)
     theirs = AutoTokenizer.from_pretrained(published_checkpoint)

@@ -17,7 +17,16 @@ from benchmarks.measure.compare import compare_results
 from benchmarks.measure.schema import GeneratorUse, Slo, SloResult, dump, read_result, speedup_over_first, write
 from benchmarks.report.page import write_page
 from benchmarks.report.plots import plot_latency
-from tests.benchmarks.made_up import MODELS, client_bound, make_result, make_step, scaled, unanswered, with_model, with_step
+from tests.benchmarks.made_up import (
+    MODELS,
+    client_bound,
+    make_result,
+    make_step,
+    scaled,
+    unanswered,
+    with_model,
+    with_step,
+)
 
 
 def test_a_written_result_is_read_back_with_all_its_types(tmp_path: Path) -> None:
@@ -142,7 +151,9 @@ def test_what_fails_or_is_client_bound_meets_no_objective() -> None:
     for spoil in (unanswered, client_bound, lambda one: replace(one, errors=1)):
         assert not Slo("p99", 1000.0).holds(spoil(step))
     assert str(SloResult(Slo("p99", 50.0), None, (step,))) == "p99=50ms never holds"
-    assert str(SloResult(Slo("p99", 50.0), None, (client_bound(step),))).endswith("unknown: the search was client-bound")
+    assert str(SloResult(Slo("p99", 50.0), None, (client_bound(step),))).endswith(
+        "unknown: the search was client-bound"
+    )
 
 
 @pytest.mark.parametrize("text", ["p99=50ms", "p50=0.5ms", "p95=1200ms"])

@@ -188,9 +188,7 @@ def test_everything_from_outside_is_escaped(tmp_path: Path) -> None:
             machine=replace(result.environment.machine, cpu=evil, system=evil),
         ),
         server=replace(result.server, name=evil, version=evil, url=evil, started_here=False),
-        workload=replace(
-            result.workload, data=evil, texts=evil, sent=replace(result.workload.sent, tokens={evil: 1})
-        ),
+        workload=replace(result.workload, data=evil, texts=evil, sent=replace(result.workload.sent, tokens={evil: 1})),
     )
     page = write(tmp_path, result)
     assert "<script" not in page
@@ -209,9 +207,7 @@ def test_every_model_has_a_colour_however_many_there_are(tmp_path: Path) -> None
 def test_the_command_line_measures_the_same(ceiling: float | None) -> None:
     result = with_model(make_result(ceiling=ceiling), slo=SloResult(Slo("p99", 250.0), 20.0, ()))
     result = replace(result, workload=replace(result.workload, data="my clicks.jsonl"))
-    result = with_step(
-        result, "closed", 2, lambda step: replace(step, generator=replace(step.generator, processes=3))
-    )
+    result = with_step(result, "closed", 2, lambda step: replace(step, generator=replace(step.generator, processes=3)))
     parser = argparse.ArgumentParser()
     saturate.add_arguments(parser)
     words = command(result)
