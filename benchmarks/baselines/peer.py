@@ -30,9 +30,17 @@ class Peer:
     def __init__(self, url: str) -> None:
         self.url, parts = url.rstrip("/"), urlsplit(url)
         kinds = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}
-        if parts.scheme not in kinds or not parts.hostname:
+        try:
+            self.kind, self.host, self.port, self.path = (
+                kinds[parts.scheme],
+                parts.hostname or "",
+                parts.port,
+                parts.path,
+            )
+        except (KeyError, ValueError):
+            self.host = ""
+        if not self.host:
             raise BenchmarkError(f"{url!r} is not the URL of a rerank server, like http://127.0.0.1:7997")
-        self.kind, self.host, self.port, self.path = kinds[parts.scheme], parts.hostname, parts.port, parts.path
 
     def score(self, request: Request) -> list[float]:
         """The click probabilities of a request's candidates, in their order.

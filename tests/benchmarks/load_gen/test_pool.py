@@ -1,4 +1,4 @@
-"""How generators are started, told and read, and what of their samples is one round's figures: with ones that do nothing."""
+"""How generators are started, told and read, and how their samples become one round's figures: with fake ones."""
 
 from __future__ import annotations
 

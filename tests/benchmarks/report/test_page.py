@@ -166,7 +166,7 @@ def test_a_model_without_figures_is_named_and_the_others_are_shown(tmp_path: Pat
     result = with_model(make_result(), MODELS[1], **none)
     page = write(tmp_path, result)
     assert page.count("<img") == 5
-    assert [row[-1] for row in rows(page) if row[0] == MODELS[1]][0].startswith("it answered nothing within 4 s")
+    assert next(row[-1] for row in rows(page) if row[0] == MODELS[1]).startswith("it answered nothing within 4 s")
     nothing = with_model(result, MODELS[0], **none)
     assert write(tmp_path, nothing).count("<img") == 1  # the tokens
 
