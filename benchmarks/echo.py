@@ -4,10 +4,10 @@
     python -m benchmarks echo --repository model_repository --data my-clicks.jsonl.gz
 
 The server has the published tokenizer and, in place of the click model, a graph with the same inputs whose logits are
-the pairs' lengths. One ranking of 20 candidates at a time, its parts timed in the client, the server's own time as
-Triton counts it: queue and computation. All the rest is the client's overhead, Triton's handling of gRPC included.
-With the stand-in backend that count runs on for a moment after the answer has left, which makes the overhead look
-smaller; so there is a second way to it: an empty gRPC call, plus the parts that are the client's alone.
+the pairs' lengths. Rankings of 20 candidates, one at a time: the parts are timed in the client, the server's own time
+(queue and computation) is Triton's count. The rest is the client's overhead and Triton's handling of gRPC. With the
+stand-in backend Triton's count runs on for a moment after the answer has left, which makes the overhead look smaller;
+the second way to it is an empty gRPC call plus the parts that are the client's alone.
 
 Then as many rankings as one process can do, 64 in flight. The last line of the output is one JSON document.
 """
@@ -20,7 +20,8 @@ import itertools
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,20 +32,41 @@ from google.protobuf import text_format
 from onnx import TensorProto, helper, numpy_helper
 from tritonclient.grpc import model_config_pb2
 
-from benchmarks.load_gen.workload import Request, newest_version, read_requests
-from benchmarks.measure.stats import machine
+from benchmarks.load_gen import target
+from benchmarks.load_gen.target import REPOSITORY, Target, copy_model, start_target
+from benchmarks.load_gen.workload import DATA, Request, Selection
+from benchmarks.measure.environment import find_environment
+from benchmarks.measure.schema import Environment, Latency, dump
+from benchmarks.measure.stats import summarize_latency
+from benchmarks.report.tables import make_table, percentile_columns
 from clickbert import AsyncRanker, Ranker
+from clickbert.connection import Connection
 from clickbert.protocol import DEFAULT_MODEL, LENGTHS, LOGITS, TOKENIZER_MODEL, InferRequest, InferResponse
 from clickbert.transport import GrpcTransport, infer_message, read_answer
-from serving.server import Addresses, Server
+from release.names import CONFIG_FILE, MODEL_FILE
 
 CANDIDATES = 20
-WARM_UP, CALLS = 100, 1000
 IN_FLIGHT = 64
-TIMEOUT = 60.0  # seconds: how long a call takes on a busy machine is a figure, no error
+TIMEOUT = 60.0  # seconds: how long a call takes on a busy machine is a figure, not an error
+EXPECTED = target.EXPECTED
 
 TOTAL, SERVER, OVERHEAD, EMPTY = "total", "server's own", "client's overhead", "empty gRPC call"
 PARTS = ("tokenize and pack", "build the request", "gRPC round trip", "unpack and rank")
+NAMES = (TOTAL, *PARTS, SERVER, OVERHEAD, EMPTY)
+
+
+@dataclass(frozen=True)
+class EchoResult:
+    """The JSON document. The first three are means of rankings one after another, the others of many at once."""
+
+    candidates: int
+    parts: dict[str, Latency]  # by NAMES; OVERHEAD is TOTAL less SERVER
+    message_bytes: float
+    tensor_bytes: float
+    in_flight: int
+    calls_per_second: float  # of one client process
+    client_cpu_ms: float  # of a call
+    environment: Environment
 
 
 class Stopwatch(GrpcTransport):
@@ -65,48 +87,45 @@ class Stopwatch(GrpcTransport):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
-    parser.add_argument("--repository", type=Path, default=Path("model_repository"), help="with a published version")
-    parser.add_argument("--data", type=Path, default=Path("data/sample/test.jsonl"), help="click log (.jsonl[.gz])")
+    parser.add_argument("--repository", type=Path, default=REPOSITORY, help="with a published version")
+    parser.add_argument("--data", type=Path, default=DATA, help="click log (.jsonl[.gz])")
 
 
-def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Measures, prints a table and returns the figures.
+def run(options: argparse.Namespace, calls: int = 1000, warm_up: int = 100) -> int:
+    """Measures so many calls after the warm-up, and prints the figures.
 
     Raises:
-        ClickLogError: the click log cannot be used.
-        WorkloadError: the repository has no published tokenizer.
-        ServingError: the server could not be started.
+        EXPECTED: the click log or the repository cannot be used, or the server could not be started.
     """
-    requests = read_requests(options.data, CANDIDATES)
-    with tempfile.TemporaryDirectory(prefix="clickbert-echo-") as folder:
-        echo, log_file = Path(folder) / "repository", Path(folder) / "triton.log"
-        make_repository(options.repository, echo)
-        with log_file.open("wb") as log, Server(echo, Addresses.free(), log=log) as server:
-            figures = measure_calls(server.addresses.grpc, requests)
-            together = asyncio.run(measure_together(server.addresses.grpc, requests))
-    print(table(figures["ms"]))
-    print(f"a request's message: {figures['message_bytes']:.0f} bytes, {figures['tensor_bytes']:.0f} of them tensors")
-    print(
-        f"{IN_FLIGHT} calls in flight: {together['calls_per_s']:.0f} calls/s, "
-        f"{together['client_cpu_ms']:.2f} ms of the client's CPU each"
+    requests = Selection(options.data, CANDIDATES).read()
+    with tempfile.TemporaryDirectory(prefix="clickbert-echo-") as scratch:
+        make_repository(options.repository, Path(scratch) / "repository")
+        with start_target(Path(scratch) / "repository", Path(scratch)) as server:
+            parts, message_bytes, tensor_bytes = measure_alone(server, requests, calls, warm_up)
+            per_second, cpu_ms = asyncio.run(measure_together(server.connection, requests, calls))
+    columns: dict[str, Callable[[str], str]] = {
+        f"{CANDIDATES} candidates": str,
+        **percentile_columns(lambda name: parts[name], digits=2),
+    }
+    print(make_table(columns, NAMES).text())
+    print(f"a request's message: {message_bytes:.0f} bytes, {tensor_bytes:.0f} of them tensors")
+    print(f"{IN_FLIGHT} calls in flight: {per_second:.0f} calls/s, {cpu_ms:.2f} ms of the client's CPU each")
+    environment = find_environment()
+    print(dump(EchoResult(CANDIDATES, parts, message_bytes, tensor_bytes, IN_FLIGHT, per_second, cpu_ms, environment)))
+    return 0
+
+
+def make_repository(source: Path, copy: Path) -> None:
+    """Makes a model repository of the newest tokenizer, and of an echo under the click model's name."""
+    version = copy_model(source, TOKENIZER_MODEL, copy)
+    folder = copy_model(source, DEFAULT_MODEL, copy)
+    config = text_format.Parse(
+        (folder.parent / CONFIG_FILE).read_text(encoding="utf-8"), model_config_pb2.ModelConfig()
     )
-    return {"candidates": CANDIDATES, **figures, "in_flight": {str(IN_FLIGHT): together}, "machine": machine()}
-
-
-def make_repository(source: Path, target: Path) -> None:
-    """Makes a model repository of the newest tokenizer in `source`, and of an echo under the click model's name.
-
-    Raises:
-        WorkloadError: no tokenizer is published.
-    """
-    published = newest_version(source, TOKENIZER_MODEL)
-    for model in (TOKENIZER_MODEL, DEFAULT_MODEL):
-        shutil.copytree(source / model, target / model, ignore=shutil.ignore_patterns("[0-9]*"))
-    shutil.copytree(published, target / TOKENIZER_MODEL / published.name)
-    config_file = target / DEFAULT_MODEL / "config.pbtxt"
-    config = text_format.Parse(config_file.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
-    (target / DEFAULT_MODEL / published.name).mkdir()
-    onnx.save(echo_graph(config), target / DEFAULT_MODEL / published.name / "model.onnx")
+    shutil.rmtree(folder)
+    graph = folder.parent / version.name / MODEL_FILE  # in the tokenizer's version, as the client expects
+    graph.parent.mkdir()
+    onnx.save(echo_graph(config), graph)
 
 
 def echo_graph(config: Any) -> onnx.ModelProto:
@@ -133,65 +152,43 @@ def echo_graph(config: Any) -> onnx.ModelProto:
     )
 
 
-def measure_calls(url: str, requests: Sequence[Request]) -> dict[str, Any]:
-    """Ranks one request after another, WARM_UP and then CALLS of them, with the server to itself.
-
-    Returns:
-        "ms": milliseconds of TOTAL, its PARTS, SERVER, OVERHEAD (TOTAL less SERVER) and EMPTY, each "median", "p99" and
-        "mean"; "message_bytes" and "tensor_bytes": the means of a request's message, and of the tensors in it.
-    """
-    watch = Stopwatch(url)
-    names = (TOTAL, *PARTS, SERVER, OVERHEAD, EMPTY)
+def measure_alone(
+    server: Target, requests: Sequence[Request], calls: int, warm_up: int
+) -> tuple[dict[str, Latency], float, float]:
+    """Ranks one request after another: the times by NAMES, the mean bytes of a message and of the tensors in it."""
+    watch = Stopwatch(server.connection)
     seconds: list[tuple[float, ...]] = []
     sizes: list[tuple[int, int]] = []
-    turns = itertools.islice(itertools.cycle(requests), WARM_UP + CALLS)
-    with Ranker(url, timeout=TIMEOUT, transport=watch) as ranker, triton.InferenceServerClient(url) as statistics:
-        for request in turns:
-            count, before = counted(statistics)
+    with (
+        Ranker(server.connection, timeout=TIMEOUT, transport=watch) as ranker,
+        triton.InferenceServerClient(**server.connection.tritonclient_arguments) as client,
+    ):
+        for request in itertools.islice(itertools.cycle(requests), warm_up + calls):
+            before = after = server.counts(DEFAULT_MODEL)
             began = time.perf_counter()
             ranker.rank(request.query, request.documents)
             ended = time.perf_counter()
-            answered = count
-            while answered == count:  # Triton counts a request behind its answer
-                answered, after = counted(statistics)
-            own = after - before
-            clock = (began, *watch.marks, ended)
-            parts = [end - begin for begin, end in itertools.pairwise(clock)]
-            empty = time.perf_counter()
-            statistics.is_server_live()
-            empty = time.perf_counter() - empty
+            while after.requests == before.requests:  # Triton counts a request after its answer
+                after = server.counts(DEFAULT_MODEL)
+            own = (after.queue + after.compute - before.queue - before.compute) / 1e9
+            parts = [end - begin for begin, end in itertools.pairwise((began, *watch.marks, ended))]
+            began_empty = time.perf_counter()
+            client.is_server_live()
+            empty = time.perf_counter() - began_empty
             seconds.append((ended - began, *parts, own, ended - began - own, empty))
             sizes.append((watch.message.ByteSize(), sum(map(len, watch.message.raw_input_contents))))
-    ms = 1000 * np.array(seconds[WARM_UP:])
-    message_bytes, tensor_bytes = np.mean(sizes[WARM_UP:], axis=0).tolist()
-    return {
-        "ms": {name: spread(column) for name, column in zip(names, ms.T, strict=True)},
-        "message_bytes": message_bytes,
-        "tensor_bytes": tensor_bytes,
+    columns = zip(*seconds[warm_up:], strict=True)
+    latencies = {
+        name: latency for name, each in zip(NAMES, columns, strict=True) if (latency := summarize_latency(each))
     }
+    message_bytes, tensor_bytes = np.mean(sizes[warm_up:], axis=0).tolist()
+    return latencies, message_bytes, tensor_bytes
 
 
-def spread(values: np.ndarray[Any, Any]) -> dict[str, float]:
-    """Median, 99th percentile and mean."""
-    median, p99 = np.percentile(values, [50, 99])
-    return {"median": float(median), "p99": float(p99), "mean": float(values.mean())}
-
-
-def counted(statistics: Any) -> tuple[int, float]:
-    """How many of the click model's requests Triton has counted, and their seconds: in the queue, and computing."""
-    stats = statistics.get_inference_statistics(DEFAULT_MODEL).model_stats[0].inference_stats
-    steps = (stats.queue, stats.compute_input, stats.compute_infer, stats.compute_output)
-    return stats.success.count, sum(step.ns for step in steps) / 1e9
-
-
-async def measure_together(url: str, requests: Sequence[Request]) -> dict[str, float]:
-    """Ranks CALLS requests with IN_FLIGHT of them at once, from one process.
-
-    Returns:
-        "calls_per_s", and "client_cpu_ms": this process's CPU time for each call.
-    """
-    turns = itertools.islice(itertools.cycle(requests), CALLS)
-    async with AsyncRanker(url, timeout=TIMEOUT) as ranker:
+async def measure_together(connection: Connection, requests: Sequence[Request], calls: int) -> tuple[float, float]:
+    """Ranks with IN_FLIGHT requests at once, from one process: calls a second, and milliseconds of CPU for each."""
+    turns = itertools.islice(itertools.cycle(requests), calls)
+    async with AsyncRanker(connection, timeout=TIMEOUT) as ranker:
 
         async def work() -> None:
             for request in turns:
@@ -201,11 +198,4 @@ async def measure_together(url: str, requests: Sequence[Request]) -> dict[str, f
         began, began_cpu = time.perf_counter(), time.process_time()
         await asyncio.gather(*(work() for _ in range(IN_FLIGHT)))
         took, took_cpu = time.perf_counter() - began, time.process_time() - began_cpu
-    return {"calls_per_s": CALLS / took, "client_cpu_ms": 1000 * took_cpu / CALLS}
-
-
-def table(figures: dict[str, dict[str, float]]) -> str:
-    """A line for each part of a call."""
-    lines = [f"{f'{CANDIDATES} candidates':<20}{'median ms':>12}{'p99 ms':>12}"]
-    lines += [f"{name:<20}{part['median']:>12.2f}{part['p99']:>12.2f}" for name, part in figures.items()]
-    return "\n".join(lines)
+    return calls / took, 1000 * took_cpu / calls

@@ -10,173 +10,172 @@ benchmarks/results/report.html.
     python -m benchmarks saturate --compare benchmarks/results/2026-11-25T02-30-00.json
     python -m benchmarks saturate --url grpcs://ranking.example:8001 --ca-file ca.pem
 
---slo also finds the highest rate whose latency holds. --compare ends with 1 where a figure is worse than that result's
-beyond what chance explains. A server elsewhere has no ceiling here. The last line of the output is one JSON document.
+--slo also finds the highest rate that meets the objective. --compare ends with 1 if a figure is worse than in that
+result beyond what chance explains. A server elsewhere has no ceiling here. The last line of the output is one JSON
+document.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import re
-import subprocess
 import sys
-from collections.abc import Sequence
-from datetime import UTC, datetime
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from benchmarks.load import add_requests
+from benchmarks import BenchmarkError
+from benchmarks.load import add_processes
 from benchmarks.load_gen import target, workload
-from benchmarks.load_gen.pool import ROOT, Load
-from benchmarks.load_gen.target import LoadError
-from benchmarks.measure.ceiling import pairs
-from benchmarks.measure.compare import SCHEMA, check_workload, compare, read_result, verdicts
-from benchmarks.measure.schedule import DISTINCT, MOST_USERS, climb, search
-from benchmarks.measure.stats import aligned, beside, by_size, load_name, machine, slo_outcome, table, versions
+from benchmarks.load_gen.pool import TIMING, Load, Timing
+from benchmarks.load_gen.target import Target
+from benchmarks.load_gen.workload import Request, sample_of_all_sizes
+from benchmarks.measure import schema
+from benchmarks.measure.compare import check_comparable, compare_results, regressed_models, show_changes
+from benchmarks.measure.environment import find_environment
+from benchmarks.measure.schedule import SCHEDULE, Run, Schedule
+from benchmarks.measure.schema import ModelResult, Saturation, SaturationResult, Sent, Slo, WorkloadInfo
+from benchmarks.measure.stats import LIMITS, ClientLimits
+from benchmarks.measure.tokens import count_pairs, count_tokens, pack, published_tokenizer
 from benchmarks.report.page import write_page
+from benchmarks.report.tables import size_table, step_table
 from clickbert.tokenization import PackedPairs
-from release.files import write_whole
+from release.stamp import PlanError
 
 RESULTS = Path("benchmarks/results")
+EXPECTED = (*target.EXPECTED, PlanError)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The JSON document: the file with the result, and each model's saturation."""
+
+    result: str
+    models: dict[str, Saturation | None]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of `climb`."""
+    """Adds the options of `saturate`."""
     target.add_arguments(parser)
-    add_requests(parser)
+    workload.add_arguments(parser)
+    add_processes(parser)
     parser.add_argument("--model", action="append", metavar="NAME", help="only this model; may be repeated")
-    parser.add_argument("--slo", type=slo, metavar="p99=50ms", help="find the highest rate whose p50, p95 or p99 holds")
-    parser.add_argument("--compare", type=Path, metavar="RESULT.json", help="end with 1 where that one was better")
+    parser.add_argument("--slo", type=slo, metavar="p99=50ms", help="find the highest rate that meets this objective")
+    parser.add_argument("--compare", type=Path, metavar="RESULT.json", help="end with 1 if that result was better")
     parser.add_argument("--results", type=Path, default=RESULTS, help=f"where to write (default {RESULTS})")
 
 
-def slo(text: str) -> tuple[str, float]:
-    """A percentile and its milliseconds."""
-    match = re.fullmatch(r"(p50|p95|p99)=(\d+(?:\.\d+)?)ms", text)
-    if not match or not float(match[2]):
-        raise argparse.ArgumentTypeError(f"{text!r} is no such aim as p99=50ms (p50, p95 or p99)")
-    return match[1], float(match[2])
+def slo(text: str) -> Slo:
+    """An objective, for argparse."""
+    try:
+        return Slo.parse(text)
+    except ValueError as exc:
+        raise argparse.ArgumentTypeError(str(exc)) from exc
 
 
-def run(options: argparse.Namespace) -> int:
-    """Measures, prints and writes. Returns the exit code: 1 for a regression.
+def run(
+    options: argparse.Namespace, schedule: Schedule = SCHEDULE, timing: Timing = TIMING, limits: ClientLimits = LIMITS
+) -> int:
+    """Measures, prints and writes. Returns the exit code: 1 for a regression, or a model without figures.
 
     Raises:
-        LoadError, WorkloadError, ServingError, ClickBertError, ClickLogError: there are no figures.
+        EXPECTED: there are no figures, or nothing to compare with.
         OSError: the result cannot be written.
     """
-    former = read_result(options.compare) if options.compare else None
-    load = Load(options.data, options.candidates, options.texts, processes=options.processes)
-    requests = workload.read_requests(load.data, load.candidates, load.texts)
+    earlier = schema.read_result(options.compare) if options.compare else None
+    load = Load(workload.from_arguments(options), options.processes, timing=timing, limits=limits)
+    requests = load.selection.read()
     options.results.mkdir(parents=True, exist_ok=True)
-    with target.logs() as folder, target.opened(options, folder) as server:
-        models = choose(server.click_models(), options.model, server.url)
-        result: dict[str, Any] = {
-            "schema": SCHEMA,
-            "time": datetime.now(UTC).isoformat(timespec="seconds"),
-            "commit": commit(),
-            "machine": machine(),
-            "versions": versions(),
-            "server": server.name() | {"url": server.url, "started_here": server.repository is not None},
-            "workload": {"data": str(load.data), "candidates": load.candidates, "texts": load.texts},
-            "complete": False,
-            "models": {},
-        }
-        some: list[PackedPairs] = []
-        if server.repository:
-            tokenizer = workload.published_tokenizer(server.repository)
-            packed = workload.pack(tokenizer, requests)
-            some = workload.pack(tokenizer, workload.few(requests, DISTINCT))
-            result["workload"] |= {
-                "requests": len(packed),
-                "pairs": pairs(packed),
-                "in_closed_loops": {"requests": len(some), "pairs": pairs(some)},
-                "tokens": workload.tokens(packed, tokenizer.max_length),
-            }
-        if former:
-            check_workload(former, result)  # before minutes are spent
-            if options.model:
-                former["models"] = {name: found for name, found in former["models"].items() if name in models}
-                if not former["models"]:
-                    raise LoadError(f"{options.compare} has none of {', '.join(models)}; give another --model")
-        path = options.results / f"{result['time'][:19].replace(':', '-')}.json"
-
-        def keep() -> None:  # Ctrl-C does not cost what was measured
-            write_whole(path, json.dumps(result).encode())
-
+    with target.log_folder() as folder, target.open_target(options, folder) as server:
+        models = choose(server.models(), options.model, server.connection.url)
+        packed, sent = pack_requests(server, requests, schedule.distinct)
+        selection = load.selection
+        result = SaturationResult(
+            schema=schema.SCHEMA,
+            environment=find_environment(),
+            server=server.info(),
+            workload=WorkloadInfo(str(selection.data), selection.candidates, selection.texts, sent),
+            complete=False,
+            models={},
+        )
+        if earlier:  # now, and not after minutes of measuring
+            earlier = only_models(earlier, models, options.compare) if options.model else earlier
+            check_comparable(earlier, result.workload, options.compare)
+        path = options.results / f"{result.environment.time[:19].replace(':', '-')}.json"
         for model in models:
             server.try_out(model, requests[0])
-        for found in climb(server, models, load, some, folder):
-            result["models"] = {model: {"version": version, **found[model]} for model, version in models.items()}
-            keep()
-        if options.slo:
-            for model, each in result["models"].items():
-                each["slo"] = search(server, model, load, each["saturated"]["requests_per_s"], options.slo, folder)
-                keep()
-        result["complete"] = True
-        keep()
-    for model, each in result["models"].items():
-        print(f"{model} version {each['version']}\n{show(each)}\n")
+        for found in Run(server, load, folder, schedule).saturate(models, packed, options.slo):
+            result = replace(result, models=found)
+            schema.write(path, result)  # Ctrl-C does not cost what was measured
+        result = replace(result, complete=True)
+        schema.write(path, result)
+    for model in result.models:
+        print(f"{show(model, result.models, schedule)}\n")
     page = options.results / "report.html"
     write_page(page, result)
     say(f"{path} has the figures, {page} the plots")
-    worse = False
-    if former:
-        lines, worse = verdicts(compare(former, result))
-        print("\n".join(lines))
-    print(
-        json.dumps(
-            {"result": str(path), "models": {name: found["saturated"] for name, found in result["models"].items()}}
+    changes = compare_results(earlier, result) if earlier else []
+    if earlier:
+        print(show_changes(earlier, result, changes))
+    saturated = {model: found.saturated for model, found in result.models.items()}
+    print(schema.dump(Summary(str(path), saturated)))
+    return 1 if regressed_models(changes) or None in saturated.values() else 0
+
+
+def choose(served: Mapping[str, str], asked: Sequence[str] | None, url: str) -> dict[str, str]:
+    """The models to measure, with their versions. Raises BenchmarkError if one is not served, or none is."""
+    if missing := set(asked or ()) - set(served):
+        raise BenchmarkError(
+            f"{url} does not serve {', '.join(sorted(missing))}, only {', '.join(served) or 'nothing'}"
         )
-    )
-    return 1 if worse else 0
-
-
-def choose(served: dict[str, str], wanted: Sequence[str] | None, url: str) -> dict[str, str]:
-    """The models to measure. Raises LoadError if one is not served, or none is."""
-    if missing := set(wanted or ()) - set(served):
-        raise LoadError(f"{url} does not serve {', '.join(sorted(missing))}, only {', '.join(served) or 'nothing'}")
     if not served:
-        raise LoadError(f"{url} serves no click model; publish one with `python -m export`")
-    return {name: version for name, version in sorted(served.items()) if not wanted or name in wanted}
+        raise BenchmarkError(f"{url} serves no click model; publish one with `python -m export`")
+    return {name: version for name, version in sorted(served.items()) if not asked or name in asked}
 
 
-def show(found: dict[str, Any]) -> str:
-    """One model's table."""
-    lines = [table([*found["closed"], *found["open"]])]
-    saturated, ceiling, rounds = found["saturated"], found["ceiling"], found["rounds"]
-    each = ", ".join("-" if step["generator"]["limit"] else f"{step['pairs_per_s']:.0f}" for step in rounds)
-    lines.append(f"saturated: {saturated['pairs_per_s']:.0f} pairs/s at {saturated['users']} users (in rounds: {each})")
-    if saturated["users"] == MOST_USERS or found["closed"][-1]["generator"]["limit"]:
-        lines[-1] += ", the most that can be told: more users, or more --processes, may show more"
-    if ceiling:
-        each = ", ".join(f"{speed:.0f}" for speed in ceiling["rounds"])
+def only_models(earlier: SaturationResult, models: Mapping[str, str], path: Path) -> SaturationResult:
+    """An earlier result of these models alone. Raises BenchmarkError if it has none of them."""
+    kept = {name: found for name, found in earlier.models.items() if name in models}
+    if not kept:
+        raise BenchmarkError(f"{path} has none of {', '.join(models)}; give another --model")
+    return replace(earlier, models=kept)
+
+
+def pack_requests(server: Target, requests: Sequence[Request], distinct: int) -> tuple[list[PackedPairs], Sent | None]:
+    """The requests of closed loops and ceilings, packed, and what all are; of a server elsewhere neither is known."""
+    if server.repository is None:
+        return [], None
+    tokenizer = published_tokenizer(server.repository)
+    packed, closed = pack(tokenizer, requests), pack(tokenizer, sample_of_all_sizes(requests, distinct))
+    tokens = count_tokens(packed, tokenizer.max_length)
+    return closed, Sent(len(packed), count_pairs(packed), len(closed), count_pairs(closed), tokens)
+
+
+def show(model: str, models: Mapping[str, ModelResult], schedule: Schedule) -> str:
+    """One model, for the screen."""
+    found = models[model]
+    saturated, ceiling = found.saturated, found.ceiling
+    steps = step_table([*found.closed, *(each.step for each in found.open)]).text()
+    lines = [f"{model} version {found.version}", steps]
+    if saturated is None:
+        return "\n".join([*lines, f"no figures: {found.failure}"])
+    rounds = ", ".join(f"{one.step.pairs_per_second:.0f}" if one.step.server_bound else "-" for one in found.rounds)
+    at = f"saturated: {saturated.pairs_per_second:.0f} pairs/s at {saturated.users} users (in rounds: {rounds})"
+    if saturated.users == schedule.most_users or not found.closed[-1].server_bound:
+        at += "; more users or more --processes may bring more"
+    lines.append(at)
+    if ceiling and saturated.share_of_ceiling:
+        rounds = ", ".join(f"{speed:.0f}" for speed in ceiling.rounds)
+        within = " (within what machine and method vary by)" if saturated.share_of_ceiling > 1 else ""
         lines += [
-            f"ceiling: {ceiling['pairs_per_second']:.0f} pairs/s in process, {ceiling['layout']} (around them: {each})",
-            f"served: {saturated['of_ceiling']:.0%} of what the generators leave of it"
-            + " (so that this is within what machine and method vary by)" * (saturated["of_ceiling"] > 1),
+            f"ceiling: {ceiling.pairs_per_second:.0f} pairs/s in process, {ceiling.layout} (in rounds: {rounds})",
+            f"served: {saturated.share_of_ceiling:.0%} of what the generators leave of it{within}",
         ]
-    if found["beside"]:
-        lines.append(beside(found["beside"]))
-    lines.append(f"latency by the size of a request, p50 / p95 / p99 ms:\n{aligned(*by_size(found))}")
-    if "slo" in found:
-        lines.append(slo_outcome(found["slo"]))
-        lines += [
-            f"    {load_name(step)}: {'holds' if step['holds'] else 'does not hold'}" for step in found["slo"]["steps"]
-        ]
+    if speedup := schema.speedup_over_first(models, model):
+        lines.append(str(speedup))
+    lines.append(f"latency by the size of a request, ms:\n{size_table(found).text()}")
+    if found.slo:
+        lines += [str(found.slo), step_table(found.slo.steps, found.slo.slo).text()]
     return "\n".join(lines)
-
-
-def commit() -> str | None:
-    """The commit that is measured, with "+" behind it where files differ from it; None outside a git checkout."""
-    try:
-        found = subprocess.run(
-            ["git", "describe", "--always", "--dirty=+"], cwd=ROOT, capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return found.stdout.strip()
 
 
 def say(line: str) -> None:

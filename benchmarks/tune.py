@@ -1,8 +1,8 @@
 """Finds a model's serving settings for this machine, under a stated load, and writes them into its config.pbtxt.
 
 Swept one after another, each with the best of those before: instances x threads, chunk size, batch limit, queue delay.
-Every trial is a server of its own on a copy of the repository, so nothing is changed before you agree to the diff. At
-the end the found settings and the config's own take turns; only what is then still faster is proposed.
+Every trial is a server of its own on a copy of the repository, so nothing changes before you agree to the diff. At the
+end the found settings and the config's own take turns; only what is then still faster is proposed.
 
     python -m benchmarks tune --model clickbert_onnx_int8
     python -m benchmarks tune --model clickbert_onnx_int8 --users 32 --candidates 20 --write
@@ -14,27 +14,28 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import json
 import re
-import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, replace
-from datetime import UTC, datetime
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from google.protobuf import text_format
 from tqdm import tqdm
 from tritonclient.grpc import model_config_pb2
 
-from benchmarks.load import USERS, add_requests, whole_number
+from benchmarks import BenchmarkError
+from benchmarks.load import USERS, add_processes
 from benchmarks.load_gen import target, workload
-from benchmarks.load_gen.pool import Load, run_load
-from benchmarks.load_gen.target import LoadError
-from benchmarks.measure.stats import machine
+from benchmarks.load_gen.pool import TIMING, Load, Timing, open_pool
+from benchmarks.load_gen.target import REPOSITORY, copy_model, newest_version
+from benchmarks.load_gen.workload import whole_number
+from benchmarks.measure.environment import find_environment
+from benchmarks.measure.schema import Environment, Step, dump, write
+from benchmarks.measure.stats import LIMITS, ClientLimits
+from benchmarks.report.tables import make_table
 from benchmarks.saturate import RESULTS
 from clickbert.protocol import DEFAULT_MODEL, TOKENIZER_MODEL
 from release.files import write_whole
@@ -42,11 +43,10 @@ from release.names import CONFIG_FILE
 from serving.backends.onnxruntime.workers import usable_cores
 from serving.triton import ServingError
 
-SECONDS = 5  # measured of a trial
-# What must be gained to count; less is noise.
-GAIN = 0.03
+GAIN = 0.03  # what must be gained to count; less is noise
 TURNS = 2  # of the found settings and the config's own, at the end
 AUTOMATIC = 0  # threads: as many as cores
+EXPECTED = target.EXPECTED
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Trial:
     """One measured run."""
 
     settings: Settings
-    pairs_per_s: float
+    pairs_per_second: float
     p50_ms: float
     p99_ms: float
     errors: int
@@ -90,70 +90,86 @@ class Trial:
         """Whether it is faster by more than noise, or as fast with a shorter tail."""
         if self.errors > other.errors:
             return False
-        return better(self.pairs_per_s / other.pairs_per_s, self.p99_ms / other.p99_ms)
+        return is_better(self.pairs_per_second / other.pairs_per_second, self.p99_ms / other.p99_ms)
 
 
-def better(gain: float, tail: float) -> bool:
-    """Whether a speed and a p99, new / former, are an improvement beyond noise."""
+@dataclass(frozen=True)
+class TuneResult:
+    """The JSON document, and the file. `failed` are settings that could not be measured, with the reason."""
+
+    model: str
+    users: int
+    environment: Environment
+    trials: tuple[Trial, ...]
+    failed: tuple[str, ...]
+    chosen: Settings | None = None
+    written: bool = False
+
+
+Measure = Callable[[Settings], Trial | None]
+
+
+def is_better(gain: float, tail: float) -> bool:
+    """Whether a speed and a p99, new / old, are an improvement beyond noise."""
     return gain > 1 + GAIN or (gain > 1 - GAIN and tail < 1 - 3 * GAIN)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `tune`."""
-    add_requests(parser)
-    parser.add_argument("--repository", type=Path, default=Path("model_repository"), help="whose config is tuned")
+    workload.add_arguments(parser)
+    add_processes(parser)
+    parser.add_argument("--repository", type=Path, default=REPOSITORY, help="whose config is tuned")
     parser.add_argument("--model", default=DEFAULT_MODEL, help=f"which one (default {DEFAULT_MODEL})")
     parser.add_argument("--users", type=whole_number, default=USERS, help=f"requests in flight (default {USERS})")
     parser.add_argument("--write", action="store_true", help="write without asking")
 
 
-def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Sweeps, shows the diff, writes if that is wanted. Returns the trials and what was chosen.
+def run(
+    options: argparse.Namespace,
+    seconds: int = 5,
+    results: Path = RESULTS,
+    timing: Timing = TIMING,
+    limits: ClientLimits = LIMITS,
+) -> int:
+    """Sweeps in trials of so many seconds, shows the diff, writes if that is agreed, prints what was tried and chosen.
 
     Raises:
-        LoadError, ServingError: the config cannot be read or changed, or its own settings cannot be measured.
-        WorkloadError: the model is not published.
+        EXPECTED: the config cannot be read or changed, or its own settings cannot be measured.
         OSError: the disk.
     """
     file = options.repository / options.model / CONFIG_FILE
     text = read_text(file)
     own = read_settings(text, file)
-    workload.newest_version(options.repository, options.model)
-    processes = min(options.processes, options.users)
-    load = Load(options.data, options.candidates, options.texts, options.users, None, SECONDS, processes)
-    trials: list[Trial] = []
-    failed: list[str] = []
-    found = {"model": options.model, "users": options.users, "machine": machine(), "failed": failed}
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    kept = RESULTS / f"tune-{options.model}-{datetime.now(UTC):%Y-%m-%dT%H-%M-%S}.json"
-
-    def keep(**more: Any) -> dict[str, Any]:
-        document = found | more | {"trials": [asdict(trial) for trial in trials]}
-        write_whole(kept, json.dumps(document, indent=1).encode())
-        return document
-
+    newest_version(options.repository, options.model)  # before a server is started in vain
+    load = Load(workload.from_arguments(options), options.processes, timing=timing, limits=limits)
+    environment = find_environment()
+    results.mkdir(parents=True, exist_ok=True)
+    kept = results / f"tune-{options.model}-{environment.time[:19].replace(':', '-')}.json"
+    found = TuneResult(options.model, options.users, environment, (), ())
     most = 1 + sum(len(values) for _, values in candidates(own)) + 2 * TURNS
     with tqdm(total=most, desc="tune", unit="trial", leave=False, disable=None) as progress:
 
         def measure(settings: Settings) -> Trial | None:
-            config = change(text, settings, file)
+            nonlocal found
+            trial = None
             try:
-                trials.append(try_settings(options.repository, options.model, config, settings, load))
-            except (LoadError, ServingError) as exc:
-                if not trials:  # nothing works, then
+                step = try_config(options, change(text, settings, file), load, seconds)
+                trial = make_trial(settings, step)
+            except (BenchmarkError, ServingError) as exc:
+                if not found.trials:  # then nothing works, and there is nothing to keep
                     raise
-                failed.append(f"{settings}: {exc}")  # too much for this machine, for example; the others go on
-                return None
-            finally:
-                progress.update()
-                keep()  # neither Ctrl-C nor a failure costs what was measured
-            return trials[-1]
+                found = replace(found, failed=(*found.failed, f"{settings}: {exc}"))  # the others go on
+            else:
+                found = replace(found, trials=(*found.trials, trial))
+            progress.update()
+            write(kept, found)  # neither Ctrl-C nor a failure costs what was measured
+            return trial
 
         best = sweep(own, measure)
-        chosen = best if confirmed(own, best, measure) else own
+        chosen = best if is_confirmed(own, best, measure) else own
     changed = change(text, chosen, file)
-    print(f"{options.users} users, {len(trials)} trials of {SECONDS} s\n{table(trials)}")
-    print("".join(f"failed: {each}\n" for each in failed), end="")
+    print(f"{options.users} users, {len(found.trials)} trials of {seconds} s\n{show_trials(found.trials)}")
+    print("".join(f"failed: {each}\n" for each in found.failed), end="")
     difference = "".join(
         difflib.unified_diff(text.splitlines(True), changed.splitlines(True), str(file), f"{file} (tuned)")
     )
@@ -162,17 +178,20 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     if written:
         write_whole(file, changed.encode())
         print(f"{file} is written; a running server takes it with the next load of {options.model}", file=sys.stderr)
-    return keep(chosen=asdict(chosen), written=written)
+    found = replace(found, chosen=chosen, written=written)
+    write(kept, found)
+    print(dump(found))
+    return 0
 
 
-def sweep(own: Settings, measure: Callable[[Settings], Trial | None]) -> Settings:
+def sweep(own: Settings, measure: Measure) -> Settings:
     """The best settings, each swept with the best of those before."""
     best = measure(own)
     assert best, "the first trial raises if it fails"
     tried = {own}
-    for name, values in candidates(own):
+    for names, values in candidates(own):
         for value in values:
-            settings = replace(best.settings, **dict(zip(name, value, strict=True)))
+            settings = replace(best.settings, **dict(zip(names, value, strict=True)))
             if settings not in tried:
                 tried.add(settings)
                 trial = measure(settings)
@@ -181,7 +200,7 @@ def sweep(own: Settings, measure: Callable[[Settings], Trial | None]) -> Setting
 
 
 def candidates(own: Settings) -> Iterator[tuple[tuple[str, ...], Sequence[tuple[int, ...]]]]:
-    """What is swept: the settings' names, and their values. What the config does not have is left out."""
+    """What is swept: names of settings, and their values. What the config does not have is left out."""
     cores = usable_cores()
     if own.threads is None:
         yield ("instances",), [(1,), (2,), (3,)]
@@ -195,7 +214,7 @@ def candidates(own: Settings) -> Iterator[tuple[tuple[str, ...], Sequence[tuple[
         yield ("queue_delay_us",), [(0,), (500,), (2000,)]
 
 
-def confirmed(own: Settings, found: Settings, measure: Callable[[Settings], Trial | None]) -> bool:
+def is_confirmed(own: Settings, found: Settings, measure: Measure) -> bool:
     """Whether found settings are still better when they and the config's own take turns."""
     if found == own:
         return False
@@ -203,43 +222,47 @@ def confirmed(own: Settings, found: Settings, measure: Callable[[Settings], Tria
     sound = [(old, new) for old, new in turns if old and new]
     if len(sound) < TURNS or sum(new.errors - old.errors for old, new in sound) > 0:
         return False
-    gain = median(new.pairs_per_s / old.pairs_per_s for old, new in sound)
+    gain = median(new.pairs_per_second / old.pairs_per_second for old, new in sound)
     tail = median(new.p99_ms / old.p99_ms for old, new in sound)
-    return better(gain, tail)
+    return is_better(gain, tail)
 
 
-def try_settings(repository: Path, model: str, config: str, settings: Settings, load: Load) -> Trial:
-    """One trial: a server on a copy of the repository with another config."""
-    with target.logs() as folder, tempfile.TemporaryDirectory(prefix="clickbert-tune-") as scratch:
+def try_config(options: argparse.Namespace, config: str, load: Load, seconds: int) -> Step:
+    """One trial: a load on a server on a copy of the repository with another config."""
+    model = options.model
+    with target.log_folder() as folder, tempfile.TemporaryDirectory(prefix="clickbert-tune-") as scratch:
         copy = Path(scratch) / "repository"
         for name in (model, TOKENIZER_MODEL):
-            shutil.copytree(repository / name, copy / name, ignore=shutil.ignore_patterns("[0-9]*"))
-            version = workload.newest_version(repository, name)
-            shutil.copytree(version, copy / name / version.name)
+            copy_model(options.repository, name, copy)
         (copy / model / CONFIG_FILE).write_text(config, encoding="utf-8")
-        with target.started(copy, folder) as server:
-            figures = run_load(server, model, load, folder)
-            server.check_alive()
-    latency = figures["latency_ms"]
-    if latency is None or not figures["pairs_per_s"] or figures["generator"]["limit"]:
-        raise LoadError(f"no figures with {settings}: {figures['generator']['limit'] or figures['error_kinds']}")
-    return Trial(settings, figures["pairs_per_s"], latency["p50"], latency["p99"], figures["errors"])
+        with target.start_target(copy, folder) as server, open_pool(server, model, load, folder, options.users) as pool:
+            return server.with_counts(model, lambda: pool.send(seconds, users=options.users))
+
+
+def make_trial(settings: Settings, step: Step) -> Trial:
+    """A trial's figures. Raises BenchmarkError if there are none."""
+    if step.shown_latency is None or not step.pairs_per_second:
+        raise BenchmarkError(f"no figures with {settings}: {step.client_bound or step.error_kinds}")
+    p50, p99 = (step.shown_latency[name] for name in ("p50", "p99"))
+    return Trial(settings, step.pairs_per_second, p50, p99, step.errors)
 
 
 def read_text(file: Path) -> str:
-    """A config's text. Raises LoadError."""
+    """A config's text. Raises BenchmarkError."""
     try:
         return file.read_text(encoding="utf-8")
     except OSError as exc:
-        raise LoadError(f"{file} cannot be read ({exc.strerror}); name a model of the repository with --model") from exc
+        raise BenchmarkError(
+            f"{file} cannot be read ({exc.strerror}); name a model of the repository with --model"
+        ) from exc
 
 
 def read_settings(text: str, file: Path) -> Settings:
-    """The settings that a config's text says, by Triton's own schema. Raises LoadError."""
+    """The settings that a config's text says, by Triton's own schema. Raises BenchmarkError."""
     try:
         config = text_format.Parse(text, model_config_pb2.ModelConfig())
     except text_format.ParseError as exc:
-        raise LoadError(f"{file}: {exc}") from exc
+        raise BenchmarkError(f"{file}: {exc}") from exc
     parameters = {name: value.string_value for name, value in config.parameters.items()}
     threads, chunk = (parameters.get(name) for name in ("intra_op_thread_count", "chunk_elements"))
     return Settings(
@@ -252,13 +275,13 @@ def read_settings(text: str, file: Path) -> Settings:
 
 
 def change(text: str, settings: Settings, file: Path) -> str:
-    """The text with other settings, all else as it is. Raises LoadError where a setting is not found in it."""
+    """The text with other settings, all else as it is. Raises BenchmarkError where a setting is not found in it."""
     for name, pattern in PLACES.items():
         value = getattr(settings, name)
         if value is not None:
             text = re.sub(pattern, rf"\g<1>{value}", text)
     if read_settings(text, file) != settings:
-        raise LoadError(f"{file} is laid out in a way that cannot be changed here; write it by hand: {settings}")
+        raise BenchmarkError(f"{file} is laid out in a way that cannot be changed here; write it by hand: {settings}")
     return text
 
 
@@ -269,12 +292,17 @@ def agreed(options: argparse.Namespace) -> bool:
     return input("write it? [y/N] ").strip().lower() == "y"
 
 
-def table(trials: Sequence[Trial]) -> str:
+def show_trials(trials: Sequence[Trial]) -> str:
     """A line for each trial, in order."""
-    names = [field.name for field in fields(Settings)]
-    lines = ["  ".join([*names, f"{'pairs/s':>8}", f"{'p50 ms':>7}", f"{'p99 ms':>7}", "errors"])]
-    for trial in trials:
-        cells = [str(getattr(trial.settings, name)).rjust(len(name)) for name in names]
-        figures = [f"{trial.pairs_per_s:>8.0f}", f"{trial.p50_ms:>7.0f}", f"{trial.p99_ms:>7.0f}", f"{trial.errors:>6}"]
-        lines.append("  ".join([*cells, *figures]))
-    return "\n".join(lines)
+
+    def setting(name: str) -> Callable[[Trial], str]:
+        return lambda trial: str(getattr(trial.settings, name))
+
+    columns: dict[str, Callable[[Trial], str]] = {
+        **{field.name: setting(field.name) for field in fields(Settings)},
+        "pairs/s": lambda trial: f"{trial.pairs_per_second:.0f}",
+        "p50 ms": lambda trial: f"{trial.p50_ms:.0f}",
+        "p99 ms": lambda trial: f"{trial.p99_ms:.0f}",
+        "errors": lambda trial: str(trial.errors),
+    }
+    return make_table(columns, trials).text()

@@ -1,19 +1,28 @@
 """The served model beside what else ranks with the same checkpoint on this machine: PyTorch, and a rerank server.
 
     python -m benchmarks baselines
-    python -m benchmarks baselines --peer infinity
     python -m benchmarks baselines --checkpoint checkpoints/mine --data my-clicks/test.jsonl
+    python -m benchmarks baselines --peer-url http://127.0.0.1:7997
 
 Requests of 20 candidates, once of a click log's own mixed lengths and once of titles alone. PyTorch is Hugging Face's
-model in this process, fp32, on one core or all (whichever is faster), one request after another, padded to 128 tokens
-(or to the request's longest pair where that is longer: nothing is cut that the others compute) and padded to the
-longest. In PyTorch's favour, nothing but its forward pass is timed: it has no server, and its pairs are tokenized and
+model in this process, fp32, on one core or all (whichever is faster), one request after another. It is padded to 128
+tokens (or to the request's longest pair where that is longer: nothing is cut that the others compute), and once to the
+longest. In PyTorch's favour nothing but its forward pass is timed: it has no server, and its pairs are tokenized and
 padded before. The servers (clickbert's models by `Ranker` over gRPC, the peer over HTTP) are timed from texts to
 scores, with 8 callers that each send their next request when the last one is answered.
 
 First, all must agree with PyTorch on the click probabilities. Then they take turns, in rounds: in a round each computes
 the same 16 requests, again and again for about 4 seconds, while the others are idle; the next round has other requests.
 The last line of the output is one JSON document.
+
+The peer is any server that answers POST /rerank in Cohere's form. To start Infinity as the figures in
+docs/benchmarks.md have it (its own defaults: batches of 32, nothing compiled, no cache of results; FP32):
+
+    python3.12 -m venv .peers/infinity
+    .peers/infinity/bin/pip install -r benchmarks/baselines/peer-requirements.txt
+    DO_NOT_TRACK=1 INFINITY_ANONYMOUS_USAGE_STATS=0 HF_HUB_OFFLINE=1 .peers/infinity/bin/infinity_emb v2 \\
+        --model-id checkpoints/demo --served-model-name clickbert --engine torch --device cpu --dtype float32 \\
+        --host 127.0.0.1 --port 7997
 """
 
 from __future__ import annotations
@@ -21,28 +30,31 @@ from __future__ import annotations
 import argparse
 import itertools
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from importlib.metadata import version
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
-from benchmarks.baselines import peer
-from benchmarks.load_gen.target import logs, started
-from benchmarks.load_gen.workload import ALL, TITLES, Request, WorkloadError, read_requests
-from benchmarks.measure.stats import machine
+from benchmarks import BenchmarkError
+from benchmarks.baselines.peer import Peer
+from benchmarks.load_gen import target
+from benchmarks.load_gen.target import REPOSITORY, log_folder, start_target
+from benchmarks.load_gen.workload import ALL, DATA, TITLES, Request, Selection
+from benchmarks.measure.environment import find_environment
+from benchmarks.measure.schema import Environment, dump
+from benchmarks.report.tables import make_table
 from clickbert import Ranker
 from clickbert.protocol import DEFAULT_MODEL
-from export.graph.packing import Pair
-from finetune.checkpoint.load import label_names, load_checkpoint
+from finetune.checkpoint.load import CheckpointError, label_names, load_checkpoint
 from finetune.data.clicklog import ClickRow
-from finetune.metrics import click_probability
+from finetune.metrics import MetricError, click_probability
 from finetune.scoring import pad, tokenize_pairs
 from serving.backends.onnxruntime.workers import usable_cores
 
@@ -51,22 +63,27 @@ WORKLOADS = {"mixed lengths": ALL, "titles": TITLES}
 WIDTH = 128  # tokens; what others pad to
 INT8 = f"{DEFAULT_MODEL}_int8"
 OURS = (DEFAULT_MODEL, INT8)
-ROUNDS = 3
-# A turn: so many requests, two for each caller. Who is fast computes them several times, for about TURN seconds: since
-# lengths differ, all must compute the same ones. (Nobody here caches results.)
+# A turn: so many requests, two for each caller. A fast contender computes them several times: since lengths differ, all
+# must compute the same ones. (Nobody here caches results.)
 REQUESTS = 2 * CALLERS
-TURN = 4.0
-TIMEOUT = 60.0  # seconds: how long a call takes on a busy machine is a figure, no error
-# Differences of click probabilities to PyTorch's, up to which it is the same model: rounding, and INT8's own, of which
-# single ones are large. (What INT8 may cost the ranking, export's gate decides.)
-EXACT, LOOSE = {"largest": 1e-4}, {"mean": 0.02}
+TIMEOUT = 60.0  # seconds: how long a call takes on a busy machine is a figure, not an error
+EXPECTED = (*target.EXPECTED, CheckpointError, MetricError)
 
 Score = Callable[[Request], ArrayLike]
 Batches = dict[Request, dict[str, torch.Tensor]]
 
 
-class BaselineError(RuntimeError):
-    """The contenders do not compute the same; the message says which, and what to do."""
+@dataclass(frozen=True)
+class Difference:
+    """How far click probabilities are from PyTorch's."""
+
+    largest: float
+    mean: float
+
+
+# Up to these it is the same model. EXACT is rounding; INT8 has differences of its own, of which single ones are large.
+# (What INT8 may cost the ranking, export's gate decides.)
+EXACT, LOOSE = Difference(largest=1e-4, mean=1.0), Difference(largest=1.0, mean=0.02)
 
 
 @dataclass(frozen=True)
@@ -75,70 +92,99 @@ class Contender:
 
     score: Score
     callers: int = CALLERS
-    limits: Mapping[str, float] = field(default_factory=lambda: EXACT)
+    limit: Difference = EXACT
+
+    def take_turn(self, requests: Sequence[Request]) -> float:
+        """Seconds that it needs for the requests, each caller taking the next one that is left."""
+        began = time.perf_counter()
+        if self.callers == 1:  # in this thread, whose helpers PyTorch keeps
+            for request in requests:
+                self.score(request)
+        else:
+            with ThreadPoolExecutor(self.callers) as callers:
+                list(callers.map(self.score, requests))
+        return time.perf_counter() - began
+
+
+@dataclass(frozen=True)
+class ContenderResult:
+    """One contender: how far it is from PyTorch, and its speed."""
+
+    difference: Difference
+    passes: int  # how often it computed a turn's requests
+    rounds: tuple[float, ...]  # pairs per second
+    pairs_per_second: float  # their median
+
+
+@dataclass(frozen=True)
+class ContestResult:
+    """One workload."""
+
+    tokens_a_pair: float
+    contenders: dict[str, ContenderResult]
+
+    def int8_over_others(self) -> list[float]:
+        """How many times as fast INT8 is as the fastest that is not of this project, in each round."""
+        others = zip(*(each.rounds for name, each in self.contenders.items() if name not in OURS), strict=True)
+        return [int8 / max(each) for int8, each in zip(self.contenders[INT8].rounds, others, strict=True)]
+
+
+@dataclass(frozen=True)
+class BaselineResult:
+    """The JSON document."""
+
+    candidates: int
+    requests_a_turn: int
+    callers: int
+    workloads: dict[str, ContestResult]
+    peer: str | None
+    environment: Environment
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
     parser.add_argument("--checkpoint", type=Path, default=Path("checkpoints/demo"), help="Hugging Face folder")
-    parser.add_argument("--repository", type=Path, default=Path("model_repository"), help="fp32 and INT8 of it")
-    parser.add_argument("--data", type=Path, default=Path("data/sample/test.jsonl"), help="click log (.jsonl[.gz])")
-    parser.add_argument("--peer", choices=[peer.NAME], help="measure this server, too; it is installed into .peers/")
+    parser.add_argument("--repository", type=Path, default=REPOSITORY, help="with fp32 and INT8 of it")
+    parser.add_argument("--data", type=Path, default=DATA, help="click log (.jsonl[.gz])")
+    parser.add_argument("--peer-url", metavar="URL", help="a running rerank server to measure, too (see above)")
 
 
-def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Measures all contenders on all workloads, prints a table and returns the figures.
+def run(options: argparse.Namespace, turn: float = 4.0, rounds: int = 3) -> int:
+    """Measures all contenders on all workloads, in turns of about so many seconds, and prints the figures.
 
     Raises:
-        BaselineError: a contender's scores are not those of PyTorch.
-        CheckpointError, ClickLogError, WorkloadError: what is to be measured cannot be used.
-        ServingError, ClickBertError, PeerError: a server could not be started, or does not answer.
+        EXPECTED: what is to be measured cannot be used, does not answer, or does not score as PyTorch does.
     """
+    peer = {"peer": Contender(Peer(options.peer_url).score)} if options.peer_url else {}
     workloads = {name: distinct_requests(options.data, texts) for name, texts in WORKLOADS.items()}
     model, tokenizer, max_length = load_checkpoint(options.checkpoint)
-    if options.peer:
-        peer.install()
-    figures = {}
+    results = {}
     with ExitStack() as stack:
-        url = stack.enter_context(started(options.repository, stack.enter_context(logs()))).url
-        fp32, int8 = (stack.enter_context(Ranker(url, name, timeout=TIMEOUT)) for name in OURS)
-        served = {DEFAULT_MODEL: Contender(ranked(fp32)), INT8: Contender(ranked(int8), limits=LOOSE)}
-        if options.peer:
-            served[options.peer] = Contender(stack.enter_context(peer.serve(options.checkpoint)).score)
+        server = stack.enter_context(start_target(options.repository, stack.enter_context(log_folder())))
+        fp32, int8 = (stack.enter_context(Ranker(server.connection, name, timeout=TIMEOUT)) for name in OURS)
+        served = {DEFAULT_MODEL: Contender(ranked(fp32)), INT8: Contender(ranked(int8), limit=LOOSE), **peer}
         for name, requests in workloads.items():
             pairs = {request: tokenize_pairs(tokenizer, rows(request), max_length) for request in requests}
             tight = {request: pad(tokenizer, each) for request, each in pairs.items()}
             wide = {request: widen(batch, min(WIDTH, max_length)) for request, batch in tight.items()}
-            contenders = {
+            pytorch = {
                 f"PyTorch, padded to {WIDTH}": Contender(forward(model, wide), callers=1),
                 "PyTorch, padded to the longest": Contender(forward(model, tight), callers=1),
-                **served,
             }
-            figures[name] = measure(contenders, requests) | {
-                "tokens_a_pair": mean_tokens(pairs.values()),
-                "torch_threads": torch.get_num_threads(),
-            }
-    print(table(figures))
-    return {
-        "candidates": CANDIDATES,
-        "requests_a_turn": REQUESTS,
-        "callers": CALLERS,
-        "workloads": figures,
-        "peer": peer.REQUIREMENTS if options.peer else None,
-        "machine": machine(),
-        "versions": {name: version(name) for name in ("torch", "transformers", "onnxruntime", "tokenizers")},
-    }
+            tokens = float(np.mean([len(pair["input_ids"]) for each in pairs.values() for pair in each]))
+            results[name] = ContestResult(tokens, measure(pytorch | served, requests, turn, rounds))
+            print(show_contest(name, results[name]))
+    environment = find_environment(("torch", "transformers", "onnxruntime", "tokenizers"))
+    print(dump(BaselineResult(CANDIDATES, REQUESTS, CALLERS, results, options.peer_url, environment)))
+    return 0
 
 
 def distinct_requests(path: Path, texts: str) -> list[Request]:
-    """A workload's requests, but for those with a candidate twice: the client would have it scored once, others twice.
-
-    Raises:
-        ClickLogError, WorkloadError: there are none.
-    """
-    requests = [one for one in read_requests(path, CANDIDATES, texts) if len(set(one.documents)) == CANDIDATES]
+    """A workload's requests without those that have a candidate twice: the client scores it once, others twice."""
+    requests = Selection(path, CANDIDATES, texts).read()
+    requests = [request for request in requests if len(set(request.documents)) == CANDIDATES]
     if not requests:
-        raise WorkloadError(f"{path} has no {CANDIDATES} different candidates for a request; give more --data")
+        raise BenchmarkError(f"{path} has no {CANDIDATES} different candidates for a request; give more --data")
     return requests
 
 
@@ -164,16 +210,6 @@ def forward(model: Any, batches: Batches) -> Score:
     return score
 
 
-def choose_threads(contender: Contender, requests: Sequence[Request]) -> None:
-    """Sets PyTorch's threads to one or all cores: on a busy machine its threads wait for each other."""
-    took = {}
-    for threads in (1, usable_cores()):
-        torch.set_num_threads(threads)
-        take_turn(contender, requests[:2])
-        took[threads] = take_turn(contender, requests)
-    torch.set_num_threads(min(took, key=took.__getitem__))
-
-
 def ranked(ranker: Ranker) -> Score:
     """A served model."""
 
@@ -184,106 +220,75 @@ def ranked(ranker: Ranker) -> Score:
     return score
 
 
-def measure(contenders: Mapping[str, Contender], requests: Sequence[Request]) -> dict[str, Any]:
-    """Each contender's pairs per second on the same requests, in ROUNDS rounds.
+def choose_threads(contender: Contender, requests: Sequence[Request]) -> None:
+    """Sets PyTorch's threads to one or all cores: on a busy machine its threads wait for each other."""
+    took = {}
+    for threads in (1, usable_cores()):
+        torch.set_num_threads(threads)
+        contender.take_turn(requests[:2])
+        took[threads] = contender.take_turn(requests)
+    torch.set_num_threads(min(took, key=took.__getitem__))
 
-    Returns:
-        "contenders": by name "pairs_per_second" (the median), "rounds", "passes" (how often it computed a turn's
-        requests) and "difference" (see `compare`); "int8_beside_best_other": how many times as fast INT8 is as the
-        fastest that is not of this project, each round for itself, "median" and "rounds".
 
-    Raises:
-        BaselineError: their scores are not the same.
-    """
+def measure(
+    contenders: Mapping[str, Contender], requests: Sequence[Request], turn: float, rounds: int
+) -> dict[str, ContenderResult]:
+    """Each contender on the same requests, in rounds of turns. Raises BenchmarkError if their scores differ."""
     endless = itertools.cycle(requests)
     first = list(itertools.islice(endless, REQUESTS))
-    differences = compare(contenders, first[:CALLERS])
+    differences = check_scores(contenders, first[:CALLERS])
     choose_threads([one for one in contenders.values() if one.callers == 1][-1], first)
     # This turn does not count: memory, caches.
-    passes = {name: max(1, round(TURN / take_turn(one, first))) for name, one in contenders.items()}
+    passes = {name: max(1, round(turn / one.take_turn(first))) for name, one in contenders.items()}
     speeds: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(ROUNDS):
-        turn = list(itertools.islice(endless, REQUESTS))
+    for _ in range(rounds):
+        drawn = list(itertools.islice(endless, REQUESTS))
         for name, one in contenders.items():
-            took = take_turn(one, turn * passes[name])
-            speeds[name].append(passes[name] * REQUESTS * CANDIDATES / took)
-    others = [max(each) for each in zip(*(speeds[name] for name in contenders if name not in OURS), strict=True)]
-    ratios = [int8 / other for int8, other in zip(speeds[INT8], others, strict=True)]
+            speeds[name].append(passes[name] * REQUESTS * CANDIDATES / one.take_turn(drawn * passes[name]))
     return {
-        "contenders": {
-            name: {
-                "pairs_per_second": float(np.median(each)),
-                "rounds": each,
-                "passes": passes[name],
-                "difference": differences[name],
-            }
-            for name, each in speeds.items()
-        },
-        "int8_beside_best_other": {"median": float(np.median(ratios)), "rounds": ratios},
+        name: ContenderResult(differences[name], passes[name], tuple(each), median(each))
+        for name, each in speeds.items()
     }
 
 
-def compare(contenders: Mapping[str, Contender], requests: Sequence[Request]) -> dict[str, dict[str, float]]:
-    """How far each contender's click probabilities are from the first one's, which is PyTorch.
-
-    Returns:
-        "largest" and "mean" difference, by contender.
+def check_scores(contenders: Mapping[str, Contender], requests: Sequence[Request]) -> dict[str, Difference]:
+    """How far each contender's click probabilities are from those of the first one, which is PyTorch.
 
     Raises:
-        BaselineError: one is beyond a contender's limits, so its model is another one.
+        BenchmarkError: one is beyond its limit, so its model is another one.
     """
     reference = next(iter(contenders.values()))
-    wanted = np.array([reference.score(request) for request in requests])
+    expected = np.array([reference.score(request) for request in requests])
     differences = {}
     for name, one in contenders.items():
-        found = [np.asarray(one.score(request)) for request in requests]
-        if any(scores.shape != wanted.shape[1:] for scores in found):
-            raise BaselineError(
-                f"{name} answers {[len(each) for each in found]} scores for {wanted.shape[1]} candidates"
-            )
-        apart = np.abs(np.array(found) - wanted)
-        differences[name] = {"largest": float(apart.max()), "mean": float(apart.mean())}
-        for kind, limit in one.limits.items():
-            if not differences[name][kind] <= limit:  # NaN, too
-                raise BaselineError(
+        scores = [np.asarray(one.score(request)) for request in requests]
+        if any(each.shape != expected.shape[1:] for each in scores):
+            counts = [len(each) for each in scores]
+            raise BenchmarkError(f"{name} answers {counts} scores for {expected.shape[1]} candidates")
+        apart = np.abs(np.array(scores) - expected)
+        found = differences[name] = Difference(float(apart.max()), float(apart.mean()))
+        for kind, limit in vars(one.limit).items():
+            if not getattr(found, kind) <= limit:  # NaN, too
+                raise BenchmarkError(
                     f"{name}: the {kind} difference of its click probabilities to PyTorch's is "
-                    f"{differences[name][kind]:.2g}, more than {limit:g}: it does not serve the model in --checkpoint; "
+                    f"{getattr(found, kind):.2g}, more than {limit:g}: it does not serve the model in --checkpoint; "
                     "publish that with `python -m export`, or name the one that is served"
                 )
     return differences
 
 
-def take_turn(contender: Contender, requests: Sequence[Request]) -> float:
-    """Seconds that a contender needs for the requests, each caller taking the next one that is left."""
-    began = time.perf_counter()
-    if contender.callers == 1:  # in this thread, whose helpers PyTorch keeps
-        for request in requests:
-            contender.score(request)
-    else:
-        with ThreadPoolExecutor(contender.callers) as callers:
-            list(callers.map(contender.score, requests))
-    return time.perf_counter() - began
-
-
-def mean_tokens(requests: Iterable[list[Pair]]) -> float:
-    """Tokens of a pair, on average."""
-    return float(np.mean([len(pair["input_ids"]) for pairs in requests for pair in pairs]))
-
-
-def table(figures: Mapping[str, Mapping[str, Any]]) -> str:
-    """A line for each workload and contender."""
-    lines = []
-    for workload, found in figures.items():
-        lines += [
-            f"{workload}: {CANDIDATES} candidates a request, {found['tokens_a_pair']:.0f} tokens a pair, "
-            f"{ROUNDS} rounds of {REQUESTS} requests",
-            f"  {'contender':<32}{'pairs/s':>9}{'min - max':>16}{'largest':>10}{'mean':>10}  difference",
-        ]
-        for name, one in found["contenders"].items():
-            spread = f"{min(one['rounds']):.0f} - {max(one['rounds']):.0f}"
-            largest, mean = one["difference"]["largest"], one["difference"]["mean"]
-            lines.append(f"  {name:<32}{one['pairs_per_second']:>9.0f}{spread:>16}{largest:>10.1e}{mean:>10.1e}")
-        ratio = found["int8_beside_best_other"]
-        spread = f"{min(ratio['rounds']):.2f} - {max(ratio['rounds']):.2f}"
-        lines.append(f"  {INT8} beside the fastest other: {ratio['median']:.2f}x ({spread}), round by round")
-    return "\n".join(lines)
+def show_contest(workload: str, found: ContestResult) -> str:
+    """One workload, for the screen: a line for each contender."""
+    columns: dict[str, Callable[[tuple[str, ContenderResult]], str]] = {
+        "contender": lambda item: item[0],
+        "pairs/s": lambda item: f"{item[1].pairs_per_second:.0f}",
+        "min - max": lambda item: f"{min(item[1].rounds):.0f} - {max(item[1].rounds):.0f}",
+        "largest difference": lambda item: f"{item[1].difference.largest:.1e}",
+        "mean difference": lambda item: f"{item[1].difference.mean:.1e}",
+    }
+    ratios = found.int8_over_others()
+    return (
+        f"{workload}: {CANDIDATES} candidates a request, {found.tokens_a_pair:.0f} tokens a pair, "
+        f"{len(ratios)} rounds of {REQUESTS} requests\n{make_table(columns, list(found.contenders.items())).text()}\n"
+        f"{INT8} beside the fastest other: {median(ratios):.2f}x ({min(ratios):.2f} - {max(ratios):.2f}), in rounds"
+    )

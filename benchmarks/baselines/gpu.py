@@ -4,9 +4,9 @@
     python -m benchmarks gpu --checkpoint checkpoints/mine --evaluation my-clicks/test.jsonl
 
 PyTorch pads each batch to its longest pair, eager and compiled; the plans get it packed. Every figure includes the
-copies to the GPU and back, and is the median of 50 runs after 10 that do not count. Where this Python has no TensorRT,
-or its PyTorch no GPU, the other side is measured alone, and it says so: two Pythons of one machine can take turns. The
-last line of the output is one JSON document, with what it was measured on. What was seen on a GPU: docs/tensorrt.md.
+copies to the GPU and back, and is the median of 50 runs after 10 that do not count. If this Python has no TensorRT, or
+its PyTorch no GPU, the other side is measured alone, and the output says so: two Pythons of one machine can take turns.
+The last line of the output is one JSON document, with what it was measured on. Figures of a GPU: docs/tensorrt.md.
 """
 
 from __future__ import annotations
@@ -17,18 +17,24 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from benchmarks.load_gen.target import REPOSITORY
+from benchmarks.load_gen.workload import DATA
+from benchmarks.measure.schema import Latency, dump
+from benchmarks.measure.stats import summarize_latency
+from benchmarks.report.tables import make_table, percentile_columns
 from export.graph.packing import Logits, Pair, add_longest, pack
 from export.tensorrt.command import newest_versions
 from export.tensorrt.runtime import LoadedPlan, load_tensorrt
-from finetune.checkpoint.load import load_checkpoint
-from finetune.data.clicklog import read_click_log
+from finetune.checkpoint.load import CheckpointError, load_checkpoint
+from finetune.data.clicklog import ClickLogError, read_click_log
 from finetune.scoring import pad, tokenize_pairs
 from release.names import PLAN_FILE
 from release.stamp import PlanError, find_machine
@@ -36,19 +42,40 @@ from release.stamp import PlanError, find_machine
 SIZES = (1, 32, 256)
 PAIRS_A_REQUEST = 32  # config.pbtxt's limit
 WARM_UP, RUNS = 10, 50
+EXPECTED = (PlanError, CheckpointError, ClickLogError)
 
 Contender = Callable[[Sequence[Pair]], Logits]
+
+
+@dataclass(frozen=True)
+class Timed:
+    """One contender on batches of one size."""
+
+    pairs: int
+    contender: str
+    latency: Latency
+    pairs_per_second: float  # of the median
+
+
+@dataclass(frozen=True)
+class GpuResult:
+    """The JSON document; `left_out` says why a side was not measured."""
+
+    machine: str
+    torch: str
+    left_out: dict[str, str]
+    figures: tuple[Timed, ...]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
     parser.add_argument("--checkpoint", type=Path, default=Path("checkpoints/demo"), help="Hugging Face folder")
-    parser.add_argument("--repository", type=Path, default=Path("model_repository"), help="with the plans of it")
-    parser.add_argument("--evaluation", type=Path, default=Path("data/sample/test.jsonl"), help="click log")
+    parser.add_argument("--repository", type=Path, default=REPOSITORY, help="with the plans of it")
+    parser.add_argument("--evaluation", type=Path, default=DATA, help="click log")
 
 
-def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Measures plans and PyTorch, and returns the figures.
+def run(options: argparse.Namespace, runs: int = RUNS) -> int:
+    """Measures plans and PyTorch, and prints the figures.
 
     Raises:
         PlanError: there is no GPU, or nothing to measure on it.
@@ -76,9 +103,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         if not contenders:
             raise PlanError("there is nothing to measure here; run this on a GPU, with published plans")
         machine = find_machine(tensorrt)
-        figures = measure(contenders, pairs, SIZES)
-    print(table(figures))
-    return {"machine": str(machine), "torch": torch.__version__, "left_out": left_out, "figures": figures}
+        figures = measure(contenders, pairs, SIZES, runs)
+    print(show_times(figures))
+    print(dump(GpuResult(str(machine), torch.__version__, left_out, figures)))
+    return 0
 
 
 def open_plans(trt: Any, repository: Path, stack: ExitStack) -> dict[str, Contender]:
@@ -114,29 +142,20 @@ def packed(engine: LoadedPlan) -> Contender:
     """A plan on pairs that are laid end to end, as Triton would merge requests of 32."""
 
     def compute(pairs: Sequence[Pair]) -> Logits:
-        return engine.run(add_longest(pack(requests(pairs))))
+        starts = range(0, len(pairs), PAIRS_A_REQUEST)
+        return engine.run(add_longest(pack([pairs[start : start + PAIRS_A_REQUEST] for start in starts])))
 
     return compute
 
 
-def requests(pairs: Sequence[Pair]) -> list[Sequence[Pair]]:
-    """Pairs as requests of the largest size."""
-    return [pairs[start : start + PAIRS_A_REQUEST] for start in range(0, len(pairs), PAIRS_A_REQUEST)]
-
-
 def measure(
-    contenders: Mapping[str, Contender], pairs: Sequence[Pair], sizes: Sequence[int]
-) -> dict[int, dict[str, dict[str, float]]]:
-    """Each contender's figures at each size, in turn; the same pairs for all, drawn anew for every run.
-
-    Returns:
-        By size and contender: "median_ms", "p99_ms", "pairs_per_second" (of the median).
-    """
-    figures: dict[int, dict[str, dict[str, float]]] = {}
+    contenders: Mapping[str, Contender], pairs: Sequence[Pair], sizes: Sequence[int], runs: int
+) -> tuple[Timed, ...]:
+    """Each contender at each size, in turn; the same pairs for all, drawn anew for every run."""
+    figures = []
     for size in sizes:
         chance = random.Random(size)
-        batches = [chance.choices(pairs, k=size) for _ in range(RUNS)]
-        figures[size] = {}
+        batches = [chance.choices(pairs, k=size) for _ in range(runs)]
         for name, compute in contenders.items():
             for batch in batches[:WARM_UP]:
                 compute(batch)
@@ -145,21 +164,17 @@ def measure(
                 began = time.perf_counter()
                 compute(batch)  # returns when the logits are here
                 took.append(time.perf_counter() - began)
-            median = float(np.median(took))
-            figures[size][name] = {
-                "median_ms": 1000 * median,
-                "p99_ms": 1000 * float(np.percentile(took, 99)),
-                "pairs_per_second": size / median,
-            }
-    return figures
+            if latency := summarize_latency(took):
+                figures.append(Timed(size, name, latency, size / median(took)))
+    return tuple(figures)
 
 
-def table(figures: dict[int, dict[str, dict[str, float]]]) -> str:
+def show_times(figures: Sequence[Timed]) -> str:
     """A line for each size and contender."""
-    lines = [f"{'pairs':>6}  {'contender':<24}{'median ms':>12}{'p99 ms':>12}{'pairs/s':>12}"]
-    lines += [
-        f"{size:>6}  {name:<24}{one['median_ms']:>12.2f}{one['p99_ms']:>12.2f}{one['pairs_per_second']:>12.0f}"
-        for size, found in figures.items()
-        for name, one in found.items()
-    ]
-    return "\n".join(lines)
+    columns: dict[str, Callable[[Timed], str]] = {
+        "contender": lambda one: one.contender,
+        "pairs": lambda one: str(one.pairs),
+        "pairs/s": lambda one: f"{one.pairs_per_second:.0f}",
+        **percentile_columns(lambda one: one.latency, digits=2),
+    }
+    return make_table(columns, figures).text()

@@ -7,145 +7,155 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
+from benchmarks import BenchmarkError
 from benchmarks.load_gen.workload import Request
-from clickbert import Connection, Ranker
-from clickbert.protocol import TOKENIZER_MODEL
+from benchmarks.measure.schema import ServerInfo, Step, TimeSplit
+from clickbert import ClickBertError, Ranker
+from clickbert.connection import Connection
+from finetune.data.clicklog import ClickLogError
+from release import versions
+from release.names import TOKENIZER_MODEL
 from serving.server import Addresses, Server
 from serving.triton import ServingError
 
-TOKEN_VARIABLE = "CLICKBERT_TOKEN"
 PREFIX = "clickbert_"
 TIMEOUT = 10.0  # seconds, for a question
-PARTS = ("queue", "compute_input", "compute_infer", "compute_output")
+FIRST_TIMEOUT = 60.0  # seconds, for the first ranking of a slow model
+REPOSITORY = Path("model_repository")
+EXPECTED = (BenchmarkError, ServingError, ClickBertError, ClickLogError)  # what a load on a server may raise
 
 
-class LoadError(RuntimeError):
-    """The run has no figures; the message says what to do."""
+@dataclass(frozen=True)
+class Counts:
+    """Triton's counts of a model's requests since it was loaded; times in nanoseconds."""
+
+    requests: int
+    executions: int
+    queue: int
+    compute: int
 
 
 @dataclass(frozen=True)
 class Target:
-    """A running server.
+    """A running server; `repository` and `server` are there if it was started here."""
 
-    Attributes:
-        url: host:port of its gRPC endpoint, with grpcs:// in front for TLS.
-        ca_file: PEM file of the authority that signed its certificate.
-        token: sent with every call.
-        repository: what it serves, if it was started here.
-        server: the process, if it was started here.
-    """
-
-    url: str
-    ca_file: Path | None = None
-    token: str | None = field(default=None, repr=False)
+    connection: Connection
     repository: Path | None = None
     server: Server | None = None
 
     def ask(self, question: Callable[..., Any], *arguments: Any) -> Any:
-        """Calls a method of tritonclient's client. Raises LoadError."""
-        connection = Connection(self.url, self.ca_file, self.token)
+        """Calls a method of tritonclient's client. Raises BenchmarkError."""
         try:
-            with triton.InferenceServerClient(**connection.tritonclient_arguments) as client:
-                return question(client, *arguments, headers=connection.headers, client_timeout=TIMEOUT)
+            with triton.InferenceServerClient(**self.connection.tritonclient_arguments) as client:
+                return question(client, *arguments, headers=self.connection.headers, client_timeout=TIMEOUT)
         except InferenceServerException as exc:
-            raise LoadError(f"{self.url} does not answer: {exc}") from exc
+            raise BenchmarkError(f"{self.connection.url} does not answer: {exc}") from exc
 
-    def name(self) -> dict[str, str]:
-        """The server's name and version."""
+    def info(self) -> ServerInfo:
+        """What it says of itself."""
         answer = self.ask(triton.InferenceServerClient.get_server_metadata)
-        return {"name": answer.name, "version": answer.version}
+        return ServerInfo(answer.name, answer.version, self.connection.url, self.repository is not None)
 
     def models(self) -> dict[str, str]:
-        """The models that it serves, with the newest version of each."""
+        """The click models that it serves, with the newest version of each."""
         index = self.ask(triton.InferenceServerClient.get_model_repository_index)
         found: dict[str, str] = {}
         for entry in index.models:
-            if entry.state == "READY":
+            if entry.state == "READY" and entry.name.startswith(PREFIX) and entry.name != TOKENIZER_MODEL:
                 found[entry.name] = max(entry.version, found.get(entry.name, "0"), key=int)
         return found
 
-    def click_models(self) -> dict[str, str]:
-        """The click models that it serves, likewise."""
-        return {
-            name: version
-            for name, version in self.models().items()
-            if name.startswith(PREFIX) and name != TOKENIZER_MODEL
-        }
-
-    def statistics(self, model: str) -> dict[str, int]:
-        """Triton's counts of a model's requests since it was loaded.
-
-        Returns:
-            requests, executions, and in nanoseconds success, queue, compute_input, compute_infer, compute_output.
-        """
+    def counts(self, model: str) -> Counts:
+        """Triton's counts of a model's requests."""
         answer = self.ask(triton.InferenceServerClient.get_inference_statistics, model)
-        stats = max(answer.model_stats, key=lambda each: int(each.version))
-        times = {part: getattr(stats.inference_stats, part).ns for part in ("success", *PARTS)}
-        return {"requests": stats.inference_stats.success.count, "executions": stats.execution_count, **times}
+        newest = max(answer.model_stats, key=lambda each: int(each.version))
+        stats = newest.inference_stats
+        compute = stats.compute_input.ns + stats.compute_infer.ns + stats.compute_output.ns
+        return Counts(stats.success.count, newest.execution_count, stats.queue.ns, compute)
+
+    def with_counts(self, model: str, send: Callable[[], Step]) -> Step:
+        """A step, with what Triton counted meanwhile. Raises BenchmarkError if the server has ended."""
+        before = self.counts(model)
+        step = send()
+        self.check_alive()
+        after = self.counts(model)
+        executions = after.executions - before.executions
+        return replace(
+            step,
+            time_split=split_time(before, after, step.latency.mean if step.latency else None),
+            requests_per_execution=(after.requests - before.requests) / executions if executions else None,
+        )
 
     def try_out(self, model: str, request: Request) -> None:
         """Ranks once, so that a wrong address or model fails before anything is measured. Raises ClickBertError."""
-        with Ranker(Connection(self.url, self.ca_file, self.token), model) as ranker:
+        with Ranker(self.connection, model, timeout=FIRST_TIMEOUT) as ranker:
             ranker.rank(request.query, request.documents)
 
     def check_alive(self) -> None:
-        """Raises LoadError if the server was started here and has ended."""
+        """Raises BenchmarkError if the server was started here and has ended."""
         if self.server and (code := self.server.running().poll()) is not None:
-            raise LoadError(f"tritonserver ended with code {code} during the run; {self.server.where_the_log_is()}")
+            raise BenchmarkError(
+                f"tritonserver ended with code {code} during the run; {self.server.where_the_log_is()}"
+            )
+
+
+def split_time(before: Counts, after: Counts, mean_ms: float | None) -> TimeSplit | None:
+    """Where a request's time went on average, by Triton's counts around a load; None if nothing ran.
+
+    Args:
+        before, after: the counts.
+        mean_ms: what a request took on average for its caller.
+    """
+    requests = after.requests - before.requests
+    if not requests or mean_ms is None:
+        return None
+    queue, compute = ((getattr(after, name) - getattr(before, name)) / requests / 1e6 for name in ("queue", "compute"))
+    return TimeSplit(queue, compute, max(0.0, mean_ms - queue - compute))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options that say which server is measured."""
     server = parser.add_mutually_exclusive_group()
-    server.add_argument(
-        "--url",
-        metavar="HOST:PORT",
-        help="a running server's gRPC address, grpcs://HOST:PORT for TLS (default: start one)",
-    )
-    server.add_argument("--repository", type=Path, default=Path("model_repository"), help="what to start a server on")
-    parser.add_argument(
-        "--ca-file", type=Path, metavar="FILE",
-        help=f"PEM file of the authority that signed its certificate (its token: {TOKEN_VARIABLE} in the environment)",
-    )  # fmt: skip
+    Connection.add_arguments(parser, default_url=None, url_group=server)
+    text = f"without --url: start a server on this repository (default {REPOSITORY})"
+    server.add_argument("--repository", type=Path, default=REPOSITORY, help=text)
 
 
 @contextlib.contextmanager
-def opened(options: argparse.Namespace, folder: Path) -> Iterator[Target]:
-    """The server that the options name; one that was started here ends behind the block."""
+def open_target(options: argparse.Namespace, folder: Path) -> Iterator[Target]:
+    """The server that the options name. One that is started here has its log in `folder` and ends with the block."""
     if options.url:
-        token = os.environ.get(TOKEN_VARIABLE) or None
-        yield Target(Connection(options.url, options.ca_file, token).url, options.ca_file, token)
+        yield Target(Connection.from_arguments(options))
         return
-    with started(options.repository, folder) as target:
+    with start_target(options.repository, folder) as target:
         yield target
 
 
 @contextlib.contextmanager
-def started(repository: Path, folder: Path) -> Iterator[Target]:
-    """A server of its own on free ports, its log in `folder`. Raises ServingError."""
+def start_target(repository: Path, folder: Path) -> Iterator[Target]:
+    """A server on free ports, its log in `folder`; it ends with the block. Raises ServingError."""
     with (folder / "triton.log").open("ab") as log, Server(repository, Addresses.free(), log=log) as server:
-        yield Target(server.addresses.grpc, repository=repository, server=server)
+        yield Target(Connection(server.addresses.grpc), repository, server)
 
 
 @contextlib.contextmanager
-def logs() -> Iterator[Path]:
-    """A folder for logs and samples. It is removed, unless the run failed and the logs say why."""
+def log_folder() -> Iterator[Path]:
+    """A folder for logs and recordings. It is removed, unless the run failed and the logs say why."""
     folder = Path(tempfile.mkdtemp(prefix="clickbert-load-"))
     keep = False
     try:
         yield folder
-    except LoadError:
+    except BenchmarkError:
         keep = True
         raise
     except ServingError:  # before tritonserver was started its log is empty
@@ -154,3 +164,18 @@ def logs() -> Iterator[Path]:
     finally:
         if not keep:
             shutil.rmtree(folder)
+
+
+def newest_version(repository: Path, model: str) -> Path:
+    """The folder of a model's newest published version. Raises BenchmarkError if there is none."""
+    version = versions.newest(repository, model)
+    if version is None:
+        raise BenchmarkError(f"{repository / model} has no published version; publish one with `python -m export`")
+    return version
+
+
+def copy_model(repository: Path, model: str, copy: Path) -> Path:
+    """Copies a model's config and newest version to another repository; returns the version's folder there."""
+    version = newest_version(repository, model)
+    shutil.copytree(repository / model, copy / model, ignore=shutil.ignore_patterns("[0-9]*"))
+    return Path(shutil.copytree(version, copy / model / version.name))

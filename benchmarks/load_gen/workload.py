@@ -5,31 +5,22 @@ Not known here: who sends them, and when.
 
 from __future__ import annotations
 
+import argparse
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import onnxruntime
-
-from clickbert import protocol
-from clickbert.tokenization import PackedPairs, PairTokenizer
+from benchmarks import BenchmarkError
 from finetune.data.clicklog import ClickRow, read_click_log
-from release import versions
-from release.names import MODEL_FILE
 
 SEED = 20
-# Characters. What is longer is no headline (Upworthy's longest has 147).
-TITLE = 150
+TITLE = 150  # characters; what is longer is no headline (Upworthy's longest has 147)
 ALL, TITLES = "all", "titles"
 BLOCK = 20  # requests
 LARGE = 0.05  # of all requests
 SMALL, MIDDLE, LARGEST = CLASSES = ("smaller half", "middle", f"largest {LARGE:.0%}")
-
-
-class WorkloadError(RuntimeError):
-    """The click log has no such requests; the message says what to do."""
+DATA = Path("data/sample/test.jsonl")
 
 
 @dataclass(frozen=True)
@@ -39,31 +30,76 @@ class Request:
     query: str
     documents: tuple[str, ...]
 
+    @property
+    def characters(self) -> int:
+        """Its size: the characters that are read for it, the query once for each candidate."""
+        return sum(len(self.query) + len(document) for document in self.documents)
 
-def read_requests(path: Path, candidates: int | None = None, texts: str = ALL) -> list[Request]:
-    """The ranking requests of a click log, in a seeded order.
 
-    Args:
-        path: the click log.
-        candidates: how many each request has, filled up with other groups' candidates or cut; None keeps their sizes.
-        texts: ALL, or TITLES: only candidates that are as short as a headline.
+@dataclass(frozen=True)
+class Selection:
+    """Which requests are sent.
 
-    Raises:
-        ClickLogError: it cannot be used.
-        WorkloadError: it has no title.
+    Attributes:
+        data: the click log.
+        candidates: how many each request has, filled up with other groups' candidates or cut; None keeps their number.
+        texts: ALL, or TITLES: only candidates as short as a headline.
     """
-    rows = [row for row in read_click_log(path) if texts == ALL or len(row.document) <= TITLE]
-    if not rows:
-        raise WorkloadError(f"{path} has no candidate of {TITLE} characters or fewer; measure --texts {ALL}")
-    chance = random.Random(SEED)
-    requests = group_requests(rows)
-    if candidates is not None:
-        distinct = list(dict.fromkeys(row.document for row in rows))
-        requests = [resize(request, candidates, distinct, chance) for request in requests]
-    return spread(requests, chance)
+
+    data: Path = DATA
+    candidates: int | None = None
+    texts: str = ALL
+
+    def read(self) -> list[Request]:
+        """The requests, in a seeded order.
+
+        Raises:
+            ClickLogError: the click log cannot be used.
+            BenchmarkError: it has no title.
+        """
+        rows = [row for row in read_click_log(self.data) if self.texts == ALL or len(row.document) <= TITLE]
+        if not rows:
+            raise BenchmarkError(
+                f"{self.data} has no candidate of {TITLE} characters or fewer; measure --texts {ALL} instead"
+            )
+        chance = random.Random(SEED)
+        requests = group_requests(rows)
+        if self.candidates is not None:
+            distinct = list(dict.fromkeys(row.document for row in rows))
+            requests = [resize(request, self.candidates, distinct, chance) for request in requests]
+        return spread(requests, chance)
+
+    def to_arguments(self) -> list[str]:
+        """The command line's words that select the same requests."""
+        words = ["--data", str(self.data), "--texts", self.texts]
+        return words if self.candidates is None else [*words, "--candidates", str(self.candidates)]
 
 
-def group_requests(rows: list[ClickRow]) -> list[Request]:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that select the requests."""
+    parser.add_argument("--data", type=Path, default=DATA, help=f"click log, .jsonl[.gz] (default {DATA})")
+    parser.add_argument("--candidates", type=whole_number, help="candidates of each request (default: as logged)")
+    parser.add_argument(
+        "--texts",
+        choices=(ALL, TITLES),
+        default=ALL,
+        help=f"all candidates, or only those of {TITLE} characters or fewer",
+    )
+
+
+def from_arguments(options: argparse.Namespace) -> Selection:
+    """What the options select."""
+    return Selection(options.data, options.candidates, options.texts)
+
+
+def whole_number(text: str) -> int:
+    """A whole number from 1 up."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up")
+    return int(text)
+
+
+def group_requests(rows: Sequence[ClickRow]) -> list[Request]:
     """Each group's query with its candidates, in the file's order."""
     groups: dict[tuple[str, str], list[str]] = {}
     for row in rows:
@@ -72,9 +108,9 @@ def group_requests(rows: list[ClickRow]) -> list[Request]:
 
 
 def resize(request: Request, candidates: int, texts: Sequence[str], chance: random.Random) -> Request:
-    """A request with exactly so many candidates; filled up with other texts, which are distinct.
+    """A request with exactly so many candidates, filled up from `texts`, which are distinct.
 
-    None is in it twice while there are others: a client scores a candidate that repeats only once.
+    No candidate is in it twice while there are others: a client scores a repeated candidate only once.
     """
     documents = list(request.documents[:candidates])
     drawn = chance.sample(texts, min(candidates, len(texts)))  # enough, even if all of its own are among them
@@ -86,12 +122,12 @@ def resize(request: Request, candidates: int, texts: Sequence[str], chance: rand
 def spread(requests: Sequence[Request], chance: random.Random) -> list[Request]:
     """A random order in which every stretch of about BLOCK requests has nearly the mix of sizes that all have.
 
-    One request in twenty may be ten times as large as the median one: in a plain shuffle, how many of them fall into a
-    short measurement is chance, and moves its figures by several percent.
+    One request in twenty may be ten times as large as the median one. In a plain shuffle, chance decides how many of
+    them fall into a short measurement, and moves its figures by several percent.
     """
-    by_size = sorted(requests, key=characters, reverse=True)  # the smallest ones are left over, if any
-    turns = -(-len(by_size) // BLOCK)
-    strata = [by_size[first : first + turns] for first in range(0, len(by_size), turns)]
+    ordered = sorted(requests, key=lambda request: request.characters, reverse=True)  # the smallest are left over
+    turns = -(-len(ordered) // BLOCK)
+    strata = [ordered[first : first + turns] for first in range(0, len(ordered), turns)]
     for stratum in strata:
         chance.shuffle(stratum)
     order = []
@@ -102,65 +138,21 @@ def spread(requests: Sequence[Request], chance: random.Random) -> list[Request]:
     return order
 
 
-def few(requests: Sequence[Request], count: int | None) -> list[Request]:
+def sample_of_all_sizes(requests: Sequence[Request], count: int | None) -> list[Request]:
     """So many of the requests, evenly from the smallest to the largest, spread; all of them if there are no more."""
     if count is None or count >= len(requests):
         return list(requests)
-    by_size = sorted(requests, key=characters)
-    chosen = [by_size[int((place + 0.5) * len(by_size) / count)] for place in range(count)]
+    ordered = sorted(requests, key=lambda request: request.characters)
+    chosen = [ordered[int((place + 0.5) * len(ordered) / count)] for place in range(count)]
     return spread(chosen, random.Random(SEED))
-
-
-def characters(request: Request) -> int:
-    """A request's size: the characters that are to be read for it."""
-    return sum(len(request.query) + len(document) for document in request.documents)
 
 
 def size_classes(requests: Sequence[Request]) -> dict[Request, str]:
     """Each request's class by its size among all: the smaller half, the LARGE share, and what is between."""
-    sizes = sorted(characters(request) for request in requests)
+    sizes = sorted(request.characters for request in requests)
     half, large = sizes[(len(sizes) - 1) // 2], sizes[max(0, int(len(sizes) * (1 - LARGE)) - 1)]
 
     def size_class(size: int) -> str:
         return SMALL if size <= half else MIDDLE if size <= large else LARGEST
 
-    return {request: size_class(characters(request)) for request in requests}
-
-
-def published_tokenizer(repository: Path) -> PairTokenizer:
-    """The tokenizer that the newest version in a model repository serves, read without a server.
-
-    Raises:
-        WorkloadError: none is published.
-    """
-    graph = newest_version(repository, protocol.TOKENIZER_MODEL) / MODEL_FILE
-    session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
-    content, max_length = session.run([protocol.TOKENIZER_JSON, protocol.MAX_LENGTH], {})
-    return PairTokenizer(content.tobytes(), int(max_length[0]))
-
-
-def newest_version(repository: Path, model: str) -> Path:
-    """The folder of a model's newest published version.
-
-    Raises:
-        WorkloadError: none is published.
-    """
-    version = versions.newest(repository, model)
-    if version is None:
-        raise WorkloadError(f"{repository / model} has no published version; publish one with `python -m export`")
-    return version
-
-
-def pack(tokenizer: PairTokenizer, requests: list[Request]) -> list[PackedPairs]:
-    """The requests as the client packs them."""
-    return [tokenizer.pack(request.query, list(request.documents)) for request in requests]
-
-
-def tokens(packed: Sequence[PackedPairs], max_length: int) -> dict[str, int]:
-    """How many tokens all requests have, and have when they are padded, by the kind of padding."""
-    lengths = [pairs.lengths.astype(np.int64) for pairs in packed]
-    return {
-        "packed": sum(int(each.sum()) for each in lengths),
-        "padded to the request's longest": sum(int(each.max()) * len(each) for each in lengths),
-        f"padded to {max_length}": sum(max_length * len(each) for each in lengths),
-    }
+    return {request: size_class(request.characters) for request in requests}

@@ -1,24 +1,26 @@
 """The engine's own ceiling: the published graph called in process, without server, client or network.
 
-The same pairs as the load's, packed and cut before the clock starts, and the best of the ways to use the cores and
-of some chunk sizes. A server on the same cores has more to do; what it can save is that it cuts requests together.
+It computes the load's own pairs, packed and cut before the clock starts, with the fastest of a few layouts. A server
+on the same cores has more to do; what it can save is that it cuts several requests together.
 
 Not known here: how the server cuts and schedules.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from statistics import fmean, harmonic_mean
-from typing import Any
+from statistics import harmonic_mean
 
 import numpy as np
 import onnxruntime
 
+from benchmarks.measure.schema import CeilingResult
+from benchmarks.measure.tokens import count_pairs
 from clickbert.tokenization import PackedPairs
 from export.graph.packing import add_longest
 from export.tensorrt.runtime import LoadedPlan, load_tensorrt
@@ -28,15 +30,12 @@ from serving.backends.onnxruntime.chunks import Array, Arrays, cut
 from serving.backends.onnxruntime.workers import start_workers, usable_cores
 
 BUDGETS = (256, 512, 1024, None)  # `segments x longest` of a chunk; None: a request as it comes
-QUICK = 10  # requests on which the layouts are tried first
-FINALISTS = 2
-ROUND_SECONDS = 2.5  # at least; one turn may take longer
 LENGTHS = REQUEST_INPUTS[-1]
-Turn = Callable[[Sequence[PackedPairs]], float]  # computes requests; returns pairs per second
+Speed = Callable[[Sequence[PackedPairs]], float]  # computes requests; returns pairs per second
 
 
 @dataclass(frozen=True)
-class Layout:
+class CoreLayout:
     """A way to use the cores: so many chunks at a time, so many threads each; requests cut to chunks of `budget`."""
 
     workers: int
@@ -49,7 +48,7 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Merged:
+class MergedLayout:
     """A way to use a GPU: so many requests at a time."""
 
     requests: int
@@ -58,93 +57,101 @@ class Merged:
         return f"{self.requests} requests at a time"
 
 
+Layout = CoreLayout | MergedLayout
+MERGED = (MergedLayout(1), MergedLayout(4), MergedLayout(8))
+
+
 @dataclass
 class Ceiling:
-    """A published version in process, by the best layout; measured a round at a time, between the loads.
+    """A published version in process, in its fastest layout; measured a round at a time, between the loads.
 
     Attributes:
-        layout: the best one.
-        tried: pairs per second of all that were tried.
+        layout: the fastest one.
+        tried: pairs per second of every layout.
         turn: computes the requests once; returns pairs per second.
         rounds: what `measure` found.
     """
 
-    layout: Layout | Merged
-    tried: dict[str, float]
+    layout: Layout
+    tried: Mapping[Layout, float]
     turn: Callable[[], float]
     rounds: list[float] = field(default_factory=list)
 
-    def measure(self) -> None:
-        """One more round: turns until ROUND_SECONDS have passed."""
+    def measure(self, seconds: float) -> None:
+        """One more round: turns until so many seconds have passed."""
         began, speeds = time.perf_counter(), [self.turn()]
-        while time.perf_counter() - began < ROUND_SECONDS:
+        while time.perf_counter() - began < seconds:
             speeds.append(self.turn())
         self.rounds.append(harmonic_mean(speeds))  # all pairs / all seconds, since each turn has the same pairs
 
-    def facts(self) -> dict[str, Any]:
-        """For a result file: the rounds and their mean, the layout in words, whether it is on the CPU."""
-        return {
-            "pairs_per_second": fmean(self.rounds) if self.rounds else None,
-            "layout": str(self.layout),
-            "rounds": self.rounds,
-            "tried": self.tried,
-            "on_cpu": isinstance(self.layout, Layout),
-        }
+    def result(self, last: int = 0) -> CeilingResult:
+        """All rounds, or the `last` ones."""
+        tried = {str(layout): speed for layout, speed in self.tried.items()}
+        on_cpu = isinstance(self.layout, CoreLayout)
+        return CeilingResult(str(self.layout), on_cpu, tuple(self.rounds[-last:]), tried)
 
 
-MERGED = (Merged(1), Merged(4), Merged(8))
+@contextlib.contextmanager
+def open_ceiling(
+    version: Path, packed: Sequence[PackedPairs], *, quick: int = 10, finalists: int = 2
+) -> Iterator[Ceiling]:
+    """The fastest way to compute given requests with a published version; what it loaded is freed after the block.
 
-
-def find_ceiling(version: Path, packed: Sequence[PackedPairs]) -> Ceiling:
-    """The fastest way to compute given requests with a published version.
-
-    All layouts take one turn on the first QUICK of the requests, and the FINALISTS fastest then one on all.
+    Every layout takes one turn on a few of the requests, and the fastest of them one on all.
 
     Args:
         version: its folder, with an ONNX graph or a TensorRT plan.
         packed: the requests.
+        quick: on so many of them all layouts are tried.
+        finalists: so many layouts are tried on all.
 
     Raises:
         PlanError: a plan cannot be run here.
     """
-    ways: dict[Layout | Merged, Turn]
-    if (version / PLAN_FILE).exists():
-        ways = {layout: partial(run_plan, version / PLAN_FILE, layout) for layout in MERGED}
-    else:
-        cores = usable_cores()
-        ways = {}
-        for workers, threads in dict.fromkeys(((1, cores), (cores, 1))):
-            run = open_graph(version / MODEL_FILE, threads)
-            layouts = [Layout(workers, threads, budget) for budget in BUDGETS]
-            ways |= {layout: partial(run_graph, run, layout) for layout in layouts}
-            ways[layouts[0]](packed[:3])  # memory, caches
-    tried = {layout: turn(packed[:QUICK]) for layout, turn in ways.items()}
-    finalists = sorted(ways, key=lambda layout: -tried[layout])[:FINALISTS]
-    best = max(finalists, key=lambda layout: ways[layout](packed))
-    return Ceiling(best, {str(layout): speed for layout, speed in tried.items()}, partial(ways[best], packed))
+    with contextlib.ExitStack() as loaded:
+        if (version / PLAN_FILE).exists():
+            ways = gpu_layouts(loaded.enter_context(LoadedPlan(load_tensorrt(), (version / PLAN_FILE).read_bytes())))
+        else:
+            ways = core_layouts(version / MODEL_FILE)
+        for speed in ways.values():
+            speed(packed[:1])  # memory, caches
+        tried = {layout: speed(packed[:quick]) for layout, speed in ways.items()}
+        best = sorted(ways, key=lambda layout: -tried[layout])[:finalists]
+        layout = max(best, key=lambda layout: ways[layout](packed))
+        yield Ceiling(layout, tried, partial(ways[layout], packed))
 
 
-def run_graph(run: Callable[[Arrays], Array], layout: Layout, requests: Sequence[PackedPairs]) -> float:
+def core_layouts(graph: Path) -> dict[Layout, Speed]:
+    """The ways to compute a graph on all cores."""
+    cores = usable_cores()
+    ways: dict[Layout, Speed] = {}
+    for workers, threads in dict.fromkeys(((1, cores), (cores, 1))):
+        run = open_graph(graph, threads)
+        for budget in BUDGETS:
+            layout = CoreLayout(workers, threads, budget)
+            ways[layout] = partial(graph_speed, run, layout)
+    return ways
+
+
+def gpu_layouts(plan: LoadedPlan) -> dict[Layout, Speed]:
+    """The ways to compute a TensorRT plan."""
+    return {layout: partial(plan_speed, plan, layout) for layout in MERGED}
+
+
+def graph_speed(run: Callable[[Arrays], Array], layout: CoreLayout, requests: Sequence[PackedPairs]) -> float:
     """Pairs per second of a graph on requests."""
     feeds = cut_requests(requests, layout.budget)
-    return pairs(requests) / drain(run, layout.workers, feeds)
+    return count_pairs(requests) / drain(run, layout.workers, feeds)
 
 
-def run_plan(plan: Path, layout: Merged, requests: Sequence[PackedPairs]) -> float:
-    """Pairs per second of a TensorRT plan on requests."""
+def plan_speed(plan: LoadedPlan, layout: MergedLayout, requests: Sequence[PackedPairs]) -> float:
+    """Pairs per second of a plan on requests."""
     starts = range(0, len(requests), layout.requests)
     feeds = [add_longest(to_feed(to_requests(requests[start : start + layout.requests]))) for start in starts]
-    with LoadedPlan(load_tensorrt(), plan.read_bytes()) as engine:
-        engine.run(feeds[0])
-        began = time.perf_counter()
-        for feed in feeds:
-            engine.run(feed)
-        return pairs(requests) / (time.perf_counter() - began)
-
-
-def pairs(requests: Sequence[PackedPairs]) -> int:
-    """How many pairs requests have."""
-    return sum(len(each.lengths) for each in requests)
+    began = time.perf_counter()
+    for feed in feeds:
+        plan.run(feed)
+    return count_pairs(requests) / (time.perf_counter() - began)
 
 
 def open_graph(graph: Path, threads: int) -> Callable[[Arrays], Array]:
@@ -180,16 +187,7 @@ def cut_requests(packed: Sequence[PackedPairs], budget: int | None) -> list[Arra
 
 def to_requests(packed: Sequence[PackedPairs]) -> list[Arrays]:
     """The inputs of each request as the client sends them, [1, elements] each."""
-    return [
-        dict(
-            zip(
-                REQUEST_INPUTS,
-                (each.input_ids[np.newaxis], each.token_type_ids[np.newaxis], each.lengths[np.newaxis]),
-                strict=True,
-            )
-        )
-        for each in packed
-    ]
+    return [{name: getattr(each, name)[np.newaxis] for name in REQUEST_INPUTS} for each in packed]
 
 
 def to_feed(parts: Sequence[Arrays]) -> Arrays:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
 
+from benchmarks import BenchmarkError, load
 from benchmarks import __main__ as benchmarks
-from benchmarks.load_gen.target import LoadError
-from benchmarks.load_gen.workload import WorkloadError
 from finetune.data.clicklog import ClickLogError
 from serving.triton import ServingError
 from tests.benchmarks.conftest import command
@@ -24,7 +25,7 @@ def signals() -> Iterator[None]:
         signal.signal(number, handler)
 
 
-@pytest.mark.parametrize("name", ["demo", *benchmarks.COMMANDS])
+@pytest.mark.parametrize("name", benchmarks.COMMANDS)
 def test_each_command_explains_itself(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         benchmarks.main([name, "--help"])
@@ -50,37 +51,54 @@ def test_wrong_usage_ends_with_2(words: list[str]) -> None:
     assert stopped.value.code == 2
 
 
-@pytest.mark.parametrize("error", [LoadError, WorkloadError, ServingError, ClickLogError, FileNotFoundError])
+@pytest.mark.parametrize("error", [BenchmarkError, ServingError, ClickLogError, FileNotFoundError])
 def test_an_error_is_said_and_ends_with_1(error: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
     def run(_: object) -> None:
         raise error("what was wrong")
 
-    monkeypatch.setattr(benchmarks.load, "run", run)
+    monkeypatch.setattr(load, "run", run)
     said = command("load")
     assert (said.code, said.out, said.err) == (1, "", "load: what was wrong\n")
 
 
 def test_a_bug_is_no_expected_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(benchmarks.load, "run", lambda _: {}["bug"])
+    monkeypatch.setattr(load, "run", lambda _: {}["bug"])
     with pytest.raises(KeyError):
         command("load")
 
 
-def test_what_a_command_returns_is_the_last_line_or_the_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(benchmarks.tune, "run", lambda _: {"name": "clické"})
-    assert command("tune") == (0, '{"name": "clické"}\n', "")
-    monkeypatch.setattr(benchmarks.load, "run", lambda _: 1)
-    assert command("load") == (1, "", "")
+def test_the_exit_code_is_what_the_command_returns_and_settings_are_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load, "run", lambda _, timing: timing)
+    assert command("load", timing=3) == (3, "", "")
+
+
+@pytest.mark.parametrize("words", [["--help"], ["load", "--help"]])
+def test_only_the_command_that_is_asked_for_is_imported(words: list[str]) -> None:
+    code = """
+import sys
+from benchmarks.__main__ import main
+try:
+    main(sys.argv[1:])
+except SystemExit:
+    pass
+heavy = {"torch", "transformers", "onnx", "matplotlib", "benchmarks.tune", "benchmarks.demo", "tritonclient"}
+if sys.argv[1] == "load":
+    assert "benchmarks.load" in sys.modules
+    heavy -= {"tritonclient"}
+print("imported:", *sorted(heavy & set(sys.modules)))
+"""
+    ran = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True)
+    assert ran.stdout.splitlines()[-1] == "imported:"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_is_an_interruption(number: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(benchmarks.load, "run", lambda _: signal.raise_signal(number))
+    monkeypatch.setattr(load, "run", lambda _: signal.raise_signal(number))
     said = command("load")
     assert (said.code, said.err) == (130, "load: interrupted\n")
 
 
 def test_a_signal_that_is_ignored_stays_so(monkeypatch: pytest.MonkeyPatch) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
-    monkeypatch.setattr(benchmarks.load, "run", lambda _: signal.raise_signal(signal.SIGHUP) or 0)
+    monkeypatch.setattr(load, "run", lambda _: signal.raise_signal(signal.SIGHUP) or 0)
     assert command("load").code == 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,14 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import demo
-from release.manifest import Manifest
-from tests.benchmarks.conftest import Said, command
+from benchmarks import BenchmarkError, demo
+from tests.benchmarks.conftest import Ended, command
 from tests.tiny import make_checkpoint, make_click_log
 
 
 @pytest.fixture(scope="module")
-def first(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Said]:
+def first(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ended]:
     """The first run, in a working folder with a click log and a random checkpoint, whose AUC is about 0.5."""
     folder = tmp_path_factory.mktemp("demo")
     (folder / demo.DATA).mkdir(parents=True)
@@ -30,13 +28,10 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Said]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(Path.cwd()))
         patch.chdir(folder)
-        with patch.context() as lenient:
-            lenient.setattr(demo, "LEAST_AUC", 0.0)
-            said = command("demo")
-        yield said
+        yield command("demo", least_auc=0.0)
 
 
-def test_it_publishes_serves_and_keeps_the_ranking(first: Said) -> None:
+def test_it_publishes_serves_and_keeps_the_ranking(first: Ended) -> None:
     assert first.code == 0, first.err
     result = json.loads(first.out.splitlines()[-1])
     assert result["server"]["name"] == "triton"
@@ -46,47 +41,42 @@ def test_it_publishes_serves_and_keeps_the_ranking(first: Said) -> None:
     assert [path.name for path in (demo.REPOSITORY / "clickbert_onnx").glob("[0-9]*")] == ["1"]
 
 
-def test_the_second_run_reuses_the_version_and_says_the_same(first: Said, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "LEAST_AUC", 0.0)
+def test_the_second_run_reuses_the_version_and_says_the_same(first: Ended, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "step", lambda *words: pytest.fail(f"{words} was run again"))
-    second = command("demo")
+    second = command("demo", least_auc=0.0)
     assert second.code == 0, second.err
-    figures = [json.loads(said.out.splitlines()[-1])["metrics"] for said in (first, second)]
+    figures = [json.loads(ended.out.splitlines()[-1])["metrics"] for ended in (first, second)]
     assert figures[0]["auc"] == pytest.approx(figures[1]["auc"], abs=1e-9)
 
 
 @pytest.mark.usefixtures("first")
-def test_another_model_is_published_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "LEAST_AUC", 0.0)
-    monkeypatch.setattr(demo, "CHECKPOINT", make_checkpoint(tmp_path / "another", seed=1))
-    monkeypatch.setattr(demo, "REPOSITORY", shutil.copytree(demo.REPOSITORY, tmp_path / "repository"))
-    said = command("demo")
-    assert said.code == 0, said.err
-    assert "python -m export" in said.err
-    assert len(list((tmp_path / "repository/clickbert_onnx").glob("[0-9]*"))) == 2
+def test_a_version_of_another_checkpoint_or_evaluation_is_not_the_demos(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    test = demo.DATA / "test.jsonl"
+    assert demo.published(test)
+    other = tmp_path / "test.jsonl"
+    other.write_text(test.read_text(encoding="utf-8") * 2, encoding="utf-8")
+    assert demo.published(other) is None
+    with monkeypatch.context() as patch:
+        patch.setattr(demo, "CHECKPOINT", make_checkpoint(tmp_path / "another", seed=1))
+        assert demo.published(test) is None
+    monkeypatch.setattr(demo, "REPOSITORY", tmp_path / "nowhere")
+    assert demo.published(test) is None
 
 
-@pytest.mark.usefixtures("first")
-def test_a_model_that_learned_nothing_fails() -> None:
-    said = command("demo")
-    assert said.code == 1
-    assert "something went wrong" in said.err
-
-
-@pytest.mark.usefixtures("first")
-def test_an_auc_that_the_server_does_not_keep_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    published = demo.published
-
-    def other(evaluation: Path) -> Manifest | None:
-        manifest = published(evaluation)
-        if manifest:
-            manifest.evaluation.pytorch_metrics["auc"] += 1e-4
-        return manifest
-
-    monkeypatch.setattr(demo, "published", other)
-    said = command("demo")
-    assert said.code == 1
-    assert "the AUC through the server is" in said.err
+@pytest.mark.parametrize(
+    ("auc", "reference", "message"),
+    [
+        (0.8001, 0.8, "the AUC through the server is 0.800100, but 0.800000 in PyTorch"),
+        (0.5, 0.5, "the AUC is only 0.5000, and a fine-tuned demo reaches 0.75"),
+        (float("nan"), 0.8, "the AUC through the server is nan"),
+    ],
+)
+def test_an_auc_that_is_not_pytorchs_or_shows_no_learning_fails(auc: float, reference: float, message: str) -> None:
+    demo.check_auc(0.80004, 0.8, 0.75)
+    with pytest.raises(BenchmarkError, match=message):
+        demo.check_auc(auc, reference, 0.75)
 
 
 @pytest.mark.usefixtures("first")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
@@ -13,55 +12,31 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from benchmarks import echo
-from export.__main__ import main as export
-from tests.tiny import make_checkpoint, make_click_log
+from tests.benchmarks.conftest import command
+from tests.tiny import MAX_LENGTH
 
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
-def click_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_click_log(tmp_path_factory.mktemp("log") / "clicks.jsonl", groups=12)
-
-
-@pytest.fixture(scope="module")
-def repository(tmp_path_factory: pytest.TempPathFactory, click_log: Path) -> Path:
-    folder = tmp_path_factory.mktemp("published")
-    checkpoint, published = make_checkpoint(folder / "checkpoint", labels=2), folder / "repository"
-    arguments = ["--checkpoint", checkpoint, "--repository", published, "--min-auc", "0", "--evaluation", click_log]
-    arguments += ["--engine", "onnx", "--report", folder / "report.html"]
-    assert export([str(argument) for argument in arguments]) == 0
-    return published
-
-
-def options(*arguments: object) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(allow_abbrev=False)
-    echo.add_arguments(parser)
-    return parser.parse_args([str(argument) for argument in arguments])
-
-
-def test_the_parts_add_up(
-    repository: Path, click_log: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    monkeypatch.setattr(echo, "WARM_UP", 5)
-    monkeypatch.setattr(echo, "CALLS", 40)
-    figures = echo.run(options("--repository", repository, "--data", click_log))
-    mean = {name: part["mean"] for name, part in figures["ms"].items()}
-    assert set(mean) == {echo.TOTAL, *echo.PARTS, echo.SERVER, echo.OVERHEAD, echo.EMPTY}
+def test_the_parts_add_up(published_repository: Path, published_log: Path) -> None:
+    given = ("--repository", published_repository, "--data", published_log)
+    ended = command("echo", *given, calls=40, warm_up=5)
+    assert ended.code == 0, ended.err
+    *shown, last = ended.out.splitlines()
+    figures = json.loads(last)
+    mean = {name: part["mean"] for name, part in figures["parts"].items()}
+    assert tuple(mean) == echo.NAMES
     assert sum(mean[part] for part in echo.PARTS) == pytest.approx(mean[echo.TOTAL])
     assert mean[echo.OVERHEAD] + mean[echo.SERVER] == pytest.approx(mean[echo.TOTAL])
     assert 0 < mean[echo.OVERHEAD] < mean[echo.TOTAL]
-    assert figures["ms"][echo.EMPTY]["median"] < figures["ms"]["gRPC round trip"]["median"]
-    assert all(0 < part["median"] <= part["p99"] for part in figures["ms"].values())
+    median = {name: part["percentiles"]["p50"] for name, part in figures["parts"].items()}
+    assert 0 < median[echo.EMPTY] < median["gRPC round trip"]
     # Ids and types of the tokens, one length a pair, in four bytes each; the rest is names.
     tokens = (figures["tensor_bytes"] - 4 * 20) / 8
-    assert 20 * 3 <= tokens <= 20 * 48
+    assert 20 * 3 <= tokens <= 20 * MAX_LENGTH
     assert 0 < figures["message_bytes"] - figures["tensor_bytes"] < 300
-    (together,) = figures["in_flight"].values()
-    assert together["calls_per_s"] > 0 and together["client_cpu_ms"] > 0
-    shown = capsys.readouterr().out
-    assert all(name in shown for name in figures["ms"])
-    json.dumps(figures)
+    assert (figures["in_flight"], figures["calls_per_second"] > 0, figures["client_cpu_ms"] > 0) == (64, True, True)
+    assert [line.split("  ")[0] for line in shown[1 : 1 + len(echo.NAMES)]] == list(echo.NAMES)
 
 
 @pytest.mark.parametrize("config", sorted(ROOT.glob("model_repository/clickbert_*_*/config.pbtxt")), ids=str)

@@ -1,11 +1,12 @@
-"""Tuning: settings and the config's text, the search, and a whole run on a tiny model."""
+"""Tuning: settings and the config's text, the search on known speeds, and a whole run on a tiny model."""
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -13,17 +14,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks import tune
-from benchmarks.load_gen.target import LoadError
-from benchmarks.tune import Settings, Trial, change, read_settings
+from benchmarks import BenchmarkError, tune
+from benchmarks.load_gen.pool import Load
+from benchmarks.measure.schema import Step
+from benchmarks.tune import Measure, Settings, Trial, candidates, change, is_confirmed, read_settings, sweep
 from clickbert import Ranker
-from serving.server import Addresses, Server
 from serving.triton import ServingError
-from tests.benchmarks.conftest import Said, command, short_loads
+from tests.benchmarks.conftest import LIMITS, MODEL, TIMING, Ended, command
+from tests.published import serve
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(ROOT.glob("model_repository/*/config.pbtxt"))
-MODEL = "clickbert_onnx"
 OWN = Settings(instances=2, threads=0, chunk_elements=256, max_batch_size=4, queue_delay_us=0)
 wholes = st.integers(1, 10**6)
 
@@ -95,17 +96,17 @@ def test_a_config_that_is_laid_out_differently_is_refused_by_name(old: str, new:
     file = Path("elsewhere/config.pbtxt")
     assert read_settings(other, file) == OWN
     wanted = Settings(3, 1, 512, 8, 500)
-    with pytest.raises(LoadError, match=r"elsewhere/config\.pbtxt is laid out .* by hand: instances 3, threads 1"):
+    with pytest.raises(BenchmarkError, match=r"elsewhere/config\.pbtxt is laid out .* by hand: instances 3, threads 1"):
         change(other, wanted, file)
 
 
 def test_a_config_that_is_none_is_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(LoadError, match=r"other/config\.pbtxt: .*no_such_field"):
+    with pytest.raises(BenchmarkError, match=r"other/config\.pbtxt: .*no_such_field"):
         read_settings("no_such_field: 3", Path("other/config.pbtxt"))
     given = ("--repository", tmp_path, "--data", make_log(tmp_path), "--model", "other")
-    said = command("tune", *given)
-    assert (said.code, said.out) == (1, "")
-    assert f"{tmp_path / 'other' / 'config.pbtxt'} cannot be read (No such file or directory)" in said.err
+    ended = command("tune", *given)
+    assert (ended.code, ended.out) == (1, "")
+    assert f"{tmp_path / 'other' / 'config.pbtxt'} cannot be read (No such file or directory)" in ended.err
 
 
 def make_log(folder: Path) -> Path:
@@ -113,117 +114,214 @@ def make_log(folder: Path) -> Path:
     return folder / "log.jsonl"
 
 
+SWEPT = replace(OWN, chunk_elements=512)
+
+
+def surface(
+    of: Callable[[Settings], float], tail: Callable[[Settings], float] = lambda _: 100.0, errors: int = 0
+) -> tuple[Measure, list[Settings]]:
+    """A measure whose speed and tail are known, and what it was asked for."""
+    asked: list[Settings] = []
+
+    def measure(one: Settings) -> Trial:
+        asked.append(one)
+        return Trial(one, of(one), 50.0, tail(one), errors if one != SWEPT else 0)
+
+    return measure, asked
+
+
+def test_the_sweep_finds_the_best_of_a_known_surface() -> None:
+    best = Settings(instances=1, threads=0, chunk_elements=1024, max_batch_size=8, queue_delay_us=500)
+
+    def speed(one: Settings) -> float:
+        # Each setting's own part; a wrong one costs a tenth and more.
+        return 1000 * 0.85 ** sum(getattr(one, field.name) != getattr(best, field.name) for field in fields(one))
+
+    measure, asked = surface(speed)
+    assert sweep(SWEPT, measure) == best
+    assert asked[0] == SWEPT
+    assert len(asked) == len(set(asked)), "one was measured twice"
+    # One setting after another, each with the best of those before.
+    assert all(one.chunk_elements == SWEPT.chunk_elements for one in asked if one.instances != best.instances)
+    assert all(one.instances == best.instances for one in asked if one.queue_delay_us != SWEPT.queue_delay_us)
+
+
+@pytest.mark.parametrize("better", [1.0, 1.02], ids=["nothing is faster", "faster by noise"])
+def test_the_own_settings_stay_where_nothing_is_better_by_more_than_noise(better: float) -> None:
+    measure, _ = surface(
+        lambda one: 1000.0 if one == SWEPT else 1000.0 * better, lambda one: 100 if one == SWEPT else 95
+    )
+    assert sweep(SWEPT, measure) == SWEPT
+
+
+def test_a_shorter_tail_at_the_same_speed_is_better_and_errors_are_not() -> None:
+    def speed(one: Settings) -> float:
+        return 990.0 if one.max_batch_size == 1 else 1000.0
+
+    def tail(one: Settings) -> float:
+        return 80.0 if one.max_batch_size == 1 else 100.0
+
+    measure, _ = surface(speed, tail)
+    assert sweep(SWEPT, measure) == replace(SWEPT, max_batch_size=1)
+    measure, _ = surface(speed, tail, errors=3)
+    assert sweep(SWEPT, measure) == SWEPT
+    measure, _ = surface(lambda one: 2000.0 if one != SWEPT else 1000.0, errors=1)
+    assert sweep(SWEPT, measure) == SWEPT
+
+
+def test_settings_that_fail_are_not_chosen_and_the_others_are_still_tried() -> None:
+    def measure(one: Settings) -> Trial | None:
+        return (
+            None if one.instances == 3 or one.max_batch_size == 8 else Trial(one, 100.0 + one.max_batch_size, 1, 1, 0)
+        )
+
+    assert sweep(SWEPT, measure) == replace(SWEPT, max_batch_size=16)
+    assert not is_confirmed(SWEPT, replace(SWEPT, instances=3), measure)
+    assert is_confirmed(SWEPT, replace(SWEPT, max_batch_size=16), measure)
+
+
+def test_what_the_config_does_not_have_is_not_swept() -> None:
+    names = [name for name, _ in candidates(replace(SWEPT, threads=None, chunk_elements=None, queue_delay_us=None))]
+    assert names == [("instances",), ("max_batch_size",)]
+
+
+@pytest.mark.parametrize(
+    ("ratio", "tail", "errors", "kept"),
+    [
+        (1.1, 1.0, 0, True),
+        (1.02, 1.0, 0, False),
+        (0.98, 0.9, 0, True),
+        (0.96, 0.5, 0, False),
+        (1.1, 1.0, 2, False),
+    ],
+)
+def test_what_was_found_must_win_again(ratio: float, tail: float, errors: int, kept: bool) -> None:
+    found = replace(SWEPT, max_batch_size=16)
+    machine = iter([1.0, 1.0, 0.5, 0.5, 0.3, 0.3])  # the machine grows slower: turns are compared, not their means
+
+    def measure(one: Settings) -> Trial:
+        speed = next(machine) * (ratio if one == found else 1)
+        return Trial(one, 1000 * speed, 50, 100 * (tail if one == found else 1), errors if one == found else 0)
+
+    assert is_confirmed(SWEPT, found, measure) is kept
+    assert not is_confirmed(SWEPT, SWEPT, measure)
+
+
 @pytest.fixture(scope="module")
-def known() -> dict[Settings, Trial]:
-    """What was really tried."""
-    return {}
+def known() -> list[Step]:
+    """What was really measured, once for all."""
+    return []
 
 
 class TestRun:
-    """Real trials, whose speed is then told: a tiny model has no best setting."""
+    """Real trials of the config's own settings, whose speed is then told: a tiny model has no best settings."""
 
     @pytest.fixture
-    def copy(self, repository: Path, tmp_path: Path) -> Path:
-        return shutil.copytree(repository, tmp_path / "repository")
+    def copy(self, published_repository: Path, tmp_path: Path) -> Path:
+        return shutil.copytree(published_repository, tmp_path / "copied")
 
     @pytest.fixture(autouse=True)
-    def short(self, tmp_path: Path, known: dict[Settings, Trial]) -> Iterator[pytest.MonkeyPatch]:
-        real = tune.try_settings
+    def short(self, known: list[Step], monkeypatch: pytest.MonkeyPatch) -> None:
+        real = tune.try_config
 
-        def try_settings(repository: Path, model: str, config: str, one: Settings, load: object) -> Trial:
-            assert read_settings(config, repository) == one
-            if one not in known:
-                known[one] = real(repository, model, config, one, load)
-            return replace(known[one], pairs_per_s={1: 2000.0, 4: 1000.0}[one.max_batch_size])
+        def try_config(options: argparse.Namespace, config: str, load: Load, seconds: int) -> Step:
+            if not known:
+                known.append(real(options, config, load, seconds))
+            size = read_settings(config, options.repository).max_batch_size
+            return replace(known[0], pairs_per_second={1: 2000.0, 4: 1000.0}[size])
 
-        with short_loads(tmp_path / "logs") as patch:
-            patch.setattr(tune, "RESULTS", tmp_path / "results")
-            patch.setattr(tune, "SECONDS", 1)
-            patch.setattr(tune, "candidates", lambda _: [(("max_batch_size",), [(1,)])])
-            patch.setattr(tune, "try_settings", try_settings)
-            yield patch
+        monkeypatch.setattr(tune, "candidates", lambda _: [(("max_batch_size",), [(1,)])])
+        monkeypatch.setattr(tune, "try_config", try_config)
 
-    def run(self, repository: Path, click_log: Path, *others: str) -> Said:
-        given = ("--repository", repository, "--data", click_log, "--model", MODEL, "--users", 2)
-        return command("tune", *given, *others)
+    def run(self, repository: Path, log: Path, *others: str) -> Ended:
+        given = ("--repository", repository, "--data", log, "--model", MODEL, "--users", 2)
+        results = repository.parent / "results"
+        return command("tune", *given, *others, seconds=1, results=results, timing=TIMING, limits=LIMITS)
 
     def test_without_a_yes_nothing_is_written(
-        self, copy: Path, click_log: Path, known: dict[Settings, Trial], tmp_path: Path
+        self, copy: Path, published_log: Path, known: list[Step], logs: Path
     ) -> None:
         before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
-        said = self.run(copy, click_log)
-        assert said.code == 0, said.err
+        ended = self.run(copy, published_log)
+        assert ended.code == 0, ended.err
         assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
-        assert "-max_batch_size: 4\n+max_batch_size: 1\n" in said.out
-        found = json.loads(said.out.splitlines()[-1])
+        assert "-max_batch_size: 4\n+max_batch_size: 1\n" in ended.out
+        found = json.loads(ended.out.splitlines()[-1])
         assert (found["model"], found["written"], found["chosen"]["max_batch_size"]) == (MODEL, False, 1)
-        # Each trial was a server that answered; the own settings first, all in the table and in the file that is kept.
-        assert all(
-            trial.pairs_per_s > 0 and not trial.errors and trial.p99_ms >= trial.p50_ms for trial in known.values()
-        )
+        # The trial was a server that answered; the own settings come first, all in the table and in the kept file.
+        assert known[0].pairs_per_second > 0 == known[0].errors
+        assert known[0].latency
         sizes = [trial["settings"]["max_batch_size"] for trial in found["trials"]]
         assert sizes == [4, 1, *[4, 1] * tune.TURNS]
-        table = said.out.splitlines()[1 : len(sizes) + 2]
+        table = ended.out.splitlines()[1 : len(sizes) + 2]
         assert table[0].split()[:5] == [field.name for field in fields(Settings)]
         assert [line.split()[3] for line in table[1:]] == [str(size) for size in sizes]
-        (kept,) = (tmp_path / "results").glob(f"tune-{MODEL}-*.json")
+        (kept,) = (copy.parent / "results").glob(f"tune-{MODEL}-*.json")
         assert json.loads(kept.read_text(encoding="utf-8")) == found
-        assert not list((tmp_path / "logs").glob("clickbert-*"))
+        assert not list(logs.glob("clickbert-*"))
 
     def test_what_is_written_is_the_diff_and_a_server_starts_on_it(
-        self, copy: Path, click_log: Path, tmp_path: Path
+        self, copy: Path, published_log: Path, tmp_path: Path
     ) -> None:
         file = copy / MODEL / "config.pbtxt"
         before = file.read_text(encoding="utf-8")
-        said = self.run(copy, click_log, "--write")
-        assert said.code == 0, said.err
+        ended = self.run(copy, published_log, "--write")
+        assert ended.code == 0, ended.err
         after = file.read_text(encoding="utf-8")
         diff = difflib.unified_diff(before.splitlines(True), after.splitlines(True), str(file), f"{file} (tuned)")
-        assert "".join(diff) in said.out
+        assert "".join(diff) in ended.out
         assert after == before.replace("\nmax_batch_size: 4\n", "\nmax_batch_size: 1\n") != before
-        assert json.loads(said.out.splitlines()[-1])["written"] is True
-        with (tmp_path / "log").open("wb") as log, Server(copy, Addresses.free(), log=log) as server:
+        assert json.loads(ended.out.splitlines()[-1])["written"] is True
+        with serve(copy, log=tmp_path / "log") as server:
             with server.get(f"/v2/models/{MODEL}/config") as answer:
                 assert json.load(answer)["max_batch_size"] == 1
             with Ranker(server.addresses.grpc, timeout=60) as ranker:
                 assert len(ranker.rank("w1", ["w2", "w3"])) == 2
 
     def test_where_nothing_is_better_the_config_stays(
-        self, copy: Path, click_log: Path, short: pytest.MonkeyPatch
+        self, copy: Path, published_log: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        short.setattr(tune, "candidates", lambda _: [])
+        monkeypatch.setattr(tune, "candidates", lambda _: [])
         file = copy / MODEL / "config.pbtxt"
         before = file.read_bytes()
-        said = self.run(copy, click_log, "--write")
-        assert said.code == 0
+        ended = self.run(copy, published_log, "--write")
+        assert ended.code == 0
         assert file.read_bytes() == before
-        assert f"{file} stays as it is" in said.out
-        assert json.loads(said.out.splitlines()[-1])["written"] is False
+        assert f"{file} stays as it is" in ended.out
+        assert json.loads(ended.out.splitlines()[-1])["written"] is False
 
-    def test_a_failed_trial_is_named_and_costs_the_others_nothing(
-        self, copy: Path, click_log: Path, short: pytest.MonkeyPatch, tmp_path: Path
+    @pytest.mark.parametrize("error", [ServingError("no room"), KeyboardInterrupt()], ids=["failed", "interrupted"])
+    def test_a_trial_that_ends_early_costs_the_others_nothing(
+        self, error: BaseException, copy: Path, published_log: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        told = tune.try_settings
-        stopped = False
+        told = tune.try_config
 
-        def try_settings(repository: Path, model: str, config: str, one: Settings, load: object) -> Trial:
-            if one.max_batch_size == 8:
-                raise KeyboardInterrupt if stopped else ServingError("no room")
-            return told(repository, model, config, one, load)
+        def try_config(options: argparse.Namespace, config: str, *rest: object) -> Step:
+            if read_settings(config, options.repository).max_batch_size == 8:
+                raise error
+            return told(options, config, *rest)
 
-        short.setattr(tune, "try_settings", try_settings)
-        short.setattr(
-            tune, "candidates", lambda _: [(("max_batch_size",), [(8,), (1,)] if not stopped else [(1,), (8,)])]
-        )
-        said = self.run(copy, click_log)
-        assert said.code == 0, said.err
-        wanted = replace(OWN, max_batch_size=8)
-        assert f"failed: {wanted}: no room\n" in said.out
-        found = json.loads(said.out.splitlines()[-1])
-        assert (found["failed"], found["chosen"]["max_batch_size"]) == ([f"{wanted}: no room"], 1)
-        shutil.rmtree(tmp_path / "results")
-        stopped = True
-        assert self.run(copy, click_log).code == 130
-        (kept,) = (tmp_path / "results").glob("tune-*.json")
-        trials = json.loads(kept.read_text(encoding="utf-8"))["trials"]
-        assert [trial["settings"]["max_batch_size"] for trial in trials] == [4, 1]
+        monkeypatch.setattr(tune, "try_config", try_config)
+        monkeypatch.setattr(tune, "candidates", lambda _: [(("max_batch_size",), [(1,), (8,)])])
+        ended = self.run(copy, published_log)
+        (kept,) = (copy.parent / "results").glob("tune-*.json")
+        found = json.loads(kept.read_text(encoding="utf-8"))
+        sizes = [trial["settings"]["max_batch_size"] for trial in found["trials"]]
+        if isinstance(error, KeyboardInterrupt):
+            assert (ended.code, sizes, found["chosen"]) == (130, [4, 1], None)
+        else:
+            assert ended.code == 0, ended.err
+            wanted = replace(OWN, max_batch_size=8)
+            assert f"failed: {wanted}: no room\n" in ended.out
+            assert (found["failed"], found["chosen"]["max_batch_size"]) == ([f"{wanted}: no room"], 1)
+
+    def test_a_first_trial_that_fails_leaves_no_file(
+        self, copy: Path, published_log: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(*_: object) -> Step:
+            raise ServingError("no room")
+
+        monkeypatch.setattr(tune, "try_config", fail)
+        ended = self.run(copy, published_log)
+        assert (ended.code, ended.out, ended.err) == (1, "", "tune: no room\n")
+        assert not list((copy.parent / "results").iterdir())

@@ -19,17 +19,20 @@ from tests.tiny import make_checkpoint, make_click_log
 PAIRS = [{"input_ids": [2, 5 + n, 3, 9, 3], "token_type_ids": [0, 0, 0, 1, 1]} for n in range(20)]
 
 
-def test_every_contender_is_measured_on_the_same_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "RUNS", 12)
+def test_every_contender_is_measured_on_the_same_pairs() -> None:
     seen: dict[str, list] = {"one": [], "other": []}
     contenders = {name: lambda pairs, name=name: seen[name].append(pairs) or np.zeros((1, 1)) for name in seen}
-    figures = gpu.measure(contenders, PAIRS, (1, 40))
+    figures = gpu.measure(contenders, PAIRS, (1, 40), runs=12)
     assert seen["one"] == seen["other"]
     assert [len(pairs) for pairs in seen["one"]] == [1] * (10 + 12) + [40] * (10 + 12)
-    for size, found in figures.items():
-        for one in found.values():
-            assert one["pairs_per_second"] == pytest.approx(1000 * size / one["median_ms"])
-    assert "other" in gpu.table(figures)
+    for one in figures:
+        assert one.pairs_per_second == pytest.approx(1000 * one.pairs / one.latency["p50"])
+    assert [line.split()[:2] for line in gpu.show_times(figures).splitlines()[1:]] == [
+        ["one", "1"],
+        ["other", "1"],
+        ["one", "40"],
+        ["other", "40"],
+    ]
 
 
 def test_padded_pytorch_and_packed_requests_hold_the_same_pairs(tmp_path: Path) -> None:
@@ -37,7 +40,14 @@ def test_padded_pytorch_and_packed_requests_hold_the_same_pairs(tmp_path: Path) 
     together = gpu.padded(model, tokenizer)(PAIRS)
     alone = np.concatenate([gpu.padded(model, tokenizer)([pair]) for pair in PAIRS])
     assert np.allclose(together, alone, atol=1e-5)
-    assert [len(request) for request in gpu.requests(PAIRS * 4)] == [32, 32, 16]
+
+
+def test_a_plan_gets_requests_of_32_pairs_end_to_end() -> None:
+    feeds = []
+    plan = SimpleNamespace(run=lambda feed: feeds.append(feed) or np.zeros((80, 1)))
+    gpu.packed(plan)(PAIRS * 4)
+    assert feeds[0]["pair_counts"].tolist() == [32, 32, 16]
+    assert feeds[0]["lengths"].tolist() == [5] * 80
 
 
 def test_without_tensorrt_and_a_gpu_it_says_so(
@@ -67,7 +77,7 @@ def test_a_side_that_is_missing_leaves_the_other(
     document = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert set(document["left_out"]) == {"PyTorch"}
     assert document["machine"] == "NVIDIA L4 (compute capability 8.9), driver 580.65.06, TensorRT 11.2"
-    assert set(document["figures"]["32"]) == {"a plan"}
+    assert {(one["pairs"], one["contender"]) for one in document["figures"]} == {(size, "a plan") for size in gpu.SIZES}
 
 
 @pytest.fixture

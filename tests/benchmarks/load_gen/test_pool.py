@@ -1,9 +1,8 @@
-"""How generators are started, and what of their samples is one run's figures: with generators that do nothing."""
+"""How generators are started, told and read, and how their samples become one round's figures: with fake ones."""
 
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -11,146 +10,177 @@ from typing import Any
 
 import pytest
 
-from benchmarks import load
-from benchmarks.load_gen import pool as generator
-from benchmarks.load_gen.pool import Load, run_load
-from benchmarks.load_gen.target import LoadError, Target
-from benchmarks.load_gen.workload import SMALL
+from benchmarks import BenchmarkError
+from benchmarks.load_gen import pool as pooling
+from benchmarks.load_gen.pool import Load, Timing, combine, command, open_pool, share
+from benchmarks.load_gen.recording import Recording, Sample
+from benchmarks.load_gen.target import Counts, Target, split_time
+from benchmarks.load_gen.workload import SMALL, Selection
+from benchmarks.measure.schema import Step, TimeSplit
+from clickbert.connection import Connection
 
-# Writes how it was called, and what it was told to have recorded.
+# Listens as the worker does, and writes what it was told to have recorded.
 GENERATOR = """
 import json, os, pathlib, sys
-recorded = json.loads(sys.argv[1])
-names = "CLICKBERT_TOKEN", "LOCUST_RATE"
-recorded["first_messages"] = {name: str(os.environ.get(name)) for name in names}
-pathlib.Path(sys.argv[2]).write_text(json.dumps(recorded))
+recording, stem, rounds = json.loads(sys.argv[1]), pathlib.Path(sys.argv[2]), 0
+stem.with_suffix(".ready").touch()
+orders = []
+for line in sys.stdin:
+    orders.append(line.strip())
+    if json.loads(line)["users"] == 0:
+        names = "CLICKBERT_TOKEN", "LOCUST_RATE"
+        messages = {"orders": "; ".join(orders)} | {name: str(os.environ.get(name)) for name in names}
+        part = stem.with_suffix(".part")
+        part.write_text(json.dumps(recording | {"first_messages": messages}))
+        part.rename(stem.with_suffix(f".{rounds}.json"))
+        rounds += 1
 """
+NOW = Timing(warm_up=0, resume=0, run_out=0, patience=10)
+LOAD = Load(Selection(Path("log")))
+TARGET = Target(Connection("127.0.0.1:1"))
 
 
-SOUND = None, SMALL  # no error, and a size
-
-
-def recorded(started: float, *samples: list, **others: Any) -> dict:
-    facts = {"samples": list(samples), "started": started, "lasted": 60.0, "busy": 0.1, "cores": 0.2, "distinct": 3}
-    return facts | others
+def recording(started: float, *samples: tuple[float, float, int], **others: Any) -> Recording:
+    """Of samples of an intended start, a latency and pairs."""
+    made = [Sample(start, 0.0, latency, pairs, None, SMALL) for start, latency, pairs in samples]
+    facts: dict[str, Any] = {"first_messages": {}, "distinct": 3, "busy": 0.1, "cores": 0.2} | others
+    return Recording(samples=made, started=started, **facts)
 
 
 @pytest.fixture
-def generators(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
+def generators(monkeypatch: pytest.MonkeyPatch) -> list[Recording]:
     """What generators are to record."""
-    told: list[dict] = []
+    recordings: list[Recording] = []
 
-    def command(_target: Target, _model: str, _load: Load, number: int, files: Path, *, at_rest: bool) -> list[str]:
-        assert not at_rest
-        words = [json.dumps(told[number]), str(files.with_suffix(".json"))]
-        return [sys.executable, "-S", "-c", GENERATOR, *words]
+    def fake(_target: Target, _model: str, _load: Load, stem: Path, number: int, _users: int) -> list[str]:
+        return [sys.executable, "-S", "-c", GENERATOR, recordings[number].to_json(), str(stem)]
 
-    monkeypatch.setattr(generator, "command", command)
-    monkeypatch.setattr(generator, "WARM_UP", 1)
-    return told
+    monkeypatch.setattr(pooling, "command", fake)
+    return recordings
 
 
-def run(generators: list[dict], folder: Path, **settings: Any) -> dict:
-    processes = len(generators)
-    settings = {"users": processes, "duration": 2, "processes": processes} | settings
-    return run_load(Target("127.0.0.1:1"), "model", Load(Path("log"), **settings), folder)
+def test_rounds_are_sent_to_as_many_generators_as_have_users(generators: list[Recording], tmp_path: Path) -> None:
+    generators += [recording(0.0, (0.5, 0.1, 7)), recording(0.0, (0.5, 0.1, 10), (0.6, 0.1, 100))]
+    load = Load(LOAD.selection, processes=3, timing=NOW)  # of which two are needed
+    with open_pool(TARGET, "model", load, tmp_path, users=2) as pool:
+        alone, both = pool.send(1, users=1), pool.send(1, users=2)
+    assert (alone.users, alone.requests, alone.generator.processes) == (1, 1, 1)
+    assert (both.users, both.requests, both.generator.processes) == (2, 3, 2)
+    assert alone.generator.first_messages["orders"] == '{"users": 1}; {"users": 0}'
+    generators.append(generators[0])
+    with open_pool(TARGET, "model", load, tmp_path) as pool:
+        opened = pool.send(1, rate=9.0)
+    assert (opened.users, opened.rate, opened.requests) == (None, 9.0, 4)
+    order = json.loads(opened.generator.first_messages["orders"].partition("; ")[0])
+    assert order == {"users": 1, "rate": 3.0, "parts": [0, 1, 0]}
 
 
-def test_the_samples_of_all_are_on_the_clock_of_the_last(generators: list[dict], tmp_path: Path) -> None:
-    # The second began 0.5 s later: what the first planned at 1.4 s was to begin at 0.9 s of the common clock.
-    generators += [recorded(100.0, [1.4, 0, 0.2, 1, *SOUND], [1.5, 0, 0.2, 10, *SOUND], [3.5, 0, 0.1, 100, *SOUND])]
-    generators += [recorded(100.5, [1.0, 0, 0.1, 1000, *SOUND], [3.0, 0, 0.1, 10_000, *SOUND], busy=0.3, cores=0.4)]
-    figures = run(generators, tmp_path)
-    assert figures["requests"] == 2
-    assert sum(figures["pairs_by_second"]) == 1011
-    found = {name: figures["generator"][name] for name in ("processes", "busy", "cores", "limit")}
-    assert found == {"processes": 2, "busy": 0.3, "cores": pytest.approx(0.6), "limit": None}
-
-
-def test_a_turn_is_that_of_all_generators_together(generators: list[dict], tmp_path: Path) -> None:
-    # Each sends three requests in turn, one of nine pairs; the window of two seconds holds one turn of both.
-    turn = [[1.0 + 0.6 * place, 0, 0.01, 9 if place == 1 else 1, *SOUND] for place in range(4)]
-    generators += [recorded(0.0, *turn), recorded(0.0, *turn)]
-    figures = run(generators, tmp_path)
-    assert figures["requests_per_s"] == pytest.approx(6 / 1.8)
-    assert figures["pairs_per_s"] == pytest.approx(22 / 1.8)
-    apart = run(generators, tmp_path, users=None, rate=4.0)  # in an open loop they do not take turns
-    assert apart["requests_per_s"] == pytest.approx(8 / 2)
-
-
-def test_nothing_of_a_former_run_is_read(generators: list[dict], tmp_path: Path, monkeypatch) -> None:
-    generators += [recorded(0.0, [1.0, 0, 0.1, 1, *SOUND])]
-    run(generators, tmp_path)
-    monkeypatch.setattr(generator, "command", lambda *_, **__: [sys.executable, "-S", "-c", "print('no samples')"])
-    with pytest.raises(LoadError, match=r"(?s)ended with code 0 and without results; its log, .*ends:\nno samples"):
-        run(generators, tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("told", "message"),
-    [
-        (
-            [recorded(0.0, [9.0, 0.0, 1.0, 1, *SOUND])],
-            "no request began in the 2 s measured; give a longer --duration",
-        ),
-        (
-            [recorded(0.0, [1.0, 0.0, 1.0, 1, *SOUND], lasted=2.9)],
-            r"ended after 2\.9 s of 4: who stopped it\? Its log: ",
-        ),
-        ([recorded(0.0, [1.0, 0.0, 1.0, 1, *SOUND]), recorded(1.1)], r"began 1\.1 s apart.*fewer --processes"),
-    ],
-)
-def test_a_run_without_sound_figures_is_an_error(
-    told: list[dict], message: str, generators: list[dict], tmp_path: Path
+def test_users_that_were_paused_need_less_warm_up(
+    generators: list[Recording], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    generators += told
-    with pytest.raises(LoadError, match=message):
-        run(generators, tmp_path)
+    windows: list[float] = []
+    real = pooling.combine
+
+    def remember(recordings: list[Recording], load: Load, warm_up: float, *rest: Any) -> Step:
+        windows.append(warm_up)
+        return real(recordings, load, warm_up, *rest)
+
+    monkeypatch.setattr(pooling, "combine", remember)
+    generators.append(recording(0.0))
+    load = Load(LOAD.selection, timing=Timing(warm_up=1, resume=0.25, run_out=0))
+    with open_pool(TARGET, "model", load, tmp_path, users=1) as pool:
+        pool.send(1, users=1)
+        pool.send(1, users=1)
+    assert windows == [1, 0.25]
 
 
-def test_nothing_of_the_shell_is_in_a_generators_way(generators: list[dict], tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setenv("CLICKBERT_TOKEN", "of another server")  # this one was started here, and has none
-    monkeypatch.setenv("LOCUST_RATE", "7")
-    generators += [recorded(0.0, [1.0, 0.0, 1.0, 1, *SOUND])]
-    assert run(generators, tmp_path)["generator"]["first_messages"] == dict.fromkeys(
-        ("CLICKBERT_TOKEN", "LOCUST_RATE"), "None"
-    )
+def test_the_samples_of_all_are_on_the_clock_of_the_last() -> None:
+    # The second began 0.5 s later: what was to start at 1.4 s of the first was to start at 0.9 s of the common clock.
+    one = recording(100.0, (1.4, 0.2, 1), (1.5, 0.2, 10), (3.5, 0.1, 100))
+    other = recording(100.5, (1.0, 0.1, 1000), (3.0, 0.1, 10_000), busy=0.3, cores=0.4)
+    step = combine([one, other], LOAD, 1.0, 2, users=2, rate=None)
+    assert step.requests == 2
+    assert sum(step.pairs_by_second) == 1011
+    assert (step.generator.processes, step.generator.busy, step.generator.cores) == (2, 0.3, pytest.approx(0.6))
 
 
-def test_a_generator_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("WARM_UP", "RUN_OUT", "GRACE", "STOP_TIMEOUT"):
-        monkeypatch.setattr(generator, name, 0)
-    started: list[subprocess.Popen] = []
-    wait = generator.wait
-    monkeypatch.setattr(generator, "wait", lambda running, *rest: (started.extend(running), wait(running, *rest)))
-    monkeypatch.setattr(generator, "command", lambda *_, **__: ["sleep", "60"])
-    with pytest.raises(LoadError, match="Locust did not end"):
-        run_load(Target("127.0.0.1:1"), "model", Load(Path("log"), users=2, duration=1, processes=2), tmp_path)
+def test_a_turn_is_that_of_all_generators_together() -> None:
+    # Each sends three requests in turn, one of nine pairs; the window of two seconds holds one turn of both.
+    turn = [(1.0 + 0.6 * place, 0.01, 9 if place == 1 else 1) for place in range(4)]
+    recordings = [recording(0.0, *turn), recording(0.0, *turn)]
+    step = combine(recordings, LOAD, 1.0, 2, users=2, rate=None)
+    assert (step.requests_per_second, step.pairs_per_second) == pytest.approx((6 / 1.8, 22 / 1.8))
+    apart = combine(recordings, LOAD, 1.0, 2, users=None, rate=4.0)  # in an open loop they do not take turns
+    assert apart.requests_per_second == pytest.approx(8 / 2)
+
+
+def test_generators_that_began_apart_are_an_error() -> None:
+    with pytest.raises(BenchmarkError, match=r"began 1\.1 s apart.*fewer --processes"):
+        combine([recording(0.0, (1.0, 1.0, 1)), recording(1.1)], LOAD, 1.0, 2, users=2, rate=None)
+
+
+def test_a_recording_is_read_as_it_was_written() -> None:
+    written = recording(1.5, (1.0, 0.25, 3), first_messages={"ServerError": "no"})
+    assert Recording.from_json(written.to_json().encode()) == written
+
+
+def test_a_generator_that_ends_is_an_error_with_the_end_of_its_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pooling, "command", lambda *_: [sys.executable, "-S", "-c", "print('a bug')"])
+    with pytest.raises(BenchmarkError, match=r"(?s)ended with code 0 and without results; its log, .*ends:\na bug"):
+        with open_pool(TARGET, "model", LOAD, tmp_path, users=1):
+            raise AssertionError("it listened")
+
+
+def test_a_generator_that_hangs_is_an_error_and_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+    monkeypatch.setattr(pooling, "command", lambda *_: ["sleep", "60"])
+    make = pooling.Generator.__init__
+
+    def remember(self: pooling.Generator, process: Any, stem: Path) -> None:
+        started.append(process)
+        make(self, process, stem)
+
+    monkeypatch.setattr(pooling.Generator, "__init__", remember)
+    load = Load(LOAD.selection, processes=2, timing=Timing(patience=0))
+    with pytest.raises(BenchmarkError, match=r"Locust has not answered for 0 s; its log: .*generator-0\.log"):
+        with open_pool(TARGET, "model", load, tmp_path, users=2):
+            raise AssertionError("it listened")
     assert [process.poll() for process in started] == [-9, -9]
 
 
-def test_users_rate_and_seeds_are_shared_out() -> None:
+def test_nothing_of_the_shell_is_in_a_generators_way(
+    generators: list[Recording], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLICKBERT_TOKEN", "of another server")  # this one was started here, and has none
+    monkeypatch.setenv("LOCUST_RATE", "7")
+    generators.append(recording(0.0))
+    with open_pool(TARGET, "model", Load(LOAD.selection, timing=NOW), tmp_path, users=1) as pool:
+        messages = pool.send(1, users=1).generator.first_messages
+    assert (messages["CLICKBERT_TOKEN"], messages["LOCUST_RATE"]) == ("", "None")
+
+
+def test_users_seeds_and_the_connection_are_handed_on() -> None:
     for users, processes in ((7, 3), (4, 4), (16, 1)):
-        shares = [generator.share(users, processes, number) for number in range(processes)]
+        shares = [share(users, processes, number) for number in range(processes)]
         assert sum(shares) == users
         assert max(shares) - min(shares) <= 1
-    sent = Load(Path("log"), candidates=20, texts="titles", rate=9.0, processes=2, seed=3, distinct=40)
-    words = [generator.command(Target("a:1", Path("ca.pem")), "m", sent, number, Path("f")) for number in (0, 1)]
+    load = Load(Selection(Path("log"), 20, "titles"), processes=2, distinct=40)
+    target = Target(Connection("a:1"))
+    words = [command(target, "m", load, Path("f"), number, 3) for number in (0, 1)]
+    assert all("--url=a:1" in each for each in words)
     options = [dict(pairwise(each)) for each in words]
-    assert [each["--rate"] for each in options] == ["4.5", "4.5"]
-    assert [each["--users"] for each in options] == ["1", "1"]
-    assert len({each["--seed"] for each in options} | {"0", "1"}) == 4  # other seeds have other moments
-    given = {"--candidates": "20", "--distinct": "40", "--texts": "titles", "--ca-file": "ca.pem", "--host": "a:1"}
+    assert [each["--seed"] for each in options] == ["0", "1"]  # other seeds have other moments
+    given = {"--candidates": "20", "--distinct": "40", "--texts": "titles", "--users": "3", "--paused": "f"}
     for name, value in given.items():
         assert {each[name] for each in options} == {value}
 
 
 def test_the_split_of_a_requests_time_adds_up() -> None:
-    counts = {"requests": 5, "executions": 3, "success": 0, "queue": 7, "compute_input": 1, "compute_infer": 2}
-    before = counts | {"compute_output": 3}
-    spent = {"queue": 8e6, "compute_input": 2e6, "compute_infer": 20e6, "compute_output": 6e6}  # ns of four requests
-    after = before | {"requests": 9} | {part: before[part] + int(more) for part, more in spent.items()}
-    assert load.split_time(before, after, 12.0) == pytest.approx({"queue": 2.0, "compute": 7.0, "rest": 3.0})
-    assert load.split_time(before, after, 5.0)["rest"] == 0
-    assert load.split_time(before, before, 12.0) is None
-    assert load.split_time(before, after, None) is None
+    before, after = Counts(5, 3, 7, 6), Counts(9, 5, 7 + int(8e6), 6 + int(28e6))  # ns of four requests
+    assert split_time(before, after, 12.0) == TimeSplit(pytest.approx(2.0), pytest.approx(7.0), pytest.approx(3.0))
+    short = split_time(before, after, 5.0)
+    assert short and short.rest == 0
+    assert split_time(before, before, 12.0) is None
+    assert split_time(before, after, None) is None

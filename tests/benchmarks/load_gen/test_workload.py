@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
+from benchmarks import BenchmarkError
 from benchmarks.load_gen import workload
+from benchmarks.load_gen.target import newest_version
 from benchmarks.load_gen.workload import (
     BLOCK,
     LARGEST,
@@ -19,14 +21,13 @@ from benchmarks.load_gen.workload import (
     SMALL,
     TITLES,
     Request,
-    WorkloadError,
-    characters,
-    few,
-    read_requests,
+    Selection,
     resize,
+    sample_of_all_sizes,
     size_classes,
     spread,
 )
+from benchmarks.measure.tokens import count_tokens, pack, published_tokenizer
 from tests.tiny import MAX_LENGTH, make_click_log
 
 
@@ -39,14 +40,14 @@ def groups(click_log: Path) -> Counter:
     return Counter((query, tuple(documents)) for (_, query), documents in found.items())
 
 
-def test_the_requests_are_the_logs_groups_shuffled_and_the_same_every_time(click_log: Path) -> None:
+def test_the_requests_are_the_logs_groups_shuffled_and_the_same_every_time(published_log: Path) -> None:
     random.seed(1)
-    first = read_requests(click_log)
+    first = Selection(published_log).read()
     random.seed(2)  # somebody's else
-    assert read_requests(click_log) == first
-    assert Counter((request.query, request.documents) for request in first) == groups(click_log)
-    assert [request.query for request in first] != [query for query, _ in groups(click_log)]
-    assert read_requests(click_log, 20) == read_requests(click_log, 20)
+    assert Selection(published_log).read() == first
+    assert Counter((request.query, request.documents) for request in first) == groups(published_log)
+    assert [request.query for request in first] != [query for query, _ in groups(published_log)]
+    assert Selection(published_log, 20).read() == Selection(published_log, 20).read()
 
 
 def test_groups_that_do_not_lie_together_are_one_request(tmp_path: Path) -> None:
@@ -54,14 +55,15 @@ def test_groups_that_do_not_lie_together_are_one_request(tmp_path: Path) -> None
     lines = [json.dumps({"group": group, "query": query, "document": text, "click": 0}) for group, query, text in rows]
     (tmp_path / "log.jsonl").write_text("\n".join(lines), encoding="utf-8")
     expected = {Request("q", ("1", "3")), Request("q", ("2",)), Request("other", ("4",))}
-    assert set(read_requests(tmp_path / "log.jsonl")) == expected
+    assert set(Selection(tmp_path / "log.jsonl").read()) == expected
 
 
 @pytest.mark.parametrize("candidates", [1, 5, 30])
-def test_every_request_has_just_as_many_candidates(click_log: Path, candidates: int) -> None:
-    requests = read_requests(click_log, candidates)
-    texts = {text for request in read_requests(click_log) for text in request.documents}
-    own = dict(groups(click_log).keys())
+def test_every_request_has_just_as_many_candidates(tmp_path: Path, candidates: int) -> None:
+    log = make_click_log(tmp_path / "log.jsonl")
+    requests = Selection(log, candidates).read()
+    texts = {text for request in Selection(log).read() for text in request.documents}
+    own = dict(groups(log).keys())
     assert len(requests) == len(own)
     for request in requests:
         assert len(request.documents) == candidates
@@ -92,7 +94,7 @@ def test_every_stretch_of_the_order_has_the_mix_of_all(count: int) -> None:
     assert Counter(order) == Counter(requests)
     turns = -(-count // BLOCK)
     for first in range(0, max(1, count - BLOCK + 1)):
-        stretch = [characters(request) for request in order[first : first + BLOCK]]
+        stretch = [request.characters for request in order[first : first + BLOCK]]
         # Each block of the order has one of each stratum, and a stretch lies in two blocks.
         largest = sum(size >= count - turns for size in stretch)
         assert largest <= 2
@@ -107,7 +109,7 @@ def test_size_classes_are_the_smaller_half_the_largest_twentieth_and_the_rest() 
     assert all(found[of_size(size)] == LARGEST for size in range(95, 100))
     assert size_classes([of_size(3)] * 4) == {of_size(3): SMALL}
     assert set(size_classes([of_size(1), of_size(2)]).values()) == {SMALL, LARGEST}
-    assert characters(Request("ab", ("c", "de"))) == 7  # what is read: the query once for each
+    assert Request("ab", ("c", "de")).characters == 7  # what is read: the query once for each
 
 
 def test_titles_are_the_candidates_up_to_the_limit(tmp_path: Path) -> None:
@@ -115,34 +117,36 @@ def test_titles_are_the_candidates_up_to_the_limit(tmp_path: Path) -> None:
     lines = [json.dumps({"group": "g", "query": "q" * 500, "document": "d" * length, "click": 0}) for length in lengths]
     log = tmp_path / "log.jsonl"
     log.write_text("\n".join(lines), encoding="utf-8")
-    (request,) = read_requests(log, texts=TITLES)
+    (request,) = Selection(log, texts=TITLES).read()
     assert [len(text) for text in request.documents] == lengths[:2]
-    (request,) = read_requests(log, candidates=20, texts=TITLES)
+    (request,) = Selection(log, candidates=20, texts=TITLES).read()
     assert {len(text) for text in request.documents} == set(lengths[:2])  # what fills up is short, too
     log.write_text(lines[2], encoding="utf-8")
-    with pytest.raises(WorkloadError, match=r"log\.jsonl has no candidate of 150 characters or fewer.*--texts all"):
-        read_requests(log, texts=TITLES)
+    with pytest.raises(BenchmarkError, match=r"log\.jsonl has no candidate of 150 characters or fewer.*--texts all"):
+        Selection(log, texts=TITLES).read()
 
 
 def test_a_few_requests_have_the_sizes_of_all() -> None:
     chance = random.Random(0)
     requests = [Request(f"q{number}", ("x" * int(chance.lognormvariate(5, 1)),)) for number in range(400)]
-    chosen = few(requests, 40)
+    chosen = sample_of_all_sizes(requests, 40)
     assert len(set(chosen)) == 40
     assert set(chosen) <= set(requests)
-    assert chosen == few(requests, 40)
-    assert np.mean([characters(each) for each in chosen]) == pytest.approx(
-        np.mean([characters(each) for each in requests]), rel=0.05
+    assert chosen == sample_of_all_sizes(requests, 40)
+    assert np.mean([each.characters for each in chosen]) == pytest.approx(
+        np.mean([each.characters for each in requests]), rel=0.05
     )
-    halves = [sum(characters(each) for each in half) for half in (chosen[:20], chosen[20:])]
+    halves = [sum(each.characters for each in half) for half in (chosen[:20], chosen[20:])]
     assert max(halves) < 1.5 * min(halves)  # spread, too
-    assert few(requests, None) == few(requests, 400) == requests
+    assert sample_of_all_sizes(requests, None) == sample_of_all_sizes(requests, 400) == requests
 
 
-def test_the_published_tokenizer_is_the_checkpoints(repository: Path, checkpoint: Path, click_log: Path) -> None:
-    requests = read_requests(click_log)
-    packed = workload.pack(workload.published_tokenizer(repository), requests)
-    theirs = AutoTokenizer.from_pretrained(checkpoint)
+def test_the_published_tokenizer_is_the_checkpoints(
+    published_repository: Path, published_checkpoint: Path, published_log: Path
+) -> None:
+    requests = Selection(published_log).read()
+    packed = pack(published_tokenizer(published_repository), requests)
+    theirs = AutoTokenizer.from_pretrained(published_checkpoint)
     for request, pairs in zip(requests, packed, strict=True):
         queries = [request.query] * len(request.documents)
         each = theirs(queries, list(request.documents), truncation=True, max_length=MAX_LENGTH)["input_ids"]
@@ -150,21 +154,21 @@ def test_the_published_tokenizer_is_the_checkpoints(repository: Path, checkpoint
         assert pairs.input_ids.tolist() == [token for ids in each for token in ids]
 
 
-def test_the_newest_version_is_by_number(repository: Path, tmp_path: Path) -> None:
+def test_the_newest_version_is_by_number(tmp_path: Path) -> None:
     for name in ("9", "10", "11.staging", "warmup"):
         (tmp_path / "model" / name).mkdir(parents=True)
         (tmp_path / "model" / name / "model.onnx").touch()
-    assert workload.newest_version(tmp_path, "model").name == "10"
-    with pytest.raises(WorkloadError, match=r"other has no published version; publish one with"):
-        workload.newest_version(tmp_path, "other")
+    assert newest_version(tmp_path, "model").name == "10"
+    with pytest.raises(BenchmarkError, match=r"other has no published version; publish one with"):
+        newest_version(tmp_path, "other")
 
 
-def test_tokens_with_and_without_padding(repository: Path, tmp_path: Path) -> None:
-    requests = read_requests(make_click_log(tmp_path / "log.jsonl", groups=3))
-    tokenizer = workload.published_tokenizer(repository)
-    packed = workload.pack(tokenizer, requests)
+def test_tokens_with_and_without_padding(published_repository: Path, tmp_path: Path) -> None:
+    requests = Selection(make_click_log(tmp_path / "log.jsonl", groups=3)).read()
+    tokenizer = published_tokenizer(published_repository)
+    packed = pack(tokenizer, requests)
     lengths = [pairs.lengths.tolist() for pairs in packed]
-    assert workload.tokens(packed, tokenizer.max_length) == {
+    assert count_tokens(packed, tokenizer.max_length) == {
         "packed": sum(len(pairs.input_ids) for pairs in packed),
         "padded to the request's longest": sum(max(each) * len(each) for each in lengths),
         f"padded to {MAX_LENGTH}": sum(MAX_LENGTH * len(each) for each in lengths),

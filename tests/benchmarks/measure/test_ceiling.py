@@ -7,10 +7,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.load_gen import workload
+from benchmarks.load_gen.target import newest_version
+from benchmarks.load_gen.workload import Selection
 from benchmarks.measure import ceiling
-from benchmarks.measure.ceiling import BUDGETS, Ceiling, Layout, cut_requests, find_ceiling, open_graph, to_requests
-from benchmarks.measure.stats import left_of_ceiling
+from benchmarks.measure.ceiling import (
+    BUDGETS,
+    Ceiling,
+    CoreLayout,
+    MergedLayout,
+    cut_requests,
+    open_ceiling,
+    open_graph,
+    to_requests,
+)
+from benchmarks.measure.tokens import pack, published_tokenizer
 from clickbert.tokenization import PackedPairs
 from release.names import MODEL_FILE
 from serving.backends.onnxruntime.chunks import cut
@@ -19,13 +29,13 @@ CLICK_MODEL = "clickbert_onnx"
 
 
 @pytest.fixture(scope="module")
-def version(repository: Path) -> Path:
-    return workload.newest_version(repository, CLICK_MODEL)
+def version(published_repository: Path) -> Path:
+    return newest_version(published_repository, CLICK_MODEL)
 
 
 @pytest.fixture(scope="module")
-def packed(repository: Path, click_log: Path) -> list[PackedPairs]:
-    return workload.pack(workload.published_tokenizer(repository), workload.read_requests(click_log))
+def packed(published_repository: Path, published_log: Path) -> list[PackedPairs]:
+    return pack(published_tokenizer(published_repository), Selection(published_log).read()[:12])
 
 
 @pytest.mark.parametrize("budget", [50, *BUDGETS])
@@ -81,57 +91,51 @@ def test_the_best_of_all_layouts_by_the_pairs_that_were_computed(
 
     monkeypatch.setattr(ceiling, "cut_requests", cut_requests)
     monkeypatch.setattr(ceiling, "drain", drain)
-    monkeypatch.setattr(ceiling, "QUICK", 4)
-    monkeypatch.setattr(ceiling, "FINALISTS", 4)
-    monkeypatch.setattr(ceiling, "ROUND_SECONDS", 0.0)
     monkeypatch.setattr(ceiling, "usable_cores", lambda: 2)
-    found = find_ceiling(version, packed)
-    assert found.layout == Layout(workers=1, threads=2, budget=512)
+    with open_ceiling(version, packed, quick=4, finalists=4) as found:
+        tried = found.result().tried
+    assert found.layout == CoreLayout(workers=1, threads=2, budget=512)
     assert found.rounds == []
-    assert len(found.tried) == 2 * len(BUDGETS)
-    assert found.tried["1 at a time, 2 threads each, chunks of 1024"] == pytest.approx(1000)
-    assert found.tried["2 at a time, 1 threads each, whole requests"] == pytest.approx(1000 / 4.4)
+    assert len(tried) == 2 * len(BUDGETS)
+    assert tried["1 at a time, 2 threads each, chunks of 1024"] == pytest.approx(1000)
+    assert tried["2 at a time, 1 threads each, whole requests"] == pytest.approx(1000 / 4.4)
     # The final turns were on all requests, one of each finalist.
     assert {pairs for _, _, pairs in turns[-4:]} == {sum(len(each.lengths) for each in packed)}
     assert len(set(turns[-4:])) == 4
     assert all(pairs < turns[-1][2] for _, _, pairs in turns[:-4])
     # A round is of all requests, by the best layout.
-    found.measure()
+    found.measure(0)
     assert turns[-1] == (1, 512, sum(len(each.lengths) for each in packed))
-    found.measure()
-    assert found.rounds == pytest.approx([1000 / 1.2] * 2)
-    assert found.facts()["layout"] == "1 at a time, 2 threads each, chunks of 512"
-    assert found.facts()["pairs_per_second"] == pytest.approx(1000 / 1.2)
+    found.measure(0)
+    result = found.result()
+    assert result.rounds == pytest.approx([1000 / 1.2] * 2)
+    assert (result.layout, result.on_cpu) == ("1 at a time, 2 threads each, chunks of 512", True)
+    assert result.pairs_per_second == pytest.approx(1000 / 1.2)
 
 
-def test_it_runs(version: Path, packed: list[PackedPairs]) -> None:
-    found = find_ceiling(version, packed)
-    for _ in range(2):
-        found.measure()
-    assert str(found.layout) in found.tried
-    facts = found.facts()
-    assert min(facts["rounds"]) > 0
-    assert facts["pairs_per_second"] == pytest.approx(sum(facts["rounds"]) / 2)
+def test_a_real_round_is_measured(version: Path, packed: list[PackedPairs]) -> None:
+    with open_ceiling(version, packed) as found:
+        for _ in range(2):
+            found.measure(0)
+    assert found.layout in found.tried
+    assert min(found.result().rounds) > 0
 
 
 def test_a_round_is_of_turns_until_its_time_has_passed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ceiling, "ROUND_SECONDS", 2.0)
     moments, speeds = iter([0.0, 0.9, 1.8, 2.1]), iter([100.0, 200.0, 400.0, 1.0])
     monkeypatch.setattr(ceiling.time, "perf_counter", lambda: next(moments))
-    found = Ceiling(Layout(2, 1, 512), {}, lambda: next(speeds))
-    found.measure()
+    found = Ceiling(CoreLayout(2, 1, 512), {}, lambda: next(speeds))
+    found.measure(2.0)
     assert found.rounds == [pytest.approx(3 / (1 / 100 + 1 / 200 + 1 / 400))]  # as many pairs each time
+
+
+def test_the_last_rounds_alone_can_be_asked_for() -> None:
+    found = Ceiling(MergedLayout(4), {}, float, [1.0, 2.0, 3.0])
+    assert (found.result().rounds, found.result(last=2).rounds) == ((1.0, 2.0, 3.0), (2.0, 3.0))
+    assert not found.result().on_cpu
 
 
 def test_every_feed_is_computed_once_by_all_workers() -> None:
     seen: list[object] = []
     assert ceiling.drain(seen.append, 2, list(range(50))) > 0
     assert sorted(seen) == list(range(50))
-
-
-def test_generators_take_nothing_of_a_gpu() -> None:
-    step = {"generator": {"cores": 0.5}}
-    assert left_of_ceiling({"pairs_per_second": 100.0, "on_cpu": True}, step, 2) == 75
-    assert left_of_ceiling({"pairs_per_second": 100.0, "on_cpu": False}, step, 2) == 100
-    assert Ceiling(ceiling.Merged(4), {}, float, [1.0]).facts()["on_cpu"] is False
-    assert Ceiling(Layout(2, 1, 512), {}, float, [1.0]).facts()["on_cpu"] is True

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.measure.ceiling import MERGED, find_ceiling
+from benchmarks.measure.ceiling import MERGED, MergedLayout, open_ceiling
 from clickbert.tokenization import PackedPairs
 from export.graph.packing import Feed, Logits
 from export.tensorrt.runtime import LoadedPlan
@@ -34,23 +34,27 @@ def test_a_plan_is_measured_on_all_requests_by_the_best_way_to_merge_them(
         return run(plan, feed)
 
     monkeypatch.setattr(LoadedPlan, "run", remember)
+    loaded: list[bytes] = []
+    load = LoadedPlan.__init__
+    monkeypatch.setattr(LoadedPlan, "__init__", lambda self, trt, plan: (loaded.append(plan), load(self, trt, plan))[0])
     requests = [request_of(5, 9, 3), request_of(7), request_of(4, 4), *[request_of(6, 8)] * 17]
-    ceiling = find_ceiling(version, requests)
-    assert set(ceiling.tried) == {str(way) for way in MERGED}
-    assert ceiling.layout in MERGED
-    assert all(speed > 0 for speed in ceiling.tried.values())
-    fed.clear()
-    ceiling.measure()
-    facts = ceiling.facts()
-    assert facts["pairs_per_second"] > 0
-    assert not facts["on_cpu"]
+    with open_ceiling(version, requests) as ceiling:
+        assert set(ceiling.tried) == set(MERGED)
+        assert all(speed > 0 for speed in ceiling.tried.values())
+        fed.clear()
+        ceiling.measure(0)
+        ceiling.measure(0)
+    assert len(loaded) == 1, "once for all layouts and rounds"
     assert not gpu.memory, "all of it was given back"
-    # A turn: one batch that does not count, then all requests in order.
-    turn = -(-len(requests) // ceiling.layout.requests) + 1
-    assert len(fed) % turn == 0
-    for feed in fed[:turn]:
+    assert ceiling.result().pairs_per_second > 0
+    assert not ceiling.result().on_cpu
+    # A turn is of all requests, in order.
+    assert isinstance(ceiling.layout, MergedLayout)
+    turn = -(-len(requests) // ceiling.layout.requests)
+    assert len(fed) == 2 * turn
+    for feed in fed:
         assert set(feed) == set(TENSORRT_INPUTS)
         assert len(feed["pair_counts"]) <= ceiling.layout.requests
         assert len(feed["longest_shape"]) == feed["lengths"].max()
-    counted = np.concatenate([feed["lengths"] for feed in fed[1:turn]])
+    counted = np.concatenate([feed["lengths"] for feed in fed[:turn]])
     assert counted.tolist() == [length for request in requests for length in request.lengths]
