@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import tritonclient.grpc as triton
@@ -13,9 +16,11 @@ from finetune.checkpoint.load import label_names, load_checkpoint
 from finetune.data.clicklog import ClickRow
 from finetune.metrics import click_probability
 from finetune.scoring import score_rows
-from serving.server import Server
+from serving.server import Server, open_directly
+from tests.processes import children, paused
 from tests.waiting import eventually
 
+Answer = TypeVar("Answer")
 PATIENCE = 60  # seconds that a call may take: these tests are about answers, and the machine may be busy
 
 
@@ -47,10 +52,28 @@ class Executions:
         return self.counts()[0] - self.before[0]
 
 
+def waiting_requests(server: Server, model: str = "clickbert_onnx") -> int:
+    """How many requests are in the model's queue."""
+    with open_directly(server.addresses.metrics) as metrics:
+        lines = metrics.read().decode().splitlines()
+    counts = [line for line in lines if line.startswith(f'nv_inference_pending_request_count{{model="{model}"')]
+    return sum(int(float(line.split()[-1])) for line in counts)
+
+
+def call_at_once(server: Server, model: str, calls: Sequence[Callable[[], Answer]], at_a_time: int) -> list[Answer]:
+    """The answers to calls that are made so many at a time; the first of them pile up in the queue, and are merged."""
+    assert server.process
+    with ThreadPoolExecutor(at_a_time) as pool:
+        with paused(children(server.process.pid)):
+            answers = [pool.submit(call) for call in calls]
+            eventually(lambda: waiting_requests(server, model) >= at_a_time // 2)
+        return [answer.result() for answer in answers]
+
+
 def score_at_once(server: Server, model: str, pairs: list[tuple[str, str]]) -> tuple[np.ndarray, int]:
     """The scores of pairs that are asked for one by one, 24 at a time; and how many executions they took."""
-    with Ranker(server.addresses.grpc, model=model, timeout=PATIENCE) as ranker, ThreadPoolExecutor(24) as pool:
-        ranker.score_pairs(pairs[:1])
+    with Ranker(server.addresses.grpc, model=model, timeout=PATIENCE) as ranker:
+        ranker.score_pairs(pairs[:1])  # fetches the tokenizer
         executions = Executions(server, model)
-        scores = list(pool.map(lambda pair: ranker.score_pairs([pair])[0], pairs))
-    return np.array(scores), executions.of(len(pairs))
+        scores = call_at_once(server, model, [partial(ranker.score_pairs, [pair]) for pair in pairs], 24)
+    return np.concatenate(scores), executions.of(len(pairs))

@@ -12,8 +12,8 @@ import pytest
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
-from serving.server import Server, open_directly
-from tests.integration.scores import Executions
+from serving.server import Server
+from tests.integration.scores import Executions, waiting_requests
 from tests.published import serve
 from tests.waiting import eventually
 
@@ -74,13 +74,6 @@ def merging_server(published_repository: Path, tmp_path_factory: pytest.TempPath
     config.write_text(waiting[: waiting.index("model_warmup")], encoding="utf-8")  # the warm-up would wait, too
     with serve(repository) as server:
         yield server
-
-
-def waiting_requests(server: Server) -> int:
-    with open_directly(server.addresses.metrics) as metrics:
-        lines = metrics.read().decode().splitlines()
-    counts = [line for line in lines if line.startswith('nv_inference_pending_request_count{model="clickbert_onnx"')]
-    return sum(int(float(line.split()[-1])) for line in counts)
 
 
 @pytest.mark.parametrize("spoiled", MALFORMED.values(), ids=MALFORMED.keys())

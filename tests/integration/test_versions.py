@@ -68,6 +68,7 @@ def test_a_cleaner_of_temporary_files_does_not_keep_a_new_version_from_being_loa
         (tmp_path / "cleaner.conf").write_text(f"d {tmp_path}/state/clickbert - - - 0\n")  # all is too old for it
         subprocess.run(["systemd-tmpfiles", "--clean", tmp_path / "cleaner.conf"], check=True, timeout=60)
         assert not (tmp_path / "state" / "clickbert" / "old").exists()
-        shutil.copytree(repository / "clickbert_onnx" / "1", repository / "clickbert_onnx" / "2")
-        load(server, "clickbert_onnx")
+        for model in ("clickbert_tokenizer", "clickbert_onnx"):
+            shutil.copytree(repository / model / "1", repository / model / "2")
+            load(server, model)
         assert ranker.score_pairs([("w1", "w2")]) == pytest.approx(expected)

@@ -28,6 +28,7 @@ import serving.triton
 from serving.__main__ import main
 from serving.server import Addresses, Server, why_not_ready
 from serving.triton import PYTHON, ServingError, find_triton
+from tests.processes import children, paused
 from tests.published import serve
 from tests.serving.test_stand_in import value, write_model
 from tests.waiting import eventually
@@ -166,22 +167,6 @@ def test_sigterm_lets_triton_answer_what_it_accepted_and_take_no_more(
         assert np.allclose(answer.result(60).as_numpy("x12"), array, rtol=1e-3)
         assert command.process.wait(timeout=60) == 0
         assert not left_of_servers(state)
-
-
-def children(process: int) -> list[int]:
-    found = subprocess.run(["pgrep", "-P", str(process)], capture_output=True, text=True, check=True)
-    return [int(line) for line in found.stdout.split()]
-
-
-@contextmanager
-def paused(processes: list[int]) -> Iterator[None]:
-    for process in processes:
-        os.kill(process, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        for process in processes:
-            os.kill(process, signal.SIGCONT)
 
 
 def test_a_closed_terminal_ends_it_as_ctrl_c_does(small_repository: Path, state: Path, tmp_path: Path) -> None:
