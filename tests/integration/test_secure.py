@@ -9,13 +9,8 @@ from pathlib import Path
 
 import pytest
 
-<<<<<<< HEAD
 from clickbert import AuthenticationError, Connection, ConnectionFailedError, Ranker
-from serving.server import Addresses, Server
-=======
-from clickbert import AuthenticationError, ConnectionFailedError, Ranker
 from serving.server import Server
->>>>>>> 2cb4994 (Tests: one small model is published once for the whole run, and shared by all workers)
 from tests.client.certificates import Authority
 from tests.client.fakes import rank_once
 from tests.integration.scores import PATIENCE
@@ -48,23 +43,15 @@ def test_ranking_over_tls_is_ranking(
 
 
 @EITHER
-<<<<<<< HEAD
-def test_each_mismatch_says_what_it_is(server: Server, secure: Server, authority: Authority, blocking: bool) -> None:
-    for connection, message in [
-        (Connection(f"grpcs://{secure.addresses.grpc}"), "not trusted"),
-        (secure.addresses.grpc, "if it wants TLS, write grpcs://"),
-        (Connection(f"grpcs://{server.addresses.grpc}", authority.file), "does not speak TLS"),
-        (Connection(f"grpcs://127.0.0.1:{secure.addresses.http_port}", authority.file), "does not speak TLS"),
-=======
 def test_each_mismatch_says_what_it_is(
     published_server: Server, secure: Server, authority: Authority, blocking: bool
 ) -> None:
-    for url, settings, message in [
-        (f"grpcs://{secure.addresses.grpc}", {}, "not trusted"),
-        (secure.addresses.grpc, {}, "if it wants TLS, write grpcs://"),
-        (f"grpcs://{published_server.addresses.grpc}", {"ca_file": authority.file}, "does not speak TLS"),
-        (f"grpcs://127.0.0.1:{secure.addresses.http_port}", {"ca_file": authority.file}, "does not speak TLS"),
->>>>>>> 2cb4994 (Tests: one small model is published once for the whole run, and shared by all workers)
+    plain = published_server.addresses.grpc
+    for connection, message in [
+        (Connection(f"grpcs://{secure.addresses.grpc}"), "not trusted"),
+        (secure.addresses.grpc, "if it wants TLS, write grpcs://"),
+        (Connection(f"grpcs://{plain}", authority.file), "does not speak TLS"),
+        (Connection(f"grpcs://127.0.0.1:{secure.addresses.http_port}", authority.file), "does not speak TLS"),
     ]:
         with pytest.raises(ConnectionFailedError, match=message):
             rank_once(connection, blocking, timeout=PATIENCE)
@@ -80,14 +67,8 @@ def test_the_command_ranks_over_tls(secure: Server, authority: Authority, tmp_pa
 
 def test_tritons_own_restriction_is_an_authentication_error(published_repository: Path, tmp_path: Path) -> None:
     # It cannot stand in for a gateway's token: Triton wants its header as `triton-grpc-protocol-authorization`.
-<<<<<<< HEAD
-    flags = ("--grpc-restricted-protocol=inference:authorization=Bearer t0ken",)
-    with (tmp_path / "triton.log").open("wb") as log, Server(repository, Addresses.free(), flags, log) as server:
-        with Ranker(Connection(server.addresses.grpc, token="t0ken"), timeout=PATIENCE) as ranker:
-=======
     restricted = "--grpc-restricted-protocol=inference:authorization=Bearer t0ken"
     with serve(published_repository, restricted, log=tmp_path / "triton.log") as server:
-        with Ranker(server.addresses.grpc, timeout=PATIENCE, token="t0ken") as ranker:
->>>>>>> 2cb4994 (Tests: one small model is published once for the whole run, and shared by all workers)
+        with Ranker(Connection(server.addresses.grpc, token="t0ken"), timeout=PATIENCE) as ranker:
             with pytest.raises(AuthenticationError, match="through a gateway"):
                 ranker.rank("w1", ["w2"])
