@@ -11,8 +11,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -76,50 +77,27 @@ class Schedule:
 SCHEDULE = Schedule()
 
 
-@dataclass
-class Measured:
-    """What is known of a model so far; see `ModelResult`."""
-
-    model: str
-    version: str
-    config: str | None
-    ceiling: Ceiling | None
-    closed: list[Step] = field(default_factory=list)
-    users: int = 0
-    rounds: list[Round] = field(default_factory=list)
-    open: list[OpenStep] = field(default_factory=list)
-    slo: SloResult | None = None
-    failure: str | None = None
-
-    def result(self) -> ModelResult:
-        """For the result file."""
-        return ModelResult(
-            version=self.version,
-            config=self.config,
-            ceiling=self.ceiling.result() if self.ceiling and self.ceiling.rounds else None,
-            closed=tuple(self.closed),
-            rounds=tuple(self.rounds),
-            open=tuple(self.open),
-            slo=self.slo,
-            failure=self.failure,
-        )
-
-
-@dataclass(frozen=True)
 class Run:
-    """What all steps of a run share: the server, what is sent, the folder for logs and recordings, the schedule."""
+    """Brings models to saturation. `found` is all that is known, at any moment.
 
-    server: Target
-    load: Load
-    folder: Path
-    schedule: Schedule
+    A model that has no figures drops out, and its result says why; the others go on.
+
+    Args:
+        server: what serves them.
+        load: what is sent.
+        folder: for logs and recordings.
+        schedule: what is measured.
+    """
+
+    def __init__(self, server: Target, load: Load, folder: Path, schedule: Schedule) -> None:
+        self.server, self.load, self.folder, self.schedule = server, load, folder, schedule
+        self.found: dict[str, ModelResult] = {}
+        self.ceilings: dict[str, Ceiling] = {}
 
     def saturate(
         self, models: Mapping[str, str], packed: Sequence[PackedPairs], slo: Slo | None = None
     ) -> Iterator[dict[str, ModelResult]]:
         """Closed loops up to saturation, saturation in rounds between ceilings, open loops, and the SLO search.
-
-        A model that has no figures drops out, and its result says why; the others go on.
 
         Args:
             models: their names and versions.
@@ -132,100 +110,115 @@ class Run:
         Raises:
             BenchmarkError: the server or a generator ended, or no model has figures.
         """
-        with contextlib.ExitStack() as ceilings:
-            measured = [self.prepare(ceilings, model, version, packed) for model, version in models.items()]
-            steps = len(measured) * (len(self.schedule.users) + self.schedule.rounds + len(self.schedule.shares))
-            with tqdm(total=steps, unit="step", leave=False, disable=None) as progress:
-                for _ in self.closed_loops(measured, progress):
-                    yield {each.model: each.result() for each in measured}
-                for _ in self.open_loops(with_figures(measured), slo, progress):
-                    yield {each.model: each.result() for each in measured}
-
-    def prepare(
-        self, ceilings: contextlib.ExitStack, model: str, version: str, packed: Sequence[PackedPairs]
-    ) -> Measured:
-        """A model of which nothing is known yet but the way to its ceiling."""
         repository = self.server.repository
-        if repository is None:
-            return Measured(model, version, None, None)
-        config = (repository / model / CONFIG_FILE).read_text(encoding="utf-8")
-        ceiling = ceilings.enter_context(open_ceiling(newest_version(repository, model), packed))
-        return Measured(model, version, config, ceiling)
+        with contextlib.ExitStack() as opened:
+            for model, version in models.items():
+                self.found[model] = ModelResult(version)
+                if repository:
+                    config = (repository / model / CONFIG_FILE).read_text(encoding="utf-8")
+                    self.found[model] = ModelResult(version, config)
+                    ceiling = open_ceiling(newest_version(repository, model), packed)
+                    self.ceilings[model] = opened.enter_context(ceiling)
+            steps = len(models) * (len(self.schedule.users) + self.schedule.rounds + len(self.schedule.shares))
+            progress = opened.enter_context(tqdm(total=steps, unit="step", leave=False, disable=None))
+            for _ in itertools.chain(self.closed_loops(progress), self.open_loops(slo, progress)):
+                yield dict(self.found)
 
-    def closed_loops(self, measured: Sequence[Measured], progress: tqdm) -> Iterator[None]:
+    def models_with_figures(self) -> list[str]:
+        """The models that have figures so far. Raises BenchmarkError if none has."""
+        going = [model for model, found in self.found.items() if found.failure is None]
+        if not going:
+            raise BenchmarkError("; ".join(f"{model}: {found.failure}" for model, found in self.found.items()))
+        return going
+
+    def note(self, model: str, **fields: Any) -> None:
+        """Notes what is new of a model."""
+        self.found[model] = replace(self.found[model], **fields)
+
+    def closed_loops(self, progress: tqdm) -> Iterator[None]:
         """Closed loops of more and more users, then the rounds at saturation; yields after each step of all models."""
         schedule, load = self.schedule, replace(self.load, distinct=self.schedule.distinct)
         with contextlib.ExitStack() as stack:
             pools: dict[str, Pool] = {}
-            opened = {each.model: stack.enter_context(contextlib.ExitStack()) for each in measured}
+            opened = {model: stack.enter_context(contextlib.ExitStack()) for model in self.found}
 
-            def start(each: Measured, users: int) -> None:
-                opened[each.model].close()  # the pool of fewer users
-                pools[each.model] = opened[each.model].enter_context(
-                    open_pool(self.server, each.model, load, self.folder, users)
-                )
+            def start(model: str, users: int) -> None:
+                opened[model].close()  # the pool of fewer users
+                pool = open_pool(self.server, model, load, self.folder, users)
+                pools[model] = opened[model].enter_context(pool)
 
-            def loop(each: Measured, users: int, seconds: int) -> Step:
-                progress.set_description(each.model)
-                pool = pools[each.model]
-                step = self.server.with_counts(each.model, lambda: pool.send(seconds, users=users))
+            def loop(model: str, users: int, seconds: int) -> Step:
+                progress.set_description(model)
+                step = self.server.with_counts(model, lambda: pools[model].send(seconds, users=users))
                 progress.update()
                 return step
 
-            for each in measured:
-                start(each, schedule.users[-1])
-            rising = list(measured)
+            for model in self.found:
+                start(model, schedule.users[-1])
+            rising = list(self.found)
             for users in schedule.numbers_of_users():
-                for each in rising:
+                for model in rising:
                     if users > schedule.users[-1]:
                         progress.total += 1
-                        start(each, users)
-                    each.closed.append(loop(each, users, schedule.closed_seconds))
+                        start(model, users)
+                    step = loop(model, users, schedule.closed_seconds)
+                    self.note(model, closed=(*self.found[model].closed, step))
                 yield
-                rising = [each for each in rising if users < schedule.users[-1] or schedule.rises(each.closed)]
+                rising = [
+                    model for model in rising if users < schedule.users[-1] or schedule.rises(self.found[model].closed)
+                ]
                 if not rising:
                     break
-            for each in measured:
-                each.failure = why_no_figures(each.closed)
-            going = with_figures(measured)
-            for each in going:
-                each.users = schedule.saturating_users(each.closed)
-            yield from self.rounds_at_saturation(going, loop)
-            for each in going:
-                each.failure = why_no_figures([one.step for one in each.rounds])
+            for model, found in list(self.found.items()):
+                self.note(model, failure=why_no_figures(found.closed))
+            users_of = {
+                model: schedule.saturating_users(self.found[model].closed) for model in self.models_with_figures()
+            }
+            yield from self.rounds_at_saturation(users_of, loop)
+            for model in users_of:
+                self.note(model, failure=why_no_figures([one.step for one in self.found[model].rounds]))
 
     def rounds_at_saturation(
-        self, measured: Sequence[Measured], loop: Callable[[Measured, int, int], Step]
+        self, users_of: Mapping[str, int], loop: Callable[[str, int, int], Step]
     ) -> Iterator[None]:
         """The rounds, with a round of every ceiling before, between and after them; yields after each."""
-        ceilings = [each.ceiling for each in measured if each.ceiling]
-        for ceiling in ceilings:
-            ceiling.measure(self.schedule.ceiling_seconds)
+
+        def measure_ceilings() -> None:
+            for model in users_of:
+                if ceiling := self.ceilings.get(model):
+                    ceiling.measure(self.schedule.ceiling_seconds)
+                    self.note(model, ceiling=ceiling.result())
+
+        measure_ceilings()
         for _ in range(self.schedule.rounds):
-            steps = [loop(each, each.users, self.schedule.round_seconds) for each in measured]
-            for ceiling in ceilings:
-                ceiling.measure(self.schedule.ceiling_seconds)
-            for each, step in zip(measured, steps, strict=True):
-                around = each.ceiling.result(last=2) if each.ceiling else None  # before and after the step
-                each.rounds.append(Round(step, around.left_by(step.generator, usable_cores()) if around else None))
+            steps = {model: loop(model, users, self.schedule.round_seconds) for model, users in users_of.items()}
+            measure_ceilings()
+            for model, step in steps.items():
+                ceiling = self.ceilings.get(model)  # the rounds before and after the step
+                left = ceiling.result(last=2).left_by(step.generator, usable_cores()) if ceiling else None
+                self.note(model, rounds=(*self.found[model].rounds, Round(step, left)))
             yield
 
-    def open_loops(self, measured: Sequence[Measured], slo: Slo | None, progress: tqdm) -> Iterator[None]:
+    def open_loops(self, slo: Slo | None, progress: tqdm) -> Iterator[None]:
         """Open loops at shares of saturation, and the SLO search; yields after each share, and after each search."""
         with contextlib.ExitStack() as stack:
-            pools = [
-                stack.enter_context(open_pool(self.server, each.model, self.load, self.folder)) for each in measured
-            ]
-            rates = [saturation.requests_per_second for each in measured if (saturation := each.result().saturated)]
+            pools = {
+                model: stack.enter_context(open_pool(self.server, model, self.load, self.folder))
+                for model in self.models_with_figures()
+            }
+            rates = {
+                model: found.saturated.requests_per_second for model, found in self.found.items() if found.saturated
+            }
             for share, seconds in self.schedule.shares:
-                for each, pool, most in zip(measured, pools, rates, strict=True):
-                    progress.set_description(each.model)
-                    each.open.append(OpenStep(share, self.open_step(pool, each.model, share * most, seconds)))
+                for model, pool in pools.items():
+                    progress.set_description(model)
+                    step = self.open_step(pool, model, share * rates[model], seconds)
+                    self.note(model, open=(*self.found[model].open, OpenStep(share, step)))
                     progress.update()
                 yield
-            for each, pool, most in zip(measured, pools, rates, strict=True) if slo else ():
+            for model, pool in pools.items() if slo else ():
                 assert slo
-                each.slo = self.search(pool, each.model, most, slo)
+                self.note(model, slo=self.search(pool, model, rates[model], slo))
                 yield
 
     def open_step(self, pool: Pool, model: str, rate: float, seconds: int) -> Step:
@@ -233,14 +226,7 @@ class Run:
         return self.server.with_counts(model, lambda: pool.send(seconds, rate=rate))
 
     def search(self, pool: Pool, model: str, saturated: float, slo: Slo) -> SloResult:
-        """The highest rate whose latency meets an objective; each step halves what is left of the range.
-
-        Args:
-            pool: the model's, for an open loop.
-            model: its name.
-            saturated: requests a second that the closed loop reached.
-            slo: the objective.
-        """
+        """The highest rate that meets an objective, up to the saturated one; each step halves what is left."""
         low, high, steps = 0.0, saturated, list[Step]()
         for _ in tqdm(range(self.schedule.slo_steps), desc=str(slo), unit="step", leave=False, disable=None):
             rate = (low + high) / 2
@@ -252,14 +238,6 @@ class Run:
                 break
             low, high = (rate, high) if slo.holds(steps[-1]) else (low, rate)
         return SloResult(slo, low or None, tuple(steps))
-
-
-def with_figures(measured: Sequence[Measured]) -> list[Measured]:
-    """The models that have figures so far. Raises BenchmarkError if none has."""
-    found = [each for each in measured if each.failure is None]
-    if not found:
-        raise BenchmarkError("; ".join(f"{each.model}: {each.failure}" for each in measured))
-    return found
 
 
 def why_no_figures(steps: Sequence[Step]) -> str | None:

@@ -215,11 +215,11 @@ class ModelResult:
     """One model. A server elsewhere has neither config nor ceiling here."""
 
     version: str
-    config: str | None  # the text of its config.pbtxt
-    ceiling: CeilingResult | None
-    closed: tuple[Step, ...]  # of more and more users
-    rounds: tuple[Round, ...]  # at saturation
-    open: tuple[OpenStep, ...]
+    config: str | None = None  # the text of its config.pbtxt
+    ceiling: CeilingResult | None = None
+    closed: tuple[Step, ...] = ()  # of more and more users
+    rounds: tuple[Round, ...] = ()  # at saturation
+    open: tuple[OpenStep, ...] = ()
     slo: SloResult | None = None
     failure: str | None = None  # why there are no figures
 
