@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -132,6 +133,20 @@ def test_the_newest_version_counts(repository: Path, with_tensorrt: Triton) -> N
 def test_the_backend_is_read_through_comments_and_any_spacing(tmp_path: Path, text: str, backend: str) -> None:
     (tmp_path / "config.pbtxt").write_text(text)
     assert read_backend(tmp_path / "config.pbtxt") == backend
+
+
+@pytest.mark.parametrize(
+    ("target", "command"), [("cpu", "serving"), ("gpu", "serving"), ("gpu", "export plan")], ids=lambda text: str(text)
+)
+def test_an_image_holds_every_folder_that_its_commands_import(tmp_path: Path, target: str, command: str) -> None:
+    stages = re.split(r"^FROM ", (ROOT / "Dockerfile").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    (stage,) = [stage for stage in stages if stage.splitlines()[0].endswith(f" AS {target}")]
+    for folder in re.findall(r"^COPY (\w+) \./\1$", stage, flags=re.MULTILINE):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    words = [sys.executable, "-m", *command.split(), "--help"]
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 class EntryPoint:

@@ -106,6 +106,7 @@ class Server:
         monkeypatch.setattr(ceiling, "ROUND_SECONDS", 0.0)
         for model in speeds:
             (folder / model / "1").mkdir(parents=True)
+            (folder / model / "1" / "model.onnx").touch()
             (folder / model / "config.pbtxt").write_text(f"of {model}")
 
     def speed(self, at_saturation: bool) -> float:
