@@ -104,7 +104,7 @@ def misfit(
         version: the version's folder.
         gpus: the GPUs that will run the plan.
         tensorrt: the TensorRT that will run it; None where that is not known, as in the server's start.
-        profile: the optimization profile it must have; None likewise.
+        profile: the optimization profile it must have; None where it is not known.
     """
     plan = version / PLAN_FILE
     if not plan.exists():

@@ -96,7 +96,7 @@ def test_what_adds_up_has_none(lengths: list[int]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("lengths", "ids", "said"),
+    ("lengths", "ids", "message"),
     [
         ([], 0, "'lengths' has no segment"),
         ([3, 0], 3, "'lengths' has a segment without elements"),
@@ -105,9 +105,9 @@ def test_what_adds_up_has_none(lengths: list[int]) -> None:
         ([2**31 - 1, 2**31 - 1, 5], 3, "'lengths' adds up to 4294967299, but 'ids' has 3 elements"),  # 3, in 32 bits
     ],
 )
-def test_a_fault_is_named(lengths: list[int], ids: int, said: str) -> None:
+def test_a_fault_is_named(lengths: list[int], ids: int, message: str) -> None:
     request: Arrays = {"lengths": np.array([lengths], np.int32), "ids": np.zeros((1, ids), np.int32)}
-    assert fault(request, "lengths") == said
+    assert fault(request, "lengths") == message
 
 
 @pytest.mark.parametrize("dtype", [np.int64, np.uint64])

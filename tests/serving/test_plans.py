@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -77,14 +78,14 @@ def test_a_plan_for_another_gpu_or_driver_is_refused(
 ) -> None:
     nvidia_smi(monkeypatch, tmp_path, "NVIDIA L4, 8.9, 580.65.06", line)
     name, compute_capability, driver = line.split(", ")
-    said = re.escape(f"this is {name} (compute capability {compute_capability}), driver {driver}")
+    message = re.escape(f"this is {name} (compute capability {compute_capability}), driver {driver}")
     build = rf"python -m export plan --repository {repository} --model {MODEL}"
-    with pytest.raises(ServingError, match=f"its plan was built for NVIDIA L4 .*{said}.*{build}"):
+    with pytest.raises(ServingError, match=f"its plan was built for NVIDIA L4 .*{message}.*{build}"):
         published_models(repository, with_tensorrt)
 
 
 @pytest.mark.parametrize(
-    ("file", "content", "said"),
+    ("file", "content", "message"),
     [
         ("model.plan", None, "version 10: it has no TensorRT plan"),
         ("model.plan", b"plan 0", "model.plan is not the one that plan.json describes"),
@@ -95,11 +96,11 @@ def test_a_plan_for_another_gpu_or_driver_is_refused(
     ],
 )
 def test_a_plan_without_its_stamp_is_refused(
-    repository: Path, with_tensorrt: Triton, file: str, content: bytes | None, said: str
+    repository: Path, with_tensorrt: Triton, file: str, content: bytes | None, message: str
 ) -> None:
     path = repository / MODEL / "10" / file
     path.unlink() if content is None else path.write_bytes(content)
-    with pytest.raises(ServingError, match=f"{said}.*python -m export plan"):
+    with pytest.raises(ServingError, match=f"{message}.*python -m export plan"):
         published_models(repository, with_tensorrt)
 
 
@@ -132,6 +133,20 @@ def test_the_newest_version_counts(repository: Path, with_tensorrt: Triton) -> N
 def test_the_backend_is_read_through_comments_and_any_spacing(tmp_path: Path, text: str, backend: str) -> None:
     (tmp_path / "config.pbtxt").write_text(text)
     assert read_backend(tmp_path / "config.pbtxt") == backend
+
+
+@pytest.mark.parametrize(
+    ("target", "command"), [("cpu", "serving"), ("gpu", "serving"), ("gpu", "export plan")], ids=str
+)
+def test_an_image_holds_every_folder_that_its_commands_import(tmp_path: Path, target: str, command: str) -> None:
+    stages = re.split(r"^FROM ", (ROOT / "Dockerfile").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    (stage,) = [stage for stage in stages if stage.splitlines()[0].endswith(f" AS {target}")]
+    for folder in re.findall(r"^COPY (\w+) \./\1$", stage, flags=re.MULTILINE):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    words = [sys.executable, "-m", *command.split(), "--help"]
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 class EntryPoint:

@@ -44,7 +44,7 @@ def test_the_newest_version_gets_its_plan_and_then_fits(version: Path, gpu: Gpu,
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (
             "gpu",
@@ -58,7 +58,9 @@ def test_the_newest_version_gets_its_plan_and_then_fits(version: Path, gpu: Gpu,
         ("limits", "built for other limits than the model's config.pbtxt has"),
     ],
 )
-def test_a_plan_that_does_not_fit_is_built_anew(version: Path, gpu: Gpu, monkeypatch, tmp_path, change, said, capsys):
+def test_a_plan_that_does_not_fit_is_built_again(
+    version: Path, gpu: Gpu, monkeypatch, tmp_path, change, message, capsys
+):
     assert command(version) == 0
     if change == "gpu":
         nvidia_smi(monkeypatch, tmp_path, "NVIDIA H100 80GB HBM3, 9.0, 580.65.06")
@@ -76,7 +78,7 @@ def test_a_plan_that_does_not_fit_is_built_anew(version: Path, gpu: Gpu, monkeyp
         config = version.parent / "config.pbtxt"
         config.write_text(config.read_text().replace("max_batch_size: 8", "max_batch_size: 4"))
     assert command(version) == 0
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert (version / PLAN_FILE).read_bytes() == b"plan 2"
     assert command(version) == 0
     assert gpu.builds == 2

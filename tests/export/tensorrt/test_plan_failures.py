@@ -46,8 +46,8 @@ def test_a_failed_gate_leaves_the_former_plan(version: Path, gpu: Gpu, before, e
             command(version)
     else:
         assert command(version) == (130 if isinstance(error, KeyboardInterrupt) else 1)
-    said = capsys.readouterr().err
-    assert ("failed its gate, and was not put in place: AUC fell" in said) == isinstance(error, ValueError)
+    message = capsys.readouterr().err
+    assert ("failed its gate, and was not put in place: AUC fell" in message) == isinstance(error, ValueError)
     assert tree(version) == before
     assert not gpu.memory
 
@@ -84,16 +84,16 @@ def test_a_failure_between_stamp_and_plan_takes_the_stamp_back(version: Path, gp
 
 
 @pytest.mark.parametrize(
-    ("errors", "said"),
+    ("errors", "message"),
     [
         (["parser: no such operator"], "model.onnx: TensorRT 11.2.1.2 cannot read it: parser: no such operator"),
         (["out of memory", "no tactic"], "built no plan: out of memory; no tactic"),
     ],
 )
-def test_tensorrts_own_words_are_passed_on(version: Path, gpu: Gpu, errors, said, capsys) -> None:
+def test_tensorrts_own_words_are_passed_on(version: Path, gpu: Gpu, errors, message, capsys) -> None:
     gpu.errors = errors
     assert command(version) == 1
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not (version / PLAN_FILE).exists()
 
 
@@ -105,7 +105,7 @@ def test_a_graph_with_other_inputs_is_refused_before_the_build(version: Path, gp
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("old", "new", "message"),
     [
         ('"max_elements.longest"', '"x"', "config.pbtxt must have max_elements.lengths"),
         ('string_value: "512"', 'string_value: "256"', "pairs have up to 512 tokens"),
@@ -113,11 +113,11 @@ def test_a_graph_with_other_inputs_is_refused_before_the_build(version: Path, gp
         ("max_batch_size: 8", "max_batch_size:", "is not a valid model configuration"),
     ],
 )
-def test_limits_that_are_missing_or_contradict_are_named(version: Path, gpu: Gpu, old, new, said, capsys) -> None:
+def test_limits_that_are_missing_or_contradict_are_named(version: Path, gpu: Gpu, old, new, message, capsys) -> None:
     config = version.parent / "config.pbtxt"
     config.write_text(config.read_text().replace(old, new))
     assert command(version) == 1
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("module", ["tensorrt", "cuda.bindings.driver"])
@@ -135,17 +135,17 @@ def test_the_bindings_alone_will_do(version: Path, gpu: Gpu, monkeypatch) -> Non
 
 
 @pytest.mark.parametrize(
-    ("lines", "said"),
+    ("lines", "message"),
     [
         (["NVIDIA L4, 8.9, 580.65.06", "NVIDIA A100-SXM4-40GB, 8.0, 580.65.06"], "GPUs of several kinds"),
         ([], "no NVIDIA GPU here (nvidia-smi ended with code 0 and answered '')"),
         (["No devices were found"], "no NVIDIA GPU here (nvidia-smi ended with code 0 and answered 'No devices were"),
     ],
 )
-def test_one_kind_of_gpu_is_asked_for(version: Path, gpu: Gpu, monkeypatch, tmp_path, lines, said, capsys) -> None:
+def test_one_kind_of_gpu_is_asked_for(version: Path, gpu: Gpu, monkeypatch, tmp_path, lines, message, capsys) -> None:
     nvidia_smi(monkeypatch, tmp_path, *lines)
     assert command(version) == 1
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_two_equal_gpus_are_one_kind(version: Path, gpu: Gpu, monkeypatch, tmp_path) -> None:
@@ -176,9 +176,9 @@ def test_nothing_to_build_needs_no_gpu(tmp_path: Path, monkeypatch, capsys) -> N
 def test_a_repository_that_is_not_there_is_refused(tmp_path: Path, name: str, model: tuple[str, ...], capsys) -> None:
     (tmp_path / "file").touch()
     assert main(["plan", f"--repository={tmp_path / name}", *model]) == 1
-    said = capsys.readouterr()
-    assert f"{tmp_path / name} is not a folder; give the model repository with --repository" in said.err
-    assert not said.out
+    message = capsys.readouterr()
+    assert f"{tmp_path / name} is not a folder; give the model repository with --repository" in message.err
+    assert not message.out
 
 
 @pytest.mark.parametrize("content", [(), (MODEL,), (f"{MODEL}/1",)], ids=["empty", "no config", "no version"])
