@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import onnx
 from tqdm import tqdm
 
-from export.engines.base import belongs
-from export.graph.packing import Feed, Logits, add_longest
-from export.graph.session import open_on_cpu
+from export.graph.layer_names import belongs
+from export.graph.packing import Feed
 from export.quantize.calibration import Activations, record
 from export.quantize.linears import Linear, find_linears
 from export.quantize.smoothquant import QuantParams, fit
-from release.names import LOGITS
-
-
-def open_graph(graph: Path, *, for_gpu: bool = False) -> Callable[[Feed], Logits]:
-    """A graph as a function of one packed batch, on ONNX Runtime's CPU provider; `for_gpu` if it is TensorRT's."""
-    session = open_on_cpu(graph, for_gpu=for_gpu)
-
-    def run(feed: Feed) -> Logits:
-        logits: Logits = session.run([LOGITS], add_longest(feed) if for_gpu else feed)[0]
-        return logits
-
-    return run
 
 
 class EngineBuilder:

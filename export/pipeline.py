@@ -16,17 +16,20 @@ from tempfile import TemporaryDirectory
 
 from onnxruntime.capi import onnxruntime_pybind11_state as onnxruntime_errors
 
-from export.builder import EngineBuilder, open_graph
+from export.builder import EngineBuilder
 from export.engines import find_engines
-from export.engines.base import Engine, LayerNameError, Say, check_layer_names
+from export.engines.base import Engine, Say
+from export.engines.layers import check_layer_names
+from export.graph.layer_names import LayerNameError
 from export.graph.lint import LintError
 from export.graph.onnx_export import GraphError, write_click_model, write_tokenizer
 from export.graph.packed_bert import UnsupportedModelError
 from export.graph.packing import Feed, Logits
+from export.graph.session import open_graph
 from export.publish import PublishError, left_behind, staged
 from export.quantize.calibration import CalibrationError, calibration_batches
 from export.tensorrt.typed_graph import TypingError
-from export.verify.comparison import check_finite, compare
+from export.verify.comparison import compare
 from export.verify.evaluation import (
     Checkpoint,
     Evaluation,
@@ -35,7 +38,16 @@ from export.verify.evaluation import (
     read_checkpoint,
     read_evaluation,
 )
-from export.verify.gates import LARGEST_ACTIVATION, TIE, TOLERANCE, GateError, Limits, check, describe_failures
+from export.verify.gates import (
+    LARGEST_ACTIVATION,
+    TIE,
+    TOLERANCE,
+    GateError,
+    Limits,
+    check,
+    check_finite,
+    describe_failures,
+)
 from export.verify.parity import Parity, ParityError, prove, score_merged
 from export.verify.report import About, check_writable, screen_table, write_report
 from export.verify.result import Result

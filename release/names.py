@@ -29,6 +29,3 @@ PLAN_FILE = "model.plan"
 GATE_FILE = "gate.npz"
 MANIFEST_FILE = "manifest.json"
 CONFIG_FILE = "config.pbtxt"
-
-EMBEDDINGS = "embeddings.word_embeddings"  # as `export.quantize.linears` names layers
-WEIGHT = ".weight"

@@ -6,7 +6,7 @@ Engine modules are imported for `--help`, so they import PyTorch, ONNX Runtime a
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,10 +20,6 @@ if TYPE_CHECKING:
     Run = Callable[[Feed], Logits]
 
 Say = Callable[[str], None]
-
-
-class LayerNameError(ValueError):
-    """`--keep-fp32` names a layer that the model does not have, or that no exported engine reduces."""
 
 
 class Engine(ABC):
@@ -65,7 +61,7 @@ class Engine(ABC):
 
     def open(self, graph: Path) -> Run:
         """The graph as a function of one packed batch, on ONNX Runtime's CPU provider."""
-        from export.builder import open_graph  # noqa: PLC0415
+        from export.graph.session import open_graph  # noqa: PLC0415
 
         return open_graph(graph)
 
@@ -78,31 +74,3 @@ class Engine(ABC):
 
     def finish(self, folder: Path, say: Say) -> None:  # noqa: B027 (most have no last step)
         """The last step on a complete version before it is published. Raises if it must not be."""
-
-
-def check_layer_names(keep_fp32: Iterable[str], engines: Collection[Engine], linears: Sequence[str]) -> None:
-    """Checks that every layer named by `--keep-fp32` exists, and is reduced by one of the engines.
-
-    Raises:
-        LayerNameError: the first name that is not.
-    """
-    from export.engines import find_engines  # noqa: PLC0415
-
-    for name in keep_fp32:
-        able = [
-            engine
-            for engine in find_engines().values()
-            if any(belongs(layer, name) for layer in engine.reduced_layers(linears))
-        ]
-        if not able:
-            raise LayerNameError(f"--keep-fp32: the model has no layer {name!r}; it has {', '.join(linears)}")
-        if not {engine.name for engine in able} & {engine.name for engine in engines}:
-            raise LayerNameError(
-                f"--keep-fp32: {name} is float32 anyway in what is exported here; only "
-                f"{', '.join(engine.name for engine in able)} would reduce it"
-            )
-
-
-def belongs(layer: str, name: str) -> bool:
-    """Whether a layer is the named one, or part of it (`layers.0.output.dense` of `layers.0`)."""
-    return layer == name or layer.startswith(f"{name}.")

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from export.engines.base import Engine
+from export.graph.layer_names import EMBEDDINGS
 from export.verify.gates import INT8, INT8_GATES
-from release.names import EMBEDDINGS
 
 if TYPE_CHECKING:
     from export.builder import EngineBuilder

@@ -69,7 +69,7 @@ class TensorRTEngine(Engine):
 
     def open(self, graph: Path) -> Run:
         """The graph on ONNX Runtime's CPU provider, which computes Q/DQ as they are written."""
-        from export.builder import open_graph  # noqa: PLC0415
+        from export.graph.session import open_graph  # noqa: PLC0415
 
         return open_graph(graph, for_gpu=True)
 

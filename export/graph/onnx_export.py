@@ -20,15 +20,7 @@ from transformers import BertForSequenceClassification
 from export.graph.lint import type_and_shape
 from export.graph.packed_bert import PackedBert
 from export.graph.packing import pack
-from release.names import (
-    CLICK_LABEL,
-    GRAPH_INPUTS,
-    LABELS_JSON,
-    LOGITS,
-    MAX_LENGTH,
-    TOKENIZER_JSON,
-    TOKENIZER_SHA256,
-)
+from release.names import CLICK_LABEL, GRAPH_INPUTS, LABELS_JSON, LOGITS, MAX_LENGTH, TOKENIZER_JSON, TOKENIZER_SHA256
 
 OPSET = 18  # the exporter's own; TensorRT 8.6 and later, and every current ONNX Runtime, read it
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import onnxruntime
 
+from export.graph.packing import Feed, Logits, add_longest
 from release.hardware import keep_products_whole
+from release.names import LOGITS
 
 
 def open_on_cpu(graph: Path | bytes, *, for_gpu: bool) -> onnxruntime.InferenceSession:
@@ -25,3 +28,14 @@ def open_on_cpu(graph: Path | bytes, *, for_gpu: bool) -> onnxruntime.InferenceS
         keep_products_whole(options)
     model = graph if isinstance(graph, bytes) else str(graph)
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def open_graph(graph: Path, *, for_gpu: bool = False) -> Callable[[Feed], Logits]:
+    """A graph as a function of one packed batch, on ONNX Runtime's CPU provider; `for_gpu` if it is TensorRT's."""
+    session = open_on_cpu(graph, for_gpu=for_gpu)
+
+    def run(feed: Feed) -> Logits:
+        logits: Logits = session.run([LOGITS], add_longest(feed) if for_gpu else feed)[0]
+        return logits
+
+    return run

@@ -20,10 +20,10 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from export.graph.layer_names import EMBEDDINGS, WEIGHT
 from export.graph.surgery import Constants, exchange_nodes
 from export.quantize.linears import Linear, find_linears, rewrite
 from export.quantize.smoothquant import QuantParams
-from release.names import EMBEDDINGS, WEIGHT
 
 MICROSOFT = "com.microsoft"  # ONNX Runtime's own operators; Triton's C++ backend has them as the wheel does
 

@@ -15,8 +15,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+from export.graph.layer_names import WEIGHT
 from export.graph.surgery import Constants, exchange_nodes
-from release.names import WEIGHT
 
 FloatArray = NDArray[np.float32]
 

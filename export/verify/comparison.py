@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from scipy.stats import kendalltau
 from sklearn.metrics import ndcg_score
 
-from export.verify.gates import GateError
 from finetune.data.clicklog import ClickRow
 from finetune.metrics import CUTOFF, calibration_error, click_probability, evaluate_ranking, group_rows
 
@@ -100,12 +99,6 @@ def compare(
         pairs=len(rows),
         groups=len(groups),
     )
-
-
-def check_finite(model: str, logits: NDArray[np.float32]) -> None:
-    """Raises GateError if a pair's logits [pairs, labels] are not all finite numbers."""
-    if wrong := int((~np.isfinite(logits).all(axis=1)).sum()):
-        raise GateError(f"{model}: the logits of {wrong} of {len(logits)} pairs are not finite")
 
 
 def log_odds(probabilities: FloatArray) -> FloatArray:

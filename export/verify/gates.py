@@ -14,7 +14,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 if TYPE_CHECKING:
+    from export.graph.packing import Logits
     from export.verify.comparison import Comparison
 
 FP32, FP16, INT8 = "fp32", "fp16", "int8"
@@ -128,3 +131,9 @@ def check(
 def describe_failures(model: str, checks: Sequence[Check]) -> list[str]:
     """What failed, and by how much, a line each."""
     return [f"{model}: {one.name} is {one.value:.5g}, allowed is {one.limit:g}" for one in checks if not one.passed]
+
+
+def check_finite(model: str, logits: Logits) -> None:
+    """Raises GateError if a pair's logits [pairs, labels] are not all finite numbers."""
+    if wrong := int((~np.isfinite(logits).all(axis=1)).sum()):
+        raise GateError(f"{model}: the logits of {wrong} of {len(logits)} pairs are not finite")

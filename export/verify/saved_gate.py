@@ -20,8 +20,8 @@ import numpy as np
 
 from export.engines import find_engines
 from export.graph.packing import Feed, Logits, Pair, add_longest, pack
-from export.verify.comparison import check_finite, compare
-from export.verify.gates import TIE, Gate, GateError, Limits, check, describe_failures
+from export.verify.comparison import compare
+from export.verify.gates import TIE, Gate, GateError, Limits, check, check_finite, describe_failures
 from finetune.data.clicklog import ClickRow
 from release.names import GATE_FILE
 

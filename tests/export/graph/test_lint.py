@@ -15,10 +15,10 @@ from transformers import BertForSequenceClassification
 
 from export.builder import EngineBuilder
 from export.engines import find_engines
+from export.graph.layer_names import EMBEDDINGS
 from export.graph.lint import LintError, lint
 from export.graph.onnx_export import write_click_model
 from export.quantize.calibration import calibration_batches
-from release.names import EMBEDDINGS
 from tests.tiny import MAX_LENGTH, make_checkpoint
 
 ENGINES = find_engines()

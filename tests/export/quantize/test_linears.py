@@ -16,7 +16,8 @@ from onnx import TensorProto, helper, numpy_helper
 from transformers import BertForSequenceClassification
 
 from export.engines import find_engines
-from export.engines.base import LayerNameError, belongs, check_layer_names
+from export.engines.layers import check_layer_names
+from export.graph.layer_names import LayerNameError, belongs
 from export.graph.onnx_export import write_click_model
 from export.graph.packing import Feed, pack
 from export.graph.surgery import Constants, drop_idle

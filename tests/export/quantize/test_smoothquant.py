@@ -12,6 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
+from export.graph.layer_names import EMBEDDINGS
 from export.graph.packing import Feed
 from export.graph.session import open_on_cpu
 from export.quantize import calibration
@@ -19,7 +20,7 @@ from export.quantize.calibration import FEWEST, Activations, CalibrationError, c
 from export.quantize.int8 import make_int8, make_qdq
 from export.quantize.linears import Linear, find_linears
 from export.quantize.smoothquant import ALPHAS, CLIPS, QuantParams, fit, make_params, measure
-from release.names import EMBEDDINGS, GRAPH_INPUTS
+from release.names import GRAPH_INPUTS
 
 SIGNED = pytest.mark.parametrize("signed", [True, False], ids=["signed", "unsigned"])
 
