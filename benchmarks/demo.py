@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from benchmarks import BenchmarkError
+from benchmarks import BenchmarkError, say
 from benchmarks.load_gen.target import Target
 from benchmarks.measure.schema import ServerInfo, dump
 from clickbert import ClickBertError, RankedDocument, Ranker
@@ -80,7 +80,7 @@ def run(_: argparse.Namespace, least_auc: float = 0.75) -> int:
         raise BenchmarkError(
             f"{REPOSITORY} holds no version of {CHECKPOINT} after the export; run `make clean`, then again"
         )
-    say(f"serve {REPOSITORY} on free ports; Triton's log is {LOG}")
+    say("demo", f"serve {REPOSITORY} on free ports; Triton's log is {LOG}")
     with LOG.open("wb") as log, Server(REPOSITORY, Addresses.free(), log=log) as server:
         target = Target(Connection(server.addresses.grpc), REPOSITORY, server)
         print(dump(measure(target, manifest, read_click_log(test), least_auc)))
@@ -90,7 +90,7 @@ def run(_: argparse.Namespace, least_auc: float = 0.75) -> int:
 def step(package: str, *arguments: object) -> None:
     """Runs one of the project's commands, shown as it could be typed."""
     command = ["-m", package, *map(str, arguments)]
-    say(f"python {shlex.join(command)}")
+    say("demo", f"python {shlex.join(command)}")
     if code := subprocess.run([sys.executable, *command], check=False).returncode:
         raise BenchmarkError(f"`python {shlex.join(command)}` ended with code {code}")
 
@@ -113,16 +113,16 @@ def measure(target: Target, manifest: Manifest, rows: list[ClickRow], least_auc:
     pairs = [(row.query, row.document) for row in rows]
     scores: list[float] = []
     with Ranker(target.connection, ONNX_MODEL, timeout=60) as ranker:
-        say(f"score the {len(pairs)} pairs of the test split through the server")
+        say("demo", f"score the {len(pairs)} pairs of the test split through the server")
         for start in tqdm(range(0, len(pairs), PAIRS_A_CALL), unit="call", leave=False):
             scores += ranker.score_pairs(pairs[start : start + PAIRS_A_CALL])
         first = [row for row in rows if row.group == rows[0].group]
         ranking = ranker.rank(first[0].query, [row.document for row in first], top_k=5)
     metrics = evaluate_ranking(rows, scores)
     check_auc(metrics["auc"], manifest.evaluation.pytorch_metrics["auc"], least_auc)
-    say(f"the best of {len(first)} candidates for: {shorten(first[0].query)}")
+    say("demo", f"the best of {len(first)} candidates for: {shorten(first[0].query)}")
     for place, document in enumerate(ranking, 1):
-        say(f"  {place}. {document.score:.3f}  {shorten(document.text)}")
+        say("demo", f"  {place}. {document.score:.3f}  {shorten(document.text)}")
     parity = manifest.proof.parity if manifest.proof else {}
     return DemoResult(target.info(), ONNX_MODEL, metrics, parity, tuple(ranking))
 
@@ -135,14 +135,9 @@ def check_auc(auc: float, reference: float, least: float) -> None:
         raise BenchmarkError(
             f"the AUC is only {auc:.4f}, and a fine-tuned demo reaches {least}: run `make clean`, then again"
         )
-    say(f"AUC through the server {auc:.4f}, in PyTorch {reference:.4f}")
+    say("demo", f"AUC through the server {auc:.4f}, in PyTorch {reference:.4f}")
 
 
 def shorten(text: str) -> str:
     """The start of a text, for a line on a screen."""
     return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def say(line: str) -> None:
-    """Progress, on stderr: stdout carries the result."""
-    print(f"demo: {line}", file=sys.stderr, flush=True)

@@ -26,10 +26,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
+import onnx.parser
 import tritonclient.grpc as triton
 from google.protobuf import text_format
-from onnx import TensorProto, helper, numpy_helper
 from tritonclient.grpc import model_config_pb2
 
 from benchmarks.load_gen import target
@@ -131,25 +130,15 @@ def make_repository(source: Path, copy: Path) -> None:
 def echo_graph(config: Any) -> onnx.ModelProto:
     """A graph with the inputs and the output of a click model's config; a pair's logits are its length / 1000."""
     names = [entry.name for entry in config.input] + [entry.target_name[0] for entry in config.batch_input]
-    labels = int(config.output[0].dims[-1])
-    return helper.make_model(
-        helper.make_graph(
-            [
-                helper.make_node("Cast", [LENGTHS], ["numbers"], to=TensorProto.FLOAT),
-                helper.make_node("Reshape", ["numbers", "column"], ["rows"]),
-                helper.make_node("MatMul", ["rows", "weights"], [LOGITS]),
-            ],
-            "echo",
-            [helper.make_tensor_value_info(name, TensorProto.INT32, [f"{name}_size"]) for name in names],
-            [helper.make_tensor_value_info(LOGITS, TensorProto.FLOAT, [f"{LENGTHS}_size", labels])],
-            [
-                numpy_helper.from_array(np.array([-1, 1]), "column"),
-                numpy_helper.from_array(np.full((1, labels), 0.001, np.float32), "weights"),
-            ],
-        ),
-        opset_imports=[helper.make_opsetid("", 18)],
-        ir_version=10,
-    )
+    inputs, labels = ", ".join(f"int32[{name}_size] {name}" for name in names), int(config.output[0].dims[-1])
+    weights = ", ".join(["0.001"] * labels)
+    return onnx.parser.parse_model(f"""<ir_version: 10, opset_import: ["": 18]>
+        echo ({inputs}) => (float[{LENGTHS}_size, {labels}] {LOGITS})
+        <int64[2] column = {{-1, 1}}, float[1, {labels}] weights = {{{weights}}}> {{
+            numbers = Cast<to = 1>({LENGTHS})
+            rows = Reshape(numbers, column)
+            {LOGITS} = MatMul(rows, weights)
+        }}""")
 
 
 def measure_alone(

@@ -13,10 +13,9 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 from dataclasses import dataclass, replace
 
-from benchmarks import BenchmarkError
+from benchmarks import BenchmarkError, say
 from benchmarks.load_gen import target, workload
 from benchmarks.load_gen.pool import TIMING, Load, Timing, open_pool
 from benchmarks.load_gen.workload import whole_number
@@ -85,7 +84,7 @@ def run(options: argparse.Namespace, timing: Timing = TIMING, limits: ClientLimi
         server.try_out(options.model, requests[0])
         version, seconds = server.models()[options.model], options.duration
         arrivals = f"{users} users" if users else f"{options.rate:g} requests/s, open loop,"
-        say(f"{arrivals} for {seconds} s on {options.model} version {version} at {server.connection.url}")
+        say("load", f"{arrivals} for {seconds} s on {options.model} version {version} at {server.connection.url}")
         with open_pool(server, options.model, load, folder, users) as pool:
             step = server.with_counts(options.model, lambda: pool.send(seconds, users=users, rate=options.rate))
         if not step.requests:
@@ -93,11 +92,6 @@ def run(options: argparse.Namespace, timing: Timing = TIMING, limits: ClientLimi
         shown = None if step.client_bound else replace(step, latencies_ms=())  # one of each request: too many to read
         result = LoadResult(options.model, version, server.info(), find_environment(), step.client_bound, shown)
     for kind, message in step.generator.first_messages.items():
-        say(f"{kind}, the first: {message}")
+        say("load", f"{kind}, the first: {message}")
     print(f"{step_table([step]).text()}\n{dump(result)}")
     return 1 if step.client_bound or step.errors == step.requests else 0
-
-
-def say(line: str) -> None:
-    """Progress and errors, on stderr: stdout carries the result."""
-    print(f"load: {line}", file=sys.stderr, flush=True)

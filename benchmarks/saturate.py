@@ -18,12 +18,11 @@ document.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from benchmarks import BenchmarkError
+from benchmarks import BenchmarkError, say
 from benchmarks.load import add_processes
 from benchmarks.load_gen import target, workload
 from benchmarks.load_gen.pool import TIMING, Load, Timing
@@ -37,7 +36,7 @@ from benchmarks.measure.schema import ModelResult, Saturation, SaturationResult,
 from benchmarks.measure.stats import LIMITS, ClientLimits
 from benchmarks.measure.tokens import count_pairs, count_tokens, pack, published_tokenizer
 from benchmarks.report.page import write_page
-from benchmarks.report.tables import size_table, step_table
+from benchmarks.report.tables import every_step_table, size_table, summary_table
 from clickbert.tokenization import PackedPairs
 from release.stamp import PlanError
 
@@ -108,11 +107,10 @@ def run(
             schema.write(path, result)  # Ctrl-C does not cost what was measured
         result = replace(result, complete=True)
         schema.write(path, result)
-    for model in result.models:
-        print(f"{show(model, result.models, schedule)}\n")
+    print(show(result.models, schedule))
     page = options.results / "report.html"
     write_page(page, result)
-    say(f"{path} has the figures, {page} the plots")
+    say("saturate", f"{path} has the figures, {page} the plots")
     changes = compare_results(earlier, result) if earlier else []
     if earlier:
         print(show_changes(earlier, result, changes))
@@ -150,34 +148,15 @@ def pack_requests(server: Target, requests: Sequence[Request], distinct: int) ->
     return closed, Sent(len(packed), count_pairs(packed), len(closed), count_pairs(closed), tokens)
 
 
-def show(model: str, models: Mapping[str, ModelResult], schedule: Schedule) -> str:
-    """One model, for the screen."""
-    found = models[model]
-    saturated, ceiling = found.saturated, found.ceiling
-    steps = step_table([*found.closed, *(each.step for each in found.open)]).text()
-    lines = [f"{model} version {found.version}", steps]
-    if saturated is None:
-        return "\n".join([*lines, f"no figures: {found.failure}"])
-    rounds = ", ".join(f"{one.step.pairs_per_second:.0f}" if one.step.server_bound else "-" for one in found.rounds)
-    at = f"saturated: {saturated.pairs_per_second:.0f} pairs/s at {saturated.users} users (in rounds: {rounds})"
-    if saturated.users == schedule.most_users or not found.closed[-1].server_bound:
-        at += "; more users or more --processes may bring more"
-    lines.append(at)
-    if ceiling and saturated.share_of_ceiling:
-        rounds = ", ".join(f"{speed:.0f}" for speed in ceiling.rounds)
-        within = " (within what machine and method vary by)" if saturated.share_of_ceiling > 1 else ""
-        lines += [
-            f"ceiling: {ceiling.pairs_per_second:.0f} pairs/s in process, {ceiling.layout} (in rounds: {rounds})",
-            f"served: {saturated.share_of_ceiling:.0%} of what the generators leave of it{within}",
-        ]
-    if speedup := schema.speedup_over_first(models, model):
-        lines.append(str(speedup))
-    lines.append(f"latency by the size of a request, ms:\n{size_table(found).text()}")
-    if found.slo:
-        lines += [str(found.slo), step_table(found.slo.steps, found.slo.slo).text()]
-    return "\n".join(lines)
-
-
-def say(line: str) -> None:
-    """Progress, on stderr: stdout carries the result."""
-    print(f"saturate: {line}", file=sys.stderr, flush=True)
+def show(models: Mapping[str, ModelResult], schedule: Schedule) -> str:
+    """All models, for the screen: their steps, and last what they come to."""
+    parts = []
+    for model, found in models.items():
+        sizes = f"latency by the size of a request, {' / '.join(schema.percentile_names())} in ms"
+        parts += [model, every_step_table(found).text(), f"\n{sizes}", f"{size_table(found).text()}\n"]
+    parts.append(summary_table(models).text())
+    for model, found in models.items():
+        most = found.saturated and found.saturated.users == schedule.most_users
+        if most or not found.closed[-1].server_bound:
+            parts.append(f"{model}: more users or more --processes may bring more")
+    return "\n".join(parts)

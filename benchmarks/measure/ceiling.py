@@ -63,18 +63,11 @@ MERGED = (MergedLayout(1), MergedLayout(4), MergedLayout(8))
 
 @dataclass
 class Ceiling:
-    """A published version in process, in its fastest layout; measured a round at a time, between the loads.
-
-    Attributes:
-        layout: the fastest one.
-        tried: pairs per second of every layout.
-        turn: computes the requests once; returns pairs per second.
-        rounds: what `measure` found.
-    """
+    """A published version in process, in its fastest layout; measured a round at a time, between the loads."""
 
     layout: Layout
-    tried: Mapping[Layout, float]
-    turn: Callable[[], float]
+    tried: Mapping[Layout, float]  # pairs per second of every layout
+    turn: Callable[[], float]  # computes the requests once; returns pairs per second
     rounds: list[float] = field(default_factory=list)
 
     def measure(self, seconds: float) -> None:
@@ -110,7 +103,8 @@ def open_ceiling(
     """
     with contextlib.ExitStack() as loaded:
         if (version / PLAN_FILE).exists():
-            ways = gpu_layouts(loaded.enter_context(LoadedPlan(load_tensorrt(), (version / PLAN_FILE).read_bytes())))
+            plan = loaded.enter_context(LoadedPlan(load_tensorrt(), (version / PLAN_FILE).read_bytes()))
+            ways: dict[Layout, Speed] = {layout: partial(plan_speed, plan, layout) for layout in MERGED}
         else:
             ways = core_layouts(version / MODEL_FILE)
         for speed in ways.values():
@@ -131,11 +125,6 @@ def core_layouts(graph: Path) -> dict[Layout, Speed]:
             layout = CoreLayout(workers, threads, budget)
             ways[layout] = partial(graph_speed, run, layout)
     return ways
-
-
-def gpu_layouts(plan: LoadedPlan) -> dict[Layout, Speed]:
-    """The ways to compute a TensorRT plan."""
-    return {layout: partial(plan_speed, plan, layout) for layout in MERGED}
 
 
 def graph_speed(run: Callable[[Arrays], Array], layout: CoreLayout, requests: Sequence[PackedPairs]) -> float:

@@ -42,21 +42,14 @@ Draws = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Change:
-    """A figure, new / earlier: 1 is no change, infinite where nothing was answered any more.
-
-    Attributes:
-        name: of the figure.
-        ratio, low, high: the estimate and its 95 % interval.
-        more_is_better: true of throughput, false of latency and failures.
-        decides: whether it can be a regression. Otherwise it is only shown.
-    """
+    """A figure, new / earlier, with its 95 % interval: 1 is no change, infinite where nothing was answered any more."""
 
     name: str
     ratio: float
     low: float
     high: float
-    more_is_better: bool = False
-    decides: bool = True
+    more_is_better: bool = False  # true of throughput, false of latency and failures
+    decides: bool = True  # whether it can be a regression; otherwise it is only shown
 
     @property
     def worse(self) -> bool:
@@ -77,21 +70,13 @@ class Change:
 
 @dataclass(frozen=True)
 class ModelChange:
-    """One model in two results.
-
-    Attributes:
-        model: its name.
-        normalised: whether its figures are relative to ceilings.
-        changes: its figures.
-        notes: what was left out.
-        missing: why the new result has no figures of it; None if it has.
-    """
+    """One model in two results."""
 
     model: str
-    normalised: bool = False
+    normalised: bool = False  # whether its figures are relative to ceilings
     changes: tuple[Change, ...] = ()
-    notes: tuple[str, ...] = ()
-    missing: str | None = None
+    notes: tuple[str, ...] = ()  # what was left out
+    missing: str | None = None  # why the new result has no figures of it
 
     @property
     def regressed(self) -> bool:

@@ -22,17 +22,11 @@ NO_USE = GeneratorUse(processes=0, busy=0.0, cores=0.0, first_messages={})
 
 @dataclass(frozen=True)
 class ClientLimits:
-    """Beyond these a step is client-bound: its figures are the generator's own.
+    """Beyond these a step is client-bound: its figures are the generator's own."""
 
-    Attributes:
-        busy: the share of its time that a generator's one thread computes. Above it, requests queue in the generator.
-        delay_share: the share of the median latency by which requests start late (p95).
-        delay_ms: a delay below this never counts.
-    """
-
-    busy: float = 0.8
-    delay_share: float = 0.25
-    delay_ms: float = 5.0
+    busy: float = 0.8  # the share of its time that its one thread computes; above it, requests queue in the generator
+    delay_share: float = 0.25  # of the median latency: requests may start so late (p95)
+    delay_ms: float = 5.0  # a delay below this never counts
 
 
 LIMITS = ClientLimits()
