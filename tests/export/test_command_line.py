@@ -10,7 +10,7 @@ import pytest
 
 from tests.export.command import WIDE, engines, run
 
-HEAVY = {"torch", "transformers", "onnx", "onnxruntime", "scipy", "sklearn", "numpy", "matplotlib", "tokenizers"}
+HEAVY = {"torch", "transformers", "tokenizers", "onnx", "onnxruntime", "scipy", "sklearn", "matplotlib", "jinja2"}
 
 
 def test_help_imports_nothing_heavy() -> None:
