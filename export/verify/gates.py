@@ -73,7 +73,7 @@ def auc_gate(name: str, default: float, precision: str) -> Gate:
         default,
         f"{precision}: largest loss of AUC",
         "loss of AUC",
-        lambda found: -found.metrics["auc"].difference,
+        lambda found: 0.0 - found.metrics["auc"].difference,
     )
 
 
@@ -92,7 +92,7 @@ INT8_TOP1 = Gate(
     "int8_top1",
     0.02,
     "INT8: largest share of impressions whose top result changes beyond the tie",
-    "share of top-1 changed beyond the tie",
+    "top1_changed_beyond_tie",
     lambda found: found.top1_changed_beyond_tie,
 )
 FP32_GATES = (TOLERANCE,)

@@ -94,7 +94,7 @@ def write_report(
     Raises:
         OSError: it cannot be written.
     """
-    with mpl.rc_context({"text.parse_math": False}):  # a "$" in a model's name is no formula
+    with mpl.rc_context({"text.parse_math": False, "figure.dpi": 150}):  # a "$" in a model's name is no formula
         page = render(
             TEMPLATE,
             about=about,

@@ -97,11 +97,6 @@ def nan_weight(folder: Path) -> None:
     model.save_pretrained(folder)
 
 
-def truncated(folder: Path) -> None:
-    weights = (folder / "model.safetensors").read_bytes()
-    (folder / "model.safetensors").write_bytes(weights[: len(weights) // 2])
-
-
 def cuts_left(folder: Path) -> None:
     change(folder / "tokenizer_config.json", truncation_side="left")
 
@@ -125,7 +120,6 @@ def change(path: Path, **values: object) -> None:
         (pickle_only, "pickled"),
         (not_bert, "roberta"),
         (nan_weight, r"bert.encoder.layer.1.output.dense.weight"),
-        (truncated, "cannot be loaded"),
         (cuts_left, "truncation_side"),
         (no_types, "token types 0 and 1"),
         (short, "16 are the least"),
