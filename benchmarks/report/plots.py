@@ -73,8 +73,7 @@ def plot_sizes(models: Models) -> Figure:
                 values = [each[percentile] if each else nan for each in latencies]
                 axes.plot(offered, values, marker=marker, color=tint, alpha=opacity, label=f"{size}, {percentile}")
         name_latency(axes)
-    handles, labels = places[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, frameon=False, fontsize=9, loc="outside lower center", ncols=len(labels))
+    name_lines(figure, places[0][0])
     return figure
 
 
@@ -120,7 +119,7 @@ def plot_time(models: Models) -> Figure:
         axes.set_yticks(range(len(steps)), [step.load for step in steps])
         axes.set(xlabel="ms a request", ylim=(len(steps) - 0.4, -0.6))
         axes.grid(visible=False, axis="y")
-        axes.legend(frameon=False, fontsize=9)
+    name_lines(figure, places[0][0])
     places[0][0].set_xlim(0, 1.04 * places[0][0].get_xlim()[1])
     return figure
 
@@ -140,6 +139,12 @@ def plot_tokens(tokens: Mapping[str, int]) -> Figure:
     axes.grid(visible=False, axis="y")
     axes.invert_yaxis()
     return figure
+
+
+def name_lines(figure: Figure, axes: Axes) -> None:
+    """A legend below all panels, which have the same lines."""
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, fontsize=9, loc="outside lower center", ncols=len(labels))
 
 
 def name_latency(axes: Axes) -> None:

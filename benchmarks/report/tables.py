@@ -116,7 +116,7 @@ def all_steps(found: ModelResult) -> list[Step]:
 def every_step_table(found: ModelResult) -> Table:
     """All steps of a model."""
     saturated = [
-        "at saturation" + (f": of {each.left_of_ceiling:.0f} of the ceiling" if each.left_of_ceiling else "")
+        "at saturation" + (f"; left of the ceiling: {each.left_of_ceiling:.0f}" if each.left_of_ceiling else "")
         for each in found.rounds
     ]
     return step_table(all_steps(found), found.slo.slo if found.slo else None, [*[""] * len(found.closed), *saturated])

@@ -113,7 +113,7 @@ def test_a_locust_that_dies_is_an_error_that_keeps_its_log(
         ),
         (("--url", "127.0.0.1:1", "--ca-file", "ca.pem"), "ca_file is for TLS, but url is '127.0.0.1:1'"),
         (("--data", "nowhere.jsonl"), "nowhere.jsonl: cannot read: No such file"),
-        (("--repository", "nowhere"), "publish one with `python -m export`"),
+        (("--repository", "nowhere"), "`python -m export`"),
         (("--users", "2", "--processes", "3"), "2 users cannot be shared by 3 processes; give fewer --processes"),
     ],
 )

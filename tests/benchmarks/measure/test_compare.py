@@ -127,7 +127,7 @@ def test_a_ceiling_in_one_result_alone_is_not_used() -> None:
 def test_three_percent_are_noise_and_faster_is_no_regression() -> None:
     for speed in (0.97, 1.03, 1.25):
         found = [regressed(make_result(seed), make_result(seed + 100, speed)) for seed in SEEDS]
-        assert sum(map(bool, found)) <= (speed < 1), speed  # ten figures decide: one may be off by chance
+        assert sum(map(bool, found)) <= (speed < 1), speed  # ten figures decide: one may be off
 
 
 def test_latency_alone_is_a_regression() -> None:

@@ -61,7 +61,7 @@ def test_every_step_says_what_it_was_and_whether_it_meets_the_objective() -> Non
     result = with_step(make_result(rounds=3), "closed", 2, client_bound)
     found = result.models[MODELS[0]]
     notes = [row[-1] for row in every_step_table(found).rows]
-    left = [f"at saturation: of {one.left_of_ceiling:.0f} of the ceiling" for one in found.rounds]
+    left = [f"at saturation; left of the ceiling: {one.left_of_ceiling:.0f}" for one in found.rounds]
     assert notes == ["", "", f"{CLIENT_BOUND}: {BUSY}", *left, *[""] * 4]
     slo = Slo("p50", 25.0)
     table = step_table([found.open[0].step, replace(found.open[0].step, errors=1)], slo)
