@@ -195,7 +195,7 @@ NO_SCALES = f"the weight {FUSED_QKV}.smooth.weight.half has no scale for each of
 BIAS = f"{FUSED_QKV}.bias.half"
 BREAKS: dict[str, tuple[Callable[[ModelProto], object], tuple[str, ...], str]] = {
     "attention quantized": (attention_quantized, QDQ, "attention's product matmul reads the quantized tensor key"),
-    "for another": (dequantized_for_another, QDQ, "linear.input is dequantized for something else than a linear layer"),
+    "for another": (dequantized_for_another, QDQ, "linear.input is dequantized, but not for a linear layer"),
     "zero point 1": (exchange(ZERO, np.ones_like), QDQ, NO_ZERO),
     "zero point uint8": (exchange(ZERO, np.uint8), QDQ, NO_ZERO),
     "zero point left out": (zero_point_left_out, QDQ, NO_ZERO),
