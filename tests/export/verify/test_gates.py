@@ -177,7 +177,12 @@ def test_an_engine_that_is_wrong_on_lone_pairs_only_is_refused(version: Path, wr
             lambda logits: -logits,
             r"loss of AUC is 1, allowed is 0\.02; .*log-loss is .*; .*top1_changed_beyond_tie is 1, allowed",
         ),
-        (INT8_GATES, lambda logits: np.roll(logits, 1, axis=0), "loss of AUC.*top1_changed"),  # each pair gets its neighbour's
+        # Each pair gets its neighbour's logits.
+        (
+            INT8_GATES,
+            lambda logits: np.roll(logits, 1, axis=0),
+            "loss of AUC.*top1_changed",
+        ),  # each pair gets its neighbour's
         (
             INT8_GATES,
             lambda logits: logits + 1,
