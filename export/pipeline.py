@@ -59,11 +59,11 @@ from finetune.metrics import MetricError
 from finetune.scoring import tokenize_pairs
 from finetune.training import find_split
 from release.files import sha256
-from release.manifest import CheckpointRecord, EvaluationRecord, Manifest, Proof, write_manifest
+from release.manifest import EvaluationRecord, Manifest, Proof, write_manifest
 from release.names import MODEL_FILE, TOKENIZER_MODEL
 from release.stamp import PlanError
 
-# The manifest names their versions.
+# Their versions go into the manifest.
 TOOLS = ("torch", "transformers", "tokenizers", "onnx", "onnxscript", "onnxruntime", "numpy")
 # What can be wrong with a request. Each says so in a sentence.
 REFUSALS = (
@@ -106,8 +106,9 @@ def export_checkpoint(request: ExportRequest, say: Say) -> Published:
         say: gets a line at each step.
 
     Raises:
-        GateError: an engine does not keep the ranking, or the checkpoint has none. The table and the report show it.
-        CheckpointError, ClickLogError, ...: one of REFUSALS. Nothing was published, whichever it is.
+        GateError: an engine does not keep the ranking (the table and the report show by how much), or the checkpoint
+            itself cannot rank.
+        CheckpointError, ClickLogError, ...: the others of REFUSALS. Whichever it is, nothing was published.
     """
     check_writable(request.report)
     calibration = read_calibration(request, say)
@@ -266,7 +267,7 @@ def fill_version(
     manifest = Manifest(
         model=TOKENIZER_MODEL,
         version=about.version,
-        checkpoint=CheckpointRecord(**checkpoint.origin),
+        checkpoint=checkpoint.origin,
         labels=tuple(checkpoint.labels),
         click_label=checkpoint.click_label,
         max_length=checkpoint.max_length,
@@ -286,8 +287,8 @@ def fill_version(
 def describe(request: ExportRequest, checkpoint: Checkpoint, version: int) -> About:
     """What the report says about this export."""
     return About(
-        checkpoint=checkpoint.origin["name"],
-        checkpoint_sha256=checkpoint.origin["sha256"],
+        checkpoint=checkpoint.origin.name,
+        checkpoint_sha256=checkpoint.origin.sha256,
         version=version,
         date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         evaluation=request.evaluation.name,
@@ -304,9 +305,9 @@ def report(
     say: Say,
     refusal: str | None = None,
 ) -> None:
-    """Writes the report. What was published, or why nothing was, does not hang on it."""
+    """Writes the report. If that fails, it says so and goes on: what was published stays published."""
     try:
         write_report(request.report, about, results, evaluation, refusal)
         say(f"the report with pictures is {request.report}")
-    except OSError as exc:
-        say(f"the report {request.report} could not be written: {exc}")
+    except (OSError, KeyboardInterrupt) as exc:
+        say(f"the report {request.report} could not be written: {str(exc) or 'interrupted'}")

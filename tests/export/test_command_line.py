@@ -61,16 +61,24 @@ def test_a_failed_gate_leaves_its_report_alone(checkpoint: Path, log: Path, tmp_
     assert "--int8-auc 0" in page
 
 
-def test_the_former_report_stays_until_a_new_one_is_complete(
-    checkpoint: Path, log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_former_report_stays_until_a_new_one_is_complete(checkpoint: Path, log: Path, tmp_path: Path) -> None:
     (tmp_path / "report.html").write_text("of the export before")
     assert run(checkpoint, tmp_path / "repository", log, *engines("onnx"), "--tolerance", "1e-12") == 1
     assert (tmp_path / "report.html").read_text() == "of the export before"
-    monkeypatch.setattr("export.verify.report.image", lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        run(checkpoint, tmp_path / "repository", log, *engines("onnx"))
-    assert everything(tmp_path / "repository") != [], "the report comes after the version"
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_report_that_fails_takes_nothing_back_that_was_published(
+    checkpoint: Path, log: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    (tmp_path / "report.html").write_text("of the export before")
+    monkeypatch.setattr("export.verify.report.write_whole", fail)
+    assert run(checkpoint, tmp_path / "repository", log, *engines("onnx")) == 0
+    assert "could not be written: " + (str(error) or "interrupted") in capsys.readouterr().err
+    assert (tmp_path / "repository" / "clickbert_onnx" / "1" / "model.onnx").exists()
     assert (tmp_path / "report.html").read_text() == "of the export before"
 
 
