@@ -59,7 +59,7 @@ from finetune.metrics import MetricError
 from finetune.scoring import tokenize_pairs
 from finetune.training import find_split
 from release.files import sha256
-from release.manifest import CheckpointRecord, EvaluationRecord, Manifest, Proof, write_manifest
+from release.manifest import EvaluationRecord, Manifest, Proof, write_manifest
 from release.names import MODEL_FILE, TOKENIZER_MODEL
 from release.stamp import PlanError
 
@@ -266,7 +266,7 @@ def fill_version(
     manifest = Manifest(
         model=TOKENIZER_MODEL,
         version=about.version,
-        checkpoint=CheckpointRecord(**checkpoint.origin),
+        checkpoint=checkpoint.origin,
         labels=tuple(checkpoint.labels),
         click_label=checkpoint.click_label,
         max_length=checkpoint.max_length,
@@ -286,8 +286,8 @@ def fill_version(
 def describe(request: ExportRequest, checkpoint: Checkpoint, version: int) -> About:
     """What the report says about this export."""
     return About(
-        checkpoint=checkpoint.origin["name"],
-        checkpoint_sha256=checkpoint.origin["sha256"],
+        checkpoint=checkpoint.origin.name,
+        checkpoint_sha256=checkpoint.origin.sha256,
         version=version,
         date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         evaluation=request.evaluation.name,

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -24,6 +23,7 @@ from finetune.checkpoint.load import hash_checkpoint, label_names, load_checkpoi
 from finetune.data.clicklog import ClickRow, read_click_log
 from finetune.metrics import click_column, click_probability, evaluate_ranking
 from finetune.scoring import score_rows, tokenize_pairs
+from release.manifest import CheckpointRecord
 
 
 class TokenizerError(RuntimeError):
@@ -34,7 +34,7 @@ class TokenizerError(RuntimeError):
 class Checkpoint:
     """A click model with what is served of it."""
 
-    origin: dict[str, Any]  # its folder's name and the hashes of its files
+    origin: CheckpointRecord  # its folder's name and the hashes of its files
     model: BertForSequenceClassification
     tokenizer: PreTrainedTokenizerFast
     tokenizer_json: bytes  # exactly as clients get it
@@ -150,7 +150,7 @@ def check_unknown(checkpoint: Checkpoint, pairs: Sequence[Pair], limit: float) -
     share = words.count(unknown) / max(1, len(words))
     if share > limit:
         raise GateError(
-            f"{checkpoint.origin['name']}: its tokenizer makes {share:.0%} of the evaluation's words [UNK], allowed is "
+            f"{checkpoint.origin.name}: its tokenizer makes {share:.0%} of the evaluation's words [UNK], allowed is "
             f"{limit:.0%}. Probably the model was trained with another tokenizer, or the texts are in another "
             "language: put the model's own tokenizer.json beside the model (--max-unknown allows more)"
         )
@@ -160,7 +160,7 @@ def check_auc(checkpoint: Checkpoint, metrics: Mapping[str, float], limit: float
     """Raises GateError if the AUC is less than this, or NaN."""
     if not metrics["auc"] >= limit:
         raise GateError(
-            f"{checkpoint.origin['name']}: its AUC in PyTorch is {metrics['auc']:.4f}, and at least {limit:g} is "
+            f"{checkpoint.origin.name}: its AUC in PyTorch is {metrics['auc']:.4f}, and at least {limit:g} is "
             f"demanded (0.5 is chance). Probably {checkpoint.labels[checkpoint.click_label]!r} of its labels "
             f"{checkpoint.labels} is not the click (--click-label names another), its tokenizer is another model's, or "
             "it was not trained on clicks (--min-auc demands less)"
