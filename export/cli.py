@@ -2,7 +2,7 @@
 
 The checkpoint becomes the packed (padding-free) ONNX graph, and the graph becomes the engines. Before anything is
 published, each engine's logits, metrics and order are compared with the checkpoint's in PyTorch, on the evaluation
-file. If a gate fails, nothing is published; the table and the report show what failed, and by how much.
+file. If a gate fails, nothing is published, and the report says why.
 
     python -m export
     python -m export --checkpoint checkpoints/demo --engine onnx --engine onnx_int8
@@ -56,7 +56,7 @@ def main(arguments: list[str]) -> int:
             print(f"export: {exc}\nexport: nothing was published", file=sys.stderr)
             return 1
     except KeyboardInterrupt:
-        print("export: interrupted; nothing was published", file=sys.stderr)
+        print("export: interrupted; a version is published whole or not at all", file=sys.stderr)
         return 130
     print(json.dumps(asdict(published)))
     return 0

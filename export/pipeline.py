@@ -106,47 +106,45 @@ def export_checkpoint(request: ExportRequest, say: Say) -> Published:
         say: gets a line at each step.
 
     Raises:
-        GateError: an engine does not keep the ranking, or the checkpoint has none. The table and the report show it.
-        CheckpointError, ClickLogError, ...: one of REFUSALS. Nothing was published, whichever it is.
+        GateError: an engine does not keep the ranking, or the checkpoint has none.
+        CheckpointError, ClickLogError, ...: one of REFUSALS. Nothing was published, whichever it is; once the
+            checkpoint is read, the report says so, with the figures of the engines that were compared.
     """
     check_writable(request.report)
     calibration = read_calibration(request, say)
     say(f"read {request.evaluation} and {request.checkpoint}")
     rows = read_evaluation(request.evaluation)
     checkpoint = read_checkpoint(request.checkpoint, request.click_label)
-    check_layer_names(request.keep_fp32, request.engines, checkpoint.linear_names)
-    feeds = calibrate(checkpoint, calibration)
+    about = describe(request, checkpoint)
     models = [TOKENIZER_MODEL, *(engine.model for engine in request.engines)]
     results: list[Result] = []
+    evaluation: Evaluation | None = None
     try:
+        check_layer_names(request.keep_fp32, request.engines, checkpoint.linear_names)
+        feeds = calibrate(checkpoint, calibration)
         with (
             TemporaryDirectory(prefix="clickbert-export-") as scratch,
             staged(request.repository, models, len(checkpoint.labels)) as (version, folders),
         ):
             say(f"score {len(rows)} pairs in PyTorch, padded: the reference")
             evaluation = evaluate(checkpoint, rows, request.limits)
-            about = describe(request, checkpoint, version)
             source = Path(scratch) / MODEL_FILE
             parity, logits = prove_source(request, checkpoint, evaluation, source, say)
             builder = EngineBuilder(source, checkpoint.max_length, feeds)
-            results += build_engines(request, builder, evaluation, logits, folders, say)
+            build_engines(request, builder, evaluation, logits, folders, results, say)
             print(screen_table(results))
             if request.sensitivity:
                 show_sensitivity(request, builder, evaluation, Path(scratch), say)
             refuse_failures(results, request.sensitivity)
             proofs = {result.engine.model: result.proof(parity) for result in results}
-            fill_version(request, checkpoint, evaluation, about, proofs, folders, say)
+            fill_version(request, checkpoint, evaluation, version, proofs, folders, say)
             say(f"publish version {version}: {', '.join(models)}")
     except Exception as exc:
-        if results:
-            report(request, about, results, evaluation, say, str(exc))
+        report(request, replace(about, refusal=str(exc)), results, evaluation, say)
         raise
-    report(request, about, results, evaluation, say)
+    report(request, replace(about, version=version), results, evaluation, say)
     for model in left_behind(request.repository, TOKENIZER_MODEL):
-        say(
-            f"{model} was not exported along, and the server no longer keeps the tokenizer of its version: clients "
-            "cannot use it until it is exported again, too"
-        )
+        say(f"{model} is too old: its tokenizer is no longer served. Export it again.")
     return Published(version, proofs)
 
 
@@ -199,10 +197,11 @@ def build_engines(
     evaluation: Evaluation,
     source_logits: Logits,
     folders: Mapping[str, Path],
+    results: list[Result],
     say: Say,
-) -> list[Result]:
-    """Builds every engine, compares it with the reference, and measures its speed."""
-    results, runs = [], {}
+) -> None:
+    """Builds every engine, compares it with the reference and adds it to `results`; then measures their speed."""
+    runs = {}
     for engine in request.engines:
         say(f"build {engine.model} and compare {len(evaluation.rows)} pairs")
         graph = folders[engine.model] / MODEL_FILE
@@ -221,7 +220,7 @@ def build_engines(
             runs[engine.name] = run
     say("measure the speed of those that serve on CPUs")
     speeds = measure_speed(runs, evaluation.pairs)
-    return [replace(result, pairs_per_second=speeds.get(result.engine.name)) for result in results]
+    results[:] = [replace(result, pairs_per_second=speeds.get(result.engine.name)) for result in results]
 
 
 def show_sensitivity(
@@ -253,7 +252,7 @@ def fill_version(
     request: ExportRequest,
     checkpoint: Checkpoint,
     evaluation: Evaluation,
-    about: About,
+    version: int,
     proofs: Mapping[str, Proof],
     folders: Mapping[str, Path],
     say: Say,
@@ -265,12 +264,12 @@ def fill_version(
     )  # fmt: skip
     manifest = Manifest(
         model=TOKENIZER_MODEL,
-        version=about.version,
+        version=version,
         checkpoint=checkpoint.origin,
         labels=tuple(checkpoint.labels),
         click_label=checkpoint.click_label,
         max_length=checkpoint.max_length,
-        evaluation=EvaluationRecord(about.evaluation, about.evaluation_sha256, evaluation.metrics),
+        evaluation=EvaluationRecord(request.evaluation.name, sha256(request.evaluation), evaluation.metrics),
         calibration=calibration_file(request).name if any(e.needs_calibration for e in request.engines) else None,
         keep_fp32=request.keep_fp32,
         tokenizer_sha256=tokenizer_sha256,
@@ -283,12 +282,11 @@ def fill_version(
         engine.finish(folders[engine.model], say)
 
 
-def describe(request: ExportRequest, checkpoint: Checkpoint, version: int) -> About:
+def describe(request: ExportRequest, checkpoint: Checkpoint) -> About:
     """What the report says about this export."""
     return About(
         checkpoint=checkpoint.origin.name,
         checkpoint_sha256=checkpoint.origin.sha256,
-        version=version,
         date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         evaluation=request.evaluation.name,
         evaluation_sha256=sha256(request.evaluation),
@@ -300,13 +298,12 @@ def report(
     request: ExportRequest,
     about: About,
     results: Sequence[Result],
-    evaluation: Evaluation,
+    evaluation: Evaluation | None,
     say: Say,
-    refusal: str | None = None,
 ) -> None:
-    """Writes the report. What was published, or why nothing was, does not hang on it."""
+    """Writes the report. A report that cannot be written never changes the outcome."""
     try:
-        write_report(request.report, about, results, evaluation, refusal)
+        write_report(request.report, about, results, evaluation)
         say(f"the report with pictures is {request.report}")
     except OSError as exc:
         say(f"the report {request.report} could not be written: {exc}")

@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -27,15 +28,16 @@ GREY = "#bbb"
 
 @dataclass(frozen=True)
 class About:
-    """Which export a report is about."""
+    """Which export a report is about, and how it ended."""
 
     checkpoint: str
     checkpoint_sha256: str
-    version: int
     date: str
     evaluation: str  # the file
     evaluation_sha256: str
     command: str
+    version: int | None = None  # None: nothing was published
+    refusal: str = ""  # why nothing was
 
 
 def columns(result: Result) -> dict[str, str]:
@@ -79,35 +81,30 @@ def reference_metrics(results: Sequence[Result]) -> dict[str, float]:
     return {METRIC_NAMES[name]: results[0].comparison.metrics[name].reference for name in METRICS}
 
 
-def write_report(
-    path: Path, about: About, results: Sequence[Result], evaluation: Evaluation, refusal: str | None = None
-) -> None:
+def write_report(path: Path, about: About, results: Sequence[Result], evaluation: Evaluation | None) -> None:
     """Writes the page, whole or not at all: the former one stays until this one is complete.
 
     Args:
         path: where to.
-        about: which export it was.
-        results: the engines that were compared.
+        about: which export it was, and how it ended.
+        results: the engines that were compared; none if the export failed before.
         evaluation: what they were compared with.
-        refusal: why nothing was published; None if it was.
 
     Raises:
         OSError: it cannot be written.
     """
     with mpl.rc_context({"text.parse_math": False, "figure.dpi": 150}):  # a "$" in a model's name is no formula
-        page = render(
-            TEMPLATE,
-            about=about,
-            refusal=refusal,
-            pairs=results[0].comparison.pairs,
-            groups=results[0].comparison.groups,
-            columns=[columns(result) for result in results],
-            reference=reference_metrics(results),
-            results=results,
-            scatter=image(plot_scatter(results, evaluation), "click probability of each pair, engine over PyTorch"),
-            intervals=image(plot_intervals(results), "differences of the metrics with confidence intervals"),
-            draws=DRAWS,
-        )
+        figures: dict[str, Any] = {}
+        if results and evaluation:
+            figures = {
+                "comparison": results[0].comparison,
+                "columns": [columns(result) for result in results],
+                "reference": reference_metrics(results),
+                "scatter": image(plot_scatter(results, evaluation), "click probability of each pair over PyTorch's"),
+                "intervals": image(plot_intervals(results), "differences of the metrics with confidence intervals"),
+                "draws": DRAWS,
+            }
+        page = render(TEMPLATE, about=about, results=results, **figures)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, page)
 

@@ -151,9 +151,11 @@ def test_an_engine_left_behind_by_the_tokenizers_is_named(checkpoint: Path, log:
     assert run(checkpoint, repository, log, *engines("onnx_int8"), *WIDE) == 0
     for _ in range(3):
         assert run(checkpoint, repository, log, *engines("onnx")) == 0
-    assert "not exported along" not in capsys.readouterr().err
+    assert "is too old" not in capsys.readouterr().err
     assert run(checkpoint, repository, log, *engines("onnx")) == 0
-    assert "clickbert_onnx_int8 was not exported along" in capsys.readouterr().err
+    assert (
+        "clickbert_onnx_int8 is too old: its tokenizer is no longer served. Export it again." in capsys.readouterr().err
+    )
 
 
 def test_sensitivity_names_the_layers_that_cost_most(checkpoint: Path, log: Path, tmp_path: Path, capsys) -> None:

@@ -24,7 +24,7 @@ from export.verify.result import Result
 REFERENCE = np.linspace(-3, 3, 40, dtype=np.float32).reshape(20, 2)
 EVALUATION = Evaluation([], [], ["no click", "click"], REFERENCE, {})
 ABOUT = About(
-    "my-bert", "c0ffee", 7, "2026-11-28 06:00 UTC", "test.jsonl", "decade", "python -m export --engine 'onnx'"
+    "my-bert", "c0ffee", "2026-11-28 06:00 UTC", "test.jsonl", "decade", "python -m export --engine 'onnx'", version=7
 )
 
 
@@ -51,8 +51,8 @@ def texts(page: str) -> list[str]:
     return [html.unescape(text).strip() for text in re.split(r"<[^>]*>", page)]
 
 
-def write(path: Path, results: list[Result] = RESULTS, refusal: str | None = None) -> str:
-    write_report(path, ABOUT, results, EVALUATION, refusal)
+def write(path: Path, results: list[Result] = RESULTS, about: About = ABOUT) -> str:
+    write_report(path, about, results, EVALUATION)
     return path.read_text(encoding="utf-8")
 
 
@@ -97,9 +97,17 @@ def test_the_page_says_which_export_it_is_about(tmp_path: Path) -> None:
     assert "Published as version 7." in shown
     for fact in (ABOUT.checkpoint, ABOUT.checkpoint_sha256, ABOUT.date, ABOUT.evaluation, ABOUT.command):
         assert fact in shown
-    refused = " ".join(texts(write(tmp_path / "report.html", refusal="the ranking is not kept")))
-    assert "Nothing was published: the ranking is not kept" in refused
-    assert "Published as" not in refused
+
+
+@pytest.mark.parametrize("results", [RESULTS, []], ids=["with figures", "before any"])
+def test_the_page_says_why_nothing_was_published(tmp_path: Path, results: list[Result]) -> None:
+    refused = replace(ABOUT, version=None, refusal="the ranking is not kept")
+    shown = " ".join(texts(write(tmp_path / "report.html", results, refused)))
+    assert "Nothing was published: the ranking is not kept" in shown
+    assert "Published as" not in shown
+    for fact in (ABOUT.checkpoint, ABOUT.checkpoint_sha256, ABOUT.date, ABOUT.evaluation, ABOUT.command):
+        assert fact in shown
+    assert ("The gates" in shown) == bool(results)
 
 
 def test_a_place_that_cannot_be_written_is_found_and_nothing_changes(tmp_path: Path) -> None:
