@@ -28,6 +28,7 @@ from export.graph.packing import Feed, Logits
 from export.graph.session import open_graph
 from export.publish import PublishError, left_behind, staged
 from export.quantize.calibration import CalibrationError, calibration_batches
+from export.report.report import About, check_writable, screen_table, write_report
 from export.tensorrt.typed_graph import TypingError
 from export.verify.comparison import compare
 from export.verify.evaluation import (
@@ -49,7 +50,6 @@ from export.verify.gates import (
     describe_failures,
 )
 from export.verify.parity import Parity, ParityError, prove, score_merged
-from export.verify.report import About, check_writable, screen_table, write_report
 from export.verify.result import Result
 from export.verify.sensitivity import describe_sensitivity, measure_sensitivity
 from export.verify.speed import measure_speed

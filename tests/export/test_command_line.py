@@ -89,7 +89,7 @@ def test_a_failed_gate_leaves_its_report_alone(checkpoint: Path, log: Path, tmp_
     assert "--int8-auc 0" in page
 
 
-@pytest.mark.parametrize("patched", ["export.pipeline.prove", "export.verify.report.image"])
+@pytest.mark.parametrize("patched", ["export.pipeline.prove", "export.report.report.image"])
 def test_an_interrupted_export_leaves_the_former_report(
     checkpoint: Path, log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patched: str
 ) -> None:

@@ -15,7 +15,7 @@ import export.engines
 from export.cli import parse
 from export.engines import colour_of, find_engines
 from export.publish import TEMPLATES
-from export.verify import report
+from export.report import report
 from release.names import ONNX_MODEL
 from tests.export.command import WIDE, engines, run
 

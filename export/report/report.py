@@ -14,9 +14,9 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
+from export.report.page import image, render
 from export.verify.comparison import DRAWS, METRICS
 from export.verify.evaluation import Evaluation
-from export.verify.page import image, render
 from export.verify.result import Result
 from finetune.metrics import click_probability
 from release.files import write_whole
