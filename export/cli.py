@@ -24,7 +24,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from export.engines import find_engines
+from export.engines import find_engines, find_gates
 from export.verify.gates import COMMON_LIMITS, Limit
 
 
@@ -91,8 +91,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def find_limits() -> list[Limit]:
     """Every limit that the user can choose: those of all engines' gates, and those that no engine owns."""
-    gates = [gate for engine in find_engines().values() for gate in engine.gates]
-    return list({limit.name: limit for limit in (*gates, *COMMON_LIMITS)}.values())
+    return list({limit.name: limit for limit in (*find_gates(), *COMMON_LIMITS)}.values())
 
 
 def names(text: str) -> tuple[str, ...]:

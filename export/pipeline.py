@@ -18,7 +18,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as onnxruntime_errors
 
 from export.builder import EngineBuilder
 from export.engines import find_engines
-from export.engines.base import Engine, Say
+from export.engines.base import Engine, Run, Say
 from export.engines.layers import check_layer_names
 from export.graph.layer_names import LayerNameError
 from export.graph.lint import LintError
@@ -29,6 +29,7 @@ from export.graph.session import open_graph
 from export.publish import PublishError, left_behind, staged
 from export.quantize.calibration import CalibrationError, calibration_batches
 from export.report.report import About, check_writable, screen_table, write_report
+from export.report.result import Result
 from export.tensorrt.typed_graph import TypingError
 from export.verify.comparison import compare
 from export.verify.evaluation import (
@@ -50,7 +51,6 @@ from export.verify.gates import (
     describe_failures,
 )
 from export.verify.parity import Parity, ParityError, prove, score_merged
-from export.verify.result import Result
 from export.verify.sensitivity import describe_sensitivity, measure_sensitivity
 from export.verify.speed import measure_speed
 from finetune.checkpoint.load import CheckpointError
@@ -59,6 +59,7 @@ from finetune.metrics import MetricError
 from finetune.scoring import tokenize_pairs
 from finetune.training import find_split
 from release.files import sha256
+from release.lock import LockError
 from release.manifest import EvaluationRecord, Manifest, Proof, write_manifest
 from release.names import MODEL_FILE, TOKENIZER_MODEL
 from release.stamp import PlanError
@@ -67,8 +68,8 @@ from release.stamp import PlanError
 TOOLS = ("torch", "transformers", "tokenizers", "onnx", "onnxscript", "onnxruntime", "numpy")
 # What can be wrong with a request. Each says so in a sentence.
 REFUSALS = (
-    CalibrationError, CheckpointError, ClickLogError, GateError, GraphError, LayerNameError, LintError, MetricError,
-    ParityError, PlanError, PublishError, TokenizerError, TypingError, UnsupportedModelError, OSError,
+    CalibrationError, CheckpointError, ClickLogError, GateError, GraphError, LayerNameError, LintError, LockError,
+    MetricError, ParityError, PlanError, PublishError, TokenizerError, TypingError, UnsupportedModelError, OSError,
     *(getattr(onnxruntime_errors, name) for name in ("Fail", "InvalidArgument", "InvalidGraph", "RuntimeException")),
 )  # fmt: skip
 
@@ -227,12 +228,16 @@ def show_sensitivity(
     request: ExportRequest, builder: EngineBuilder, evaluation: Evaluation, scratch: Path, say: Say
 ) -> None:
     """Prints which layers cost most, for each engine that reduces any."""
+    graph = scratch / f"sensitivity-{MODEL_FILE}"
     for engine in request.engines:
-        if engine.reduced_layers([linear.name for linear in builder.linears]):
+
+        def build(keep_fp32: Sequence[str], engine: Engine = engine) -> Run:
+            engine.write(builder, graph, keep_fp32)
+            return engine.open(graph)
+
+        if layers := engine.reduced_layers([linear.name for linear in builder.linears]):
             say(f"sensitivity of {engine.model}: each layer kept in float32 in turn")
-            costs = measure_sensitivity(
-                engine, builder, evaluation.pairs, evaluation.logits, request.keep_fp32, scratch
-            )
+            costs = measure_sensitivity(build, layers, evaluation.pairs, evaluation.logits, request.keep_fp32)
             print(describe_sensitivity(engine.model, costs))
 
 

@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from export.graph.packing import Feed, Logits
     from export.verify.evaluation import Evaluation
 
-    Run = Callable[[Feed], Logits]
-
+Run = Callable[["Feed"], "Logits"]
 Say = Callable[[str], None]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,7 +98,7 @@ class TensorRTEngine(Engine):
             say(f"{self.model}: no plan is built here ({exc}); `python -m export plan` builds it where it will run")
             return
         say(f"{self.model}: build its plan for {machine}, and gate it")
-        rebuild(trt, folder, machine, partial(gate, folder))
+        rebuild(trt, folder, machine, lambda run: gate(folder, run, self.gates))
 
 
 def find_tensorrt() -> tuple[Any, Machine]:

@@ -15,9 +15,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from export.report.page import image, render
+from export.report.result import Result
 from export.verify.comparison import DRAWS, METRICS
 from export.verify.evaluation import Evaluation
-from export.verify.result import Result
 from finetune.metrics import click_probability
 from release.files import write_whole
 

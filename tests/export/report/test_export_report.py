@@ -15,11 +15,11 @@ import pytest
 
 from export.engines import find_engines
 from export.report.report import METRIC_NAMES, About, check_writable, screen_table, write_report
+from export.report.result import Result
 from export.verify.comparison import METRICS, Comparison, Difference
 from export.verify.evaluation import Evaluation
 from export.verify.gates import Check
 from export.verify.parity import Parity
-from export.verify.result import Result
 
 REFERENCE = np.linspace(-3, 3, 40, dtype=np.float32).reshape(20, 2)
 EVALUATION = Evaluation([], [], ["no click", "click"], REFERENCE, {})

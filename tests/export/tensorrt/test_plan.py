@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto
 
-from export.tensorrt import command as plan_command
+from export import plan as plan_command
 from export.tensorrt.build import ExecutionLimits, build, read_limits
 from export.tensorrt.runtime import load_tensorrt
 from release import hardware
