@@ -95,7 +95,7 @@ def find_limits() -> list[Limit]:
 
 
 def names(text: str) -> tuple[str, ...]:
-    """Names with commas between."""
+    """Comma-separated names."""
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 

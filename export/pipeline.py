@@ -26,7 +26,7 @@ from export.graph.onnx_export import GraphError, write_click_model, write_tokeni
 from export.graph.packed_bert import UnsupportedModelError
 from export.graph.packing import Feed, Logits
 from export.graph.session import open_graph
-from export.publish import PublishError, left_behind, staged
+from export.publish import PublishError, find_too_old, staged
 from export.quantize.calibration import CalibrationError, calibration_batches
 from export.report.report import About, check_writable, screen_table, write_report
 from export.report.result import Result
@@ -144,7 +144,7 @@ def export_checkpoint(request: ExportRequest, say: Say) -> Published:
         report(request, replace(about, refusal=str(exc)), results, evaluation, say)
         raise
     report(request, replace(about, version=version), results, evaluation, say)
-    for model in left_behind(request.repository, TOKENIZER_MODEL):
+    for model in find_too_old(request.repository, TOKENIZER_MODEL):
         say(f"{model} is too old: its tokenizer is no longer served. Export it again.")
     return Published(version, proofs)
 

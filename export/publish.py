@@ -97,8 +97,8 @@ def staged(repository: Path, models: list[str], labels: int) -> Iterator[tuple[i
             raise
 
 
-def left_behind(repository: Path, tokenizer: str) -> list[str]:
-    """The models whose newest version is older than every tokenizer that the server keeps: clients cannot use them.
+def find_too_old(repository: Path, tokenizer: str) -> list[str]:
+    """Models that clients cannot use, because the server no longer keeps their tokenizer.
 
     That happens to an engine that several exports leave out.
     """

@@ -50,23 +50,23 @@ def columns(result: Result) -> dict[str, str]:
         "mean |Δlogit|": f"{comparison.mean_abs_diff:.2g}",
         **{f"Δ {METRIC_NAMES[name]}": f"{comparison.metrics[name].difference:+.5f}" for name in METRICS},
         "Kendall τ": f"{comparison.kendall_tau:.4f}",
-        "top1_changed": f"{100 * comparison.top1_changed:.2f} %",
-        "top1_changed_beyond_tie": f"{100 * comparison.top1_changed_beyond_tie:.2f} %",
-        "top5_changed": f"{100 * comparison.top5_changed:.2f} %",
-        "top5_changed_beyond_tie": f"{100 * comparison.top5_changed_beyond_tie:.2f} %",
+        "top-1 changed": f"{100 * comparison.top1_changed:.2f} %",
+        "top-1 changed beyond the tie": f"{100 * comparison.top1_changed_beyond_tie:.2f} %",
+        "top-5 changed": f"{100 * comparison.top5_changed:.2f} %",
+        "top-5 changed beyond the tie": f"{100 * comparison.top5_changed_beyond_tie:.2f} %",
         "MB": f"{result.bytes / 1e6:.1f}",
-        "pairs_per_second": "-" if result.pairs_per_second is None else f"{result.pairs_per_second:.0f}",
+        "pairs/s": "-" if result.pairs_per_second is None else f"{result.pairs_per_second:.0f}",
     }
 
 
 def screen_table(results: Sequence[Result]) -> str:
     """The table over all engines, a line a figure and a column an engine; then every check."""
     rows = [columns(result) for result in results]
-    lines = [f"{name:<23}" + "".join(f"{row[name]:>24}" for row in rows) for name in rows[0]]
+    lines = [f"{name:<28}" + "".join(f"{row[name]:>24}" for row in rows) for name in rows[0]]
     base = ", ".join(f"{name} {value:.4f}" for name, value in reference_metrics(results).items())
     first = results[0].comparison
     lines.append(f"PyTorch fp32: {base}; {first.pairs} pairs, {first.groups} groups")
-    lines.append("pairs_per_second: in process, on this machine's CPU; a TensorRT graph's figures are ONNX Runtime's")
+    lines.append("pairs/s: in process, on this machine's CPU; a TensorRT graph's figures are ONNX Runtime's")
     lines += [
         f"{'ok' if check.passed else 'FAILED':<6} {result.engine.model}: {check.name} {check.value:.4g}, "
         f"allowed {check.limit:g}"

@@ -42,7 +42,7 @@ def test_a_broken_quantization_is_refused_by_the_gate(
     monkeypatch.setattr(export.quantize.smoothquant, "CLIPS", (1.0,))
     assert run(checkpoint, tmp_path / "repository", log, *engines("onnx", name), *SOUND) == 1
     output = capsys.readouterr()
-    assert f"{find_engines()[name].model}: top1_changed_beyond_tie is" in output.err
+    assert f"{find_engines()[name].model}: top-1 changed beyond the tie is" in output.err
     assert "allowed is 0.2" in output.err
     assert "FAILED" in output.out, "the table shows it"
     assert "nothing was published" in output.err
@@ -63,7 +63,7 @@ def test_a_corrupted_int8_graph_is_refused(
 
     monkeypatch.setattr(export.quantize.int8, "make_int8", corrupted)
     assert run(checkpoint, tmp_path / "repository", log, *engines("onnx_int8"), *SOUND) == 1
-    assert "top1_changed_beyond_tie" in capsys.readouterr().err
+    assert "top-1 changed beyond the tie" in capsys.readouterr().err
     assert not list((tmp_path / "repository").glob("*/[0-9]*"))
 
 

@@ -60,11 +60,11 @@ def test_a_malformed_request_harms_only_itself_in_every_engine(published_engines
     compute = ENGINES[name].open(published_engines / ENGINES[name].model / "1" / "model.onnx")
     pair = {"input_ids": [2, 7, 3, 9, 3], "token_type_ids": [0, 0, 0, 1, 1]}
     feed = pack([[pair], [pair, pair], [pair]])
-    wanted = compute(feed)
+    expected = compute(feed)
     feed["lengths"][1] += 1
     logits = compute(feed)
     assert np.isnan(logits[1:3]).all()
-    assert np.allclose(logits[[0, 3]], wanted[[0, 3]], atol=2e-3)
+    assert np.allclose(logits[[0, 3]], expected[[0, 3]], atol=2e-3)
 
 
 def test_tensorrt_graphs_have_the_longest_pair_as_a_shape(published_engines: Path) -> None:
@@ -113,17 +113,17 @@ def test_an_unknown_layer_is_refused_before_anything_is_scored(
 
 
 @pytest.mark.parametrize(
-    ("engine", "keep_fp32", "said"),
+    ("engine", "keep_fp32", "message"),
     [
         ("onnx", "layers.0", "layers.0 is float32 anyway"),
         ("trt_int8", "embeddings.word_embeddings", "only onnx_int8 would reduce it"),
     ],
 )
 def test_keeping_what_no_engine_reduces_is_refused(
-    checkpoint: Path, log: Path, tmp_path: Path, capsys, engine: str, keep_fp32: str, said: str
+    checkpoint: Path, log: Path, tmp_path: Path, capsys, engine: str, keep_fp32: str, message: str
 ) -> None:
     assert run(checkpoint, tmp_path / "r", log, *engines(engine), "--keep-fp32", keep_fp32) == 1
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_a_missing_calibration_log_says_what_to_give(checkpoint: Path, log: Path, tmp_path: Path, capsys) -> None:

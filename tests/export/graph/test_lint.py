@@ -64,7 +64,7 @@ def test_every_engine_keeps_the_rules(graphs: dict[str, bytes], name: str) -> No
 
 @pytest.mark.parametrize("name", ENGINES)
 @pytest.mark.parametrize("keep_fp32", [("layers.0", EMBEDDINGS), ("layers", "pooler", "classifier")])
-def test_an_engine_with_spared_layers_keeps_the_rules(
+def test_an_engine_with_kept_layers_keeps_the_rules(
     builder: EngineBuilder, tmp_path: Path, name: str, keep_fp32: tuple[str, ...]
 ) -> None:
     ENGINES[name].write(builder, tmp_path / "model.onnx", keep_fp32)
@@ -195,7 +195,7 @@ NO_SCALES = f"the weight {FUSED_QKV}.smooth.weight.half has no scale for each of
 BIAS = f"{FUSED_QKV}.bias.half"
 BREAKS: dict[str, tuple[Callable[[ModelProto], object], tuple[str, ...], str]] = {
     "attention quantized": (attention_quantized, QDQ, "attention's product matmul reads the quantized tensor key"),
-    "for another": (dequantized_for_another, QDQ, "linear.input is dequantized for something else than a linear layer"),
+    "for another": (dequantized_for_another, QDQ, "linear.input is dequantized, but not for a linear layer"),
     "zero point 1": (exchange(ZERO, np.ones_like), QDQ, NO_ZERO),
     "zero point uint8": (exchange(ZERO, np.uint8), QDQ, NO_ZERO),
     "zero point left out": (zero_point_left_out, QDQ, NO_ZERO),
@@ -240,10 +240,10 @@ BREAKS: dict[str, tuple[Callable[[ModelProto], object], tuple[str, ...], str]] =
 
 @pytest.mark.parametrize(("case", "name"), [(case, name) for case, (_, names, _) in BREAKS.items() for name in names])
 def test_a_broken_rule_is_noticed(graphs: dict[str, bytes], case: str, name: str) -> None:
-    change, _, said = BREAKS[case]
+    change, _, message = BREAKS[case]
     model = onnx.load_from_string(graphs[name])
     change(model)
-    with pytest.raises(LintError, match=said):
+    with pytest.raises(LintError, match=message):
         lint(model, tensorrt=name in TENSORRT)
 
 

@@ -58,7 +58,7 @@ def failures(gates: Gates, comparison: Comparison, largest: float | None = None)
         (FP16_GATES, 0.015, lambda value: found(9, log_loss=value, top1=1), "rise of the log-loss"),
         (INT8_GATES, 0.02, lambda value: found(9, auc=-value), "loss of AUC"),
         (INT8_GATES, 0.03, lambda value: found(9, log_loss=value), "rise of the log-loss"),
-        (INT8_GATES, 0.04, lambda value: found(9, top1=value), "top1_changed_beyond_tie"),
+        (INT8_GATES, 0.04, lambda value: found(9, top1=value), "top-1 changed beyond the tie"),
     ],
 )
 def test_each_limit_from_both_sides(gates: Gates, limit: float, figure: Callable, name: str) -> None:
@@ -181,10 +181,10 @@ def test_an_engine_that_is_wrong_on_lone_pairs_only_is_refused(version: Path, wr
         (
             INT8_GATES,
             lambda logits: -logits,
-            r"loss of AUC is 1, allowed is 0\.02; .*log-loss is .*; .*top1_changed_beyond_tie is 1, allowed",
+            r"loss of AUC is 1, allowed is 0\.02; .*log-loss is .*; .*top-1 changed beyond the tie is 1, allowed",
         ),
         # Each pair gets its neighbour's logits.
-        (INT8_GATES, lambda logits: np.roll(logits, 1, axis=0), "loss of AUC.*top1_changed"),
+        (INT8_GATES, lambda logits: np.roll(logits, 1, axis=0), "loss of AUC.*top-1 changed"),
         (
             INT8_GATES,
             lambda logits: logits + 1,
