@@ -15,15 +15,18 @@ from transformers import BertForSequenceClassification
 
 from export.builder import EngineBuilder
 from export.engines import find_engines
+from export.engines.trt import TensorRTEngine
 from export.graph.layer_names import EMBEDDINGS
 from export.graph.lint import LintError, lint
 from export.graph.onnx_export import write_click_model
 from export.quantize.calibration import calibration_batches
+from export.verify.gates import INT8
 from tests.tiny import MAX_LENGTH, make_checkpoint
 
 ENGINES = find_engines()
-TENSORRT = ("trt_fp16", "trt_int8")
-QDQ = ("trt_int8",)
+TENSORRT = tuple(name for name, engine in ENGINES.items() if isinstance(engine, TensorRTEngine))
+INTEGER = {name for name, engine in ENGINES.items() if engine.precision == INT8}
+QDQ = tuple(name for name in TENSORRT if name in INTEGER)
 FUSED_QKV = "layers.0.fused_qkv"
 
 
@@ -57,8 +60,8 @@ def test_every_engine_keeps_the_rules(graphs: dict[str, bytes], name: str) -> No
     lint(model, tensorrt=name in TENSORRT)
     assert model.SerializeToString() == graphs[name]
     operators = {node.op_type for node in model.graph.node}  # that there was something to look at
-    assert ("DequantizeLinear" in operators) == (name == "trt_int8")
-    assert ("MatMulIntegerToFloat" in operators) == (name == "onnx_int8")
+    assert ("DequantizeLinear" in operators) == (name in QDQ)
+    assert ("MatMulIntegerToFloat" in operators) == (name in INTEGER.difference(QDQ))
     assert {"MatMul", "LayerNormalization"} <= operators
 
 
