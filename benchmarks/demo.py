@@ -27,7 +27,7 @@ from finetune.data.clicklog import ClickLogError, ClickRow, read_click_log
 from finetune.metrics import MetricError, evaluate_ranking
 from release import versions
 from release.files import sha256
-from release.manifest import CheckpointRecord, Manifest, ManifestError, read_manifest
+from release.manifest import Manifest, ManifestError, read_manifest
 from release.names import ONNX_MODEL
 from serving.server import Addresses, Server
 from serving.triton import ServingError
@@ -104,7 +104,7 @@ def published(evaluation: Path) -> Manifest | None:
         manifest = read_manifest(version)
     except ManifestError:  # nobody knows what it was made from
         return None
-    made_from = CheckpointRecord(**hash_checkpoint(CHECKPOINT)), sha256(evaluation)
+    made_from = hash_checkpoint(CHECKPOINT), sha256(evaluation)
     return manifest if (manifest.checkpoint, manifest.evaluation.sha256) == made_from else None
 
 

@@ -1,4 +1,4 @@
-"""What several engines are made of, computed once: the packed fp32 graph, its linear layers, and how INT8 fits them."""
+"""Work that engines share, done once: the packed fp32 graph, its linear layers, and how INT8 fits them."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 The checkpoint becomes the packed (padding-free) ONNX graph, and the graph becomes the engines. Before anything is
 published, each engine's logits, metrics and order are compared with the checkpoint's in PyTorch, on the evaluation
-file. If a gate fails, nothing is published; the table and the report show what failed, and by how much.
+file. If a gate fails, nothing is published, and the report says why.
 
     python -m export
     python -m export --checkpoint checkpoints/demo --engine onnx --engine onnx_int8
@@ -24,7 +24,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from export.engines import find_engines
+from export.engines import find_engines, find_gates
 from export.verify.gates import COMMON_LIMITS, Limit
 
 
@@ -56,7 +56,7 @@ def main(arguments: list[str]) -> int:
             print(f"export: {exc}\nexport: nothing was published", file=sys.stderr)
             return 1
     except KeyboardInterrupt:
-        print("export: interrupted; nothing was published", file=sys.stderr)
+        print("export: interrupted; a version is published whole or not at all", file=sys.stderr)
         return 130
     print(json.dumps(asdict(published)))
     return 0
@@ -91,12 +91,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def find_limits() -> list[Limit]:
     """Every limit that the user can choose: those of all engines' gates, and those that no engine owns."""
-    gates = [gate for engine in find_engines().values() for gate in engine.gates]
-    return list({limit.name: limit for limit in (*gates, *COMMON_LIMITS)}.values())
+    return list({limit.name: limit for limit in (*find_gates(), *COMMON_LIMITS)}.values())
 
 
 def names(text: str) -> tuple[str, ...]:
-    """Names with commas between."""
+    """Comma-separated names."""
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 

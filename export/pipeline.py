@@ -18,7 +18,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as onnxruntime_errors
 
 from export.builder import EngineBuilder
 from export.engines import find_engines
-from export.engines.base import Engine, Say
+from export.engines.base import Engine, Run, Say
 from export.engines.layers import check_layer_names
 from export.graph.layer_names import LayerNameError
 from export.graph.lint import LintError
@@ -26,8 +26,10 @@ from export.graph.onnx_export import GraphError, write_click_model, write_tokeni
 from export.graph.packed_bert import UnsupportedModelError
 from export.graph.packing import Feed, Logits
 from export.graph.session import open_graph
-from export.publish import PublishError, left_behind, staged
+from export.publish import PublishError, find_too_old, staged
 from export.quantize.calibration import CalibrationError, calibration_batches
+from export.report.report import About, check_writable, screen_table, write_report
+from export.report.result import Result
 from export.tensorrt.typed_graph import TypingError
 from export.verify.comparison import compare
 from export.verify.evaluation import (
@@ -49,8 +51,6 @@ from export.verify.gates import (
     describe_failures,
 )
 from export.verify.parity import Parity, ParityError, prove, score_merged
-from export.verify.report import About, check_writable, screen_table, write_report
-from export.verify.result import Result
 from export.verify.sensitivity import describe_sensitivity, measure_sensitivity
 from export.verify.speed import measure_speed
 from finetune.checkpoint.load import CheckpointError
@@ -59,6 +59,7 @@ from finetune.metrics import MetricError
 from finetune.scoring import tokenize_pairs
 from finetune.training import find_split
 from release.files import sha256
+from release.lock import LockError
 from release.manifest import EvaluationRecord, Manifest, Proof, write_manifest
 from release.names import MODEL_FILE, TOKENIZER_MODEL
 from release.stamp import PlanError
@@ -67,8 +68,8 @@ from release.stamp import PlanError
 TOOLS = ("torch", "transformers", "tokenizers", "onnx", "onnxscript", "onnxruntime", "numpy")
 # What can be wrong with a request. Each says so in a sentence.
 REFUSALS = (
-    CalibrationError, CheckpointError, ClickLogError, GateError, GraphError, LayerNameError, LintError, MetricError,
-    ParityError, PlanError, PublishError, TokenizerError, TypingError, UnsupportedModelError, OSError,
+    CalibrationError, CheckpointError, ClickLogError, GateError, GraphError, LayerNameError, LintError, LockError,
+    MetricError, ParityError, PlanError, PublishError, TokenizerError, TypingError, UnsupportedModelError, OSError,
     *(getattr(onnxruntime_errors, name) for name in ("Fail", "InvalidArgument", "InvalidGraph", "RuntimeException")),
 )  # fmt: skip
 
@@ -106,48 +107,45 @@ def export_checkpoint(request: ExportRequest, say: Say) -> Published:
         say: gets a line at each step.
 
     Raises:
-        GateError: an engine does not keep the ranking (the table and the report show by how much), or the checkpoint
-            itself cannot rank.
-        CheckpointError, ClickLogError, ...: the others of REFUSALS. Whichever it is, nothing was published.
+        GateError: an engine does not keep the ranking, or the checkpoint has none.
+        CheckpointError, ClickLogError, ...: one of REFUSALS. Nothing was published, whichever it is; once the
+            checkpoint is read, the report says so, with the figures of the engines that were compared.
     """
     check_writable(request.report)
     calibration = read_calibration(request, say)
     say(f"read {request.evaluation} and {request.checkpoint}")
     rows = read_evaluation(request.evaluation)
     checkpoint = read_checkpoint(request.checkpoint, request.click_label)
-    check_layer_names(request.keep_fp32, request.engines, checkpoint.linear_names)
-    feeds = calibrate(checkpoint, calibration)
+    about = describe(request, checkpoint)
     models = [TOKENIZER_MODEL, *(engine.model for engine in request.engines)]
     results: list[Result] = []
+    evaluation: Evaluation | None = None
     try:
+        check_layer_names(request.keep_fp32, request.engines, checkpoint.linear_names)
+        feeds = calibrate(checkpoint, calibration)
         with (
             TemporaryDirectory(prefix="clickbert-export-") as scratch,
             staged(request.repository, models, len(checkpoint.labels)) as (version, folders),
         ):
             say(f"score {len(rows)} pairs in PyTorch, padded: the reference")
             evaluation = evaluate(checkpoint, rows, request.limits)
-            about = describe(request, checkpoint, version)
             source = Path(scratch) / MODEL_FILE
             parity, logits = prove_source(request, checkpoint, evaluation, source, say)
             builder = EngineBuilder(source, checkpoint.max_length, feeds)
-            results += build_engines(request, builder, evaluation, logits, folders, say)
+            build_engines(request, builder, evaluation, logits, folders, results, say)
             print(screen_table(results))
             if request.sensitivity:
                 show_sensitivity(request, builder, evaluation, Path(scratch), say)
             refuse_failures(results, request.sensitivity)
             proofs = {result.engine.model: result.proof(parity) for result in results}
-            fill_version(request, checkpoint, evaluation, about, proofs, folders, say)
+            fill_version(request, checkpoint, evaluation, version, proofs, folders, say)
             say(f"publish version {version}: {', '.join(models)}")
     except Exception as exc:
-        if results:
-            report(request, about, results, evaluation, say, str(exc))
+        report(request, replace(about, refusal=str(exc)), results, evaluation, say)
         raise
-    report(request, about, results, evaluation, say)
-    for model in left_behind(request.repository, TOKENIZER_MODEL):
-        say(
-            f"{model} was not exported along, and the server no longer keeps the tokenizer of its version: clients "
-            "cannot use it until it is exported again, too"
-        )
+    report(request, replace(about, version=version), results, evaluation, say)
+    for model in find_too_old(request.repository, TOKENIZER_MODEL):
+        say(f"{model} is too old: its tokenizer is no longer served. Export it again.")
     return Published(version, proofs)
 
 
@@ -200,10 +198,11 @@ def build_engines(
     evaluation: Evaluation,
     source_logits: Logits,
     folders: Mapping[str, Path],
+    results: list[Result],
     say: Say,
-) -> list[Result]:
-    """Builds every engine, compares it with the reference, and measures its speed."""
-    results, runs = [], {}
+) -> None:
+    """Builds every engine, compares it with the reference and adds it to `results`; then measures their speed."""
+    runs = {}
     for engine in request.engines:
         say(f"build {engine.model} and compare {len(evaluation.rows)} pairs")
         graph = folders[engine.model] / MODEL_FILE
@@ -222,19 +221,23 @@ def build_engines(
             runs[engine.name] = run
     say("measure the speed of those that serve on CPUs")
     speeds = measure_speed(runs, evaluation.pairs)
-    return [replace(result, pairs_per_second=speeds.get(result.engine.name)) for result in results]
+    results[:] = [replace(result, pairs_per_second=speeds.get(result.engine.name)) for result in results]
 
 
 def show_sensitivity(
     request: ExportRequest, builder: EngineBuilder, evaluation: Evaluation, scratch: Path, say: Say
 ) -> None:
     """Prints which layers cost most, for each engine that reduces any."""
+    graph = scratch / f"sensitivity-{MODEL_FILE}"
     for engine in request.engines:
-        if engine.reduced_layers([linear.name for linear in builder.linears]):
+
+        def build(keep_fp32: Sequence[str], engine: Engine = engine) -> Run:
+            engine.write(builder, graph, keep_fp32)
+            return engine.open(graph)
+
+        if layers := engine.reduced_layers([linear.name for linear in builder.linears]):
             say(f"sensitivity of {engine.model}: each layer kept in float32 in turn")
-            costs = measure_sensitivity(
-                engine, builder, evaluation.pairs, evaluation.logits, request.keep_fp32, scratch
-            )
+            costs = measure_sensitivity(build, layers, evaluation.pairs, evaluation.logits, request.keep_fp32)
             print(describe_sensitivity(engine.model, costs))
 
 
@@ -254,7 +257,7 @@ def fill_version(
     request: ExportRequest,
     checkpoint: Checkpoint,
     evaluation: Evaluation,
-    about: About,
+    version: int,
     proofs: Mapping[str, Proof],
     folders: Mapping[str, Path],
     say: Say,
@@ -266,12 +269,12 @@ def fill_version(
     )  # fmt: skip
     manifest = Manifest(
         model=TOKENIZER_MODEL,
-        version=about.version,
+        version=version,
         checkpoint=checkpoint.origin,
         labels=tuple(checkpoint.labels),
         click_label=checkpoint.click_label,
         max_length=checkpoint.max_length,
-        evaluation=EvaluationRecord(about.evaluation, about.evaluation_sha256, evaluation.metrics),
+        evaluation=EvaluationRecord(request.evaluation.name, sha256(request.evaluation), evaluation.metrics),
         calibration=calibration_file(request).name if any(e.needs_calibration for e in request.engines) else None,
         keep_fp32=request.keep_fp32,
         tokenizer_sha256=tokenizer_sha256,
@@ -284,12 +287,11 @@ def fill_version(
         engine.finish(folders[engine.model], say)
 
 
-def describe(request: ExportRequest, checkpoint: Checkpoint, version: int) -> About:
+def describe(request: ExportRequest, checkpoint: Checkpoint) -> About:
     """What the report says about this export."""
     return About(
         checkpoint=checkpoint.origin.name,
         checkpoint_sha256=checkpoint.origin.sha256,
-        version=version,
         date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         evaluation=request.evaluation.name,
         evaluation_sha256=sha256(request.evaluation),
@@ -301,13 +303,12 @@ def report(
     request: ExportRequest,
     about: About,
     results: Sequence[Result],
-    evaluation: Evaluation,
+    evaluation: Evaluation | None,
     say: Say,
-    refusal: str | None = None,
 ) -> None:
     """Writes the report. If that fails, it says so and goes on: what was published stays published."""
     try:
-        write_report(request.report, about, results, evaluation, refusal)
+        write_report(request.report, about, results, evaluation)
         say(f"the report with pictures is {request.report}")
     except (OSError, KeyboardInterrupt) as exc:
         say(f"the report {request.report} could not be written: {str(exc) or 'interrupted'}")

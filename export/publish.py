@@ -9,8 +9,6 @@ always finds the tokenizer of the same number.
 
 from __future__ import annotations
 
-import fcntl
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -22,6 +20,7 @@ from tritonclient.grpc import model_config_pb2
 
 from release import versions
 from release.files import STAGING, sync, write_whole
+from release.lock import locked
 from release.names import CONFIG_FILE, LOGITS
 
 # The configs in git. A repository elsewhere gets copies of them with its first version.
@@ -45,8 +44,8 @@ def staged(repository: Path, models: list[str], labels: int) -> Iterator[tuple[i
         The new version's number, and the folder to fill for each model.
 
     Raises:
-        PublishError: another export is publishing, a config is not usable, or writing failed. Whatever is raised, the
-            repository is as it was.
+        LockError: the repository cannot be used, or another export is publishing.
+        PublishError: a config is not usable, or writing failed. Whatever is raised, the repository is as it was.
     """
     new_folders = [folder for folder in (repository, *repository.parents) if not folder.exists()]
     with locked(repository):
@@ -98,8 +97,8 @@ def staged(repository: Path, models: list[str], labels: int) -> Iterator[tuple[i
             raise
 
 
-def left_behind(repository: Path, tokenizer: str) -> list[str]:
-    """The models whose newest version is older than every tokenizer that the server keeps: clients cannot use them.
+def find_too_old(repository: Path, tokenizer: str) -> list[str]:
+    """Models that clients cannot use, because the server no longer keeps their tokenizer.
 
     That happens to an engine that several exports leave out.
     """
@@ -108,28 +107,6 @@ def left_behind(repository: Path, tokenizer: str) -> list[str]:
     )
     models = [path.parent.name for path in repository.glob(f"*/{CONFIG_FILE}")]
     return versions.left_behind(repository, models, tokenizer, config.version_policy.latest.num_versions)
-
-
-@contextmanager
-def locked(repository: Path) -> Iterator[None]:
-    """Keeps other exports out of the repository, until the block ends or the process is killed.
-
-    Raises:
-        PublishError: another export is at work in it, or it cannot be made.
-    """
-    try:
-        repository.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(repository, os.O_RDONLY)
-    except OSError as exc:
-        raise PublishError(f"{repository} cannot be used as a model repository: {exc.strerror}") from exc
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as exc:
-            raise PublishError(f"another export is publishing into {repository}; wait for it, then run again") from exc
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def copy_config(model: str, folder: Path) -> None:
@@ -177,7 +154,9 @@ def label_count(text: str, config: Path) -> int | None:
     try:
         parsed = text_format.Parse(text, model_config_pb2.ModelConfig())
     except text_format.ParseError as exc:
-        raise PublishError(f"{config} is not a valid model configuration: {exc}; mend it, then export again") from exc
+        raise PublishError(
+            f"{config} is not a valid model configuration: {exc}; correct it, then export again"
+        ) from exc
     return next((int(output.dims[-1]) for output in parsed.output if output.name == LOGITS), None)
 
 

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and on the disk when it is said so."""
+"""Writes files atomically and flushes them to disk."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def convert(kind: Any, value: Any, where: str) -> Any:
         hints = get_type_hints(kind)
         if fits := isinstance(value, dict):
             if different := ", ".join(sorted(hints.keys() ^ value.keys())):
-                raise ValueError(f"{where or 'it'} lacks these fields, or has them and must not: {different}")
+                raise ValueError(f"{where or 'it'} has missing or unexpected fields: {different}")
             found = kind(**{name: convert(hint, value[name], f"{where}.{name}") for name, hint in hints.items()})  # type: ignore[operator]
     elif origin is tuple:
         fits = isinstance(value, list) and (arguments[-1] is Ellipsis or len(arguments) == len(value))

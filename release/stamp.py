@@ -1,4 +1,4 @@
-"""What a TensorRT plan was built for: one kind of GPU, its driver, one TensorRT, one graph. It fits nothing else.
+"""What a TensorRT plan was built for: one kind of GPU, its driver, one TensorRT, one graph. A plan runs only there.
 
 The stamp lies beside the plan (`plan.json`), so that a plan that was carried to another machine, or outlived a driver,
 is recognized before it is loaded. This module does not know TensorRT.
@@ -27,7 +27,7 @@ class PlanError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Machine:
+class PlanMachine:
     """What a plan depends on. TensorRT's version is that of the Python package, which is the library's."""
 
     gpu: Gpu
@@ -41,7 +41,7 @@ class Machine:
 class Stamp:
     """What the plan beside it was built from, and for."""
 
-    machine: Machine
+    machine: PlanMachine
     graph_sha256: str
     plan_sha256: str
     profile: Profile  # the optimization profile
@@ -51,7 +51,7 @@ class Stamp:
     schema: int = SCHEMA
 
 
-def find_machine(tensorrt: str) -> Machine:
+def find_machine(tensorrt: str) -> PlanMachine:
     """The machine at hand.
 
     Args:
@@ -72,11 +72,11 @@ def find_machine(tensorrt: str) -> Machine:
             f"this machine has GPUs of several kinds ({'; '.join(map(str, sorted(kinds)))}), and one plan fits one "
             "kind only; give the container one kind: `--gpus device=0`"
         )
-    return Machine(kinds.pop(), tensorrt)
+    return PlanMachine(kinds.pop(), tensorrt)
 
 
 def make_stamp(
-    machine: Machine, graph: Path, plan: Path, profile: Profile, activation_bytes: int, gate: dict[str, Any] | None
+    machine: PlanMachine, graph: Path, plan: Path, profile: Profile, activation_bytes: int, gate: dict[str, Any] | None
 ) -> bytes:
     """The content of `plan.json` for `plan`, built from `graph` on `machine` (the others: see `Stamp`)."""
     created = datetime.now(UTC).isoformat(timespec="seconds")
@@ -112,10 +112,10 @@ def misfit(
     try:
         stamp = read_stamp(version)
     except PlanError as exc:
-        return f"nobody knows what its plan was built for: {exc}"
+        return f"its {STAMP_FILE} cannot be read: {exc}"
     built_for = stamp.machine
     for gpu in sorted(set(gpus)):
-        here = Machine(gpu, built_for.tensorrt if tensorrt is None else tensorrt)
+        here = PlanMachine(gpu, built_for.tensorrt if tensorrt is None else tensorrt)
         if here != built_for:
             return f"its plan was built for {built_for}; this is {here}"
     if profile not in (None, stamp.profile):

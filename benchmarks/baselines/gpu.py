@@ -31,7 +31,7 @@ from benchmarks.measure.schema import Latency, dump
 from benchmarks.measure.stats import summarize_latency
 from benchmarks.report.tables import make_table, percentile_columns
 from export.graph.packing import Logits, Pair, add_longest, pack
-from export.tensorrt.command import newest_versions
+from export.plan import newest_versions
 from export.tensorrt.runtime import LoadedPlan, load_tensorrt
 from finetune.checkpoint.load import CheckpointError, load_checkpoint
 from finetune.data.clicklog import ClickLogError, read_click_log

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from export.engines.base import Engine
+    from export.verify.gates import Gate
 
 OTHER_COLOURS = ("#b8860b", "#4a90a4", "#a05a7a", "#6b7a3a", "#555555")  # of models that no engine here makes
 
@@ -22,6 +23,11 @@ def find_engines() -> dict[str, Engine]:
     modules = [import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__)]
     engines: list[Engine] = [module.ENGINE for module in modules if hasattr(module, "ENGINE")]
     return {engine.name: engine for engine in sorted(engines, key=lambda engine: engine.name)}
+
+
+def find_gates() -> list[Gate]:
+    """The gates of all engines; those that engines share occur more than once."""
+    return [gate for engine in find_engines().values() for gate in engine.gates]
 
 
 def colour_of(model: str) -> str:

@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from export.graph.packing import Feed, Logits
     from export.verify.evaluation import Evaluation
 
-    Run = Callable[[Feed], Logits]
-
+Run = Callable[["Feed"], "Logits"]
 Say = Callable[[str], None]
 
 
@@ -34,7 +33,7 @@ class Engine(ABC):
     serves_on_cpu = True  # so that its speed on this machine means something
 
     def missing(self) -> str | None:
-        """Why this machine does not build it unless asked to; None if it does."""
+        """Why this machine skips it by default; None if it builds it."""
         return None
 
     @abstractmethod
@@ -73,4 +72,4 @@ class Engine(ABC):
         """Writes what its version needs beside graph and manifest. Called once the gates have passed."""
 
     def finish(self, folder: Path, say: Say) -> None:  # noqa: B027 (most have no last step)
-        """The last step on a complete version before it is published. Raises if it must not be."""
+        """The last step on a complete version before it is published. Raises to stop publication."""

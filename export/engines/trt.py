@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +15,11 @@ if TYPE_CHECKING:
     from export.builder import EngineBuilder
     from export.engines.base import Run
     from export.verify.evaluation import Evaluation
-    from release.stamp import Machine
+    from release.stamp import PlanMachine
 
 
 class TensorRTEngine(Engine):
-    """An engine for Triton's tensorrt backend. The gates here run its graph on the CPU; its plan meets them on the GPU.
+    """An engine for Triton's tensorrt backend. The gates here run its graph on the CPU; the plan is gated on the GPU.
 
     What a subclass adds is `quantize`; without it, the engine is FP16.
     """
@@ -99,10 +98,10 @@ class TensorRTEngine(Engine):
             say(f"{self.model}: no plan is built here ({exc}); `python -m export plan` builds it where it will run")
             return
         say(f"{self.model}: build its plan for {machine}, and gate it")
-        rebuild(trt, folder, machine, partial(gate, folder))
+        rebuild(trt, folder, machine, lambda run: gate(folder, run, self.gates))
 
 
-def find_tensorrt() -> tuple[Any, Machine]:
+def find_tensorrt() -> tuple[Any, PlanMachine]:
     """TensorRT's Python package, and this machine for its plans. Raises PlanError if one is missing."""
     from export.tensorrt.runtime import load_tensorrt  # noqa: PLC0415
     from release.stamp import find_machine  # noqa: PLC0415

@@ -37,7 +37,7 @@ def write_click_model(model: BertForSequenceClassification, path: Path) -> None:
         GraphError: the export failed.
     """
     packed = PackedBert(model).eval()
-    # Any valid batch will do. All sizes differ, and none is 0 or 1: the exporter would make constants of those.
+    # Any valid batch works. All sizes differ, and none is 0 or 1: the exporter would make constants of those.
     pairs = [{"input_ids": [0] * length, "token_type_ids": [0] * length} for length in (3, 5, 2, 4, 6)]
     example = tuple(torch.from_numpy(array) for array in pack([pairs[:2], pairs[2:4], pairs[4:]]).values())
     dimensions = ("tokens", "type_tokens", "pairs", "requests", "requests", "requests")
@@ -76,11 +76,11 @@ def check_click_model(path: Path, labels: int) -> None:
     except (onnx.checker.ValidationError, ValueError, OSError) as exc:
         raise GraphError(f"{path} is not a valid ONNX graph: {exc}") from exc
     found = {value.name: type_and_shape(value) for value in (*graph.input, *graph.output)}
-    wanted = {name: (TensorProto.INT32, [None]) for name in GRAPH_INPUTS} | {
+    expected = {name: (TensorProto.INT32, [None]) for name in GRAPH_INPUTS} | {
         LOGITS: (TensorProto.FLOAT, [None, labels])
     }
-    if found != wanted:
-        raise GraphError(f"{path}: the graph's tensors are {found}, they must be {wanted}")
+    if found != expected:
+        raise GraphError(f"{path}: the graph's tensors are {found}, they must be {expected}")
 
 
 def write_tokenizer(tokenizer_json: bytes, max_length: int, labels: list[str], click_label: int, path: Path) -> str:

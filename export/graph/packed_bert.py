@@ -150,7 +150,7 @@ class PackedBert(nn.Module):
             | (empty_so_far > 0)
         )
         malformed = pick(malformed_request.long(), request_of_pair) > 0
-        # Time and memory grow with the longest pair, so a malformed request has no say in it.
+        # Time and memory grow with the longest pair, so a malformed request is ignored.
         longest: int = torch.where(malformed, 1, lengths).max().item()  # type: ignore[assignment]
         torch._check(longest >= 1)  # type: ignore[no-untyped-call]
         torch._check(longest <= self.max_length)  # type: ignore[no-untyped-call]

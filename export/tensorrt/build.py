@@ -37,7 +37,7 @@ from release.names import (
     REQUEST_INPUTS,
     TENSORRT_INPUTS,
 )
-from release.stamp import STAMP_FILE, Machine, PlanError, Profile, make_stamp
+from release.stamp import STAMP_FILE, PlanError, PlanMachine, Profile, make_stamp
 
 TIMING_CACHE = "timing.cache"
 # The builder chooses kernels for full batches of title ranking. Everything up to the limits runs, if not as fast.
@@ -117,9 +117,9 @@ def check_graph(model: onnx.ModelProto, where: Path) -> None:
         PlanError: a tensor is missing, or has another name, type or rank.
     """
     found = {value.name: type_and_shape(value) for value in model.graph.input}
-    wanted = {name: (TensorProto.INT32, [None]) for name in TENSORRT_INPUTS}
-    if found != wanted:
-        raise PlanError(f"{where}: the graph's inputs are {found}, they must be {wanted}; export again")
+    expected = {name: (TensorProto.INT32, [None]) for name in TENSORRT_INPUTS}
+    if found != expected:
+        raise PlanError(f"{where}: the graph's inputs are {found}, they must be {expected}; export again")
     outputs = {value.name: type_and_shape(value) for value in model.graph.output}
     kind, dims = outputs.get(LOGITS, (0, []))
     if len(outputs) != 1 or kind != TensorProto.FLOAT or len(dims) != 2 or dims[0] is not None or not dims[1]:
@@ -245,7 +245,7 @@ def signals_end_the_process() -> Iterator[None]:
         signal.signal(signal.SIGINT, former)
 
 
-def rebuild(trt: Any, version: Path, machine: Machine, gate: PlanGate) -> None:
+def rebuild(trt: Any, version: Path, machine: PlanMachine, gate: PlanGate) -> None:
     """Builds the plan of a published version, proves it and puts it in place; keeps the timing cache beside it.
 
     Args:
@@ -272,7 +272,7 @@ def rebuild(trt: Any, version: Path, machine: Machine, gate: PlanGate) -> None:
 def put_in_place(
     version: Path,
     plan: bytes,
-    machine: Machine,
+    machine: PlanMachine,
     profile: Profile,
     gate: PlanGate,
     load: Callable[[bytes], AbstractContextManager[LoadedPlan]],

@@ -36,7 +36,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """An engine beside the reference.
+    """An engine compared with the reference.
 
     `top1_changed`: of the groups with two candidates or more, the share whose top result changed. `top5_changed`: of
     the groups with more than five, the share whose best five are another set. `..._beyond_tie`: the same, but only
@@ -108,7 +108,7 @@ def log_odds(probabilities: FloatArray) -> FloatArray:
 
 
 def tau(expected: FloatArray, actual: FloatArray) -> float:
-    """Kendall's tau-b of two orders; 1 if the reference has no order to keep, 0 if the engine has none."""
+    """Kendall's tau-b of two orders; 1 if the reference ties everything, 0 if the engine has none."""
     if np.ptp(expected) == 0:
         return 1.0
     return float(kendalltau(expected, actual).statistic) if np.ptp(actual) > 0 else 0.0

@@ -34,7 +34,7 @@ class TokenizerError(RuntimeError):
 class Checkpoint:
     """A click model with what is served of it."""
 
-    origin: CheckpointRecord
+    origin: CheckpointRecord  # its folder's name and the hashes of its files
     model: BertForSequenceClassification
     tokenizer: PreTrainedTokenizerFast
     tokenizer_json: bytes  # exactly as clients get it
@@ -114,7 +114,7 @@ def evaluate(checkpoint: Checkpoint, rows: list[ClickRow], limits: Limits) -> Ev
     check_unknown(checkpoint, pairs, MAX_UNKNOWN.of(limits))
     logits = score_rows(checkpoint.model, checkpoint.tokenizer, rows, checkpoint.max_length)
     metrics = evaluate_ranking(rows, click_probability(logits, checkpoint.labels))
-    check_auc(checkpoint, metrics, MIN_AUC.of(limits))
+    refuse_low_auc(checkpoint, metrics, MIN_AUC.of(limits))
     return Evaluation(rows, pairs, checkpoint.labels, logits, metrics)
 
 
@@ -162,7 +162,7 @@ def check_unknown(checkpoint: Checkpoint, pairs: Sequence[Pair], limit: float) -
         )
 
 
-def check_auc(checkpoint: Checkpoint, metrics: Mapping[str, float], limit: float) -> None:
+def refuse_low_auc(checkpoint: Checkpoint, metrics: Mapping[str, float], limit: float) -> None:
     """Raises GateError if the AUC is less than this, or NaN."""
     if not metrics["auc"] >= limit:
         raise GateError(

@@ -1,4 +1,4 @@
-"""The gates: figures of an engine that have a limit, and what is said of one that exceeds it.
+"""The gates: figures of an engine that have a limit, and the message when one fails.
 
 To add a gate, define it here and name it in the tuple of a precision, or in the engine's file: the command gets its
 option, the table, the report and the manifest show it, and plans built elsewhere meet it.
@@ -92,7 +92,7 @@ INT8_TOP1 = Gate(
     "int8_top1",
     0.02,
     "INT8: largest share of impressions whose top result changes beyond the tie",
-    "top1_changed_beyond_tie",
+    "top-1 changed beyond the tie",
     lambda found: found.top1_changed_beyond_tie,
 )
 FP32_GATES = (TOLERANCE,)
@@ -129,7 +129,7 @@ def check(
 
 
 def describe_failures(model: str, checks: Sequence[Check]) -> list[str]:
-    """What failed, and by how much, a line each."""
+    """One line per failure, with value and limit."""
     return [f"{model}: {one.name} is {one.value:.5g}, allowed is {one.limit:g}" for one in checks if not one.passed]
 
 

@@ -18,7 +18,6 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from export.engines import find_engines
 from export.graph.packing import Feed, Logits, Pair, add_longest, pack
 from export.verify.comparison import compare
 from export.verify.gates import TIE, Gate, GateError, Limits, check, check_finite, describe_failures
@@ -67,12 +66,13 @@ def save_gate(
     )
 
 
-def gate(folder: Path, run: Callable[[Feed], Logits]) -> dict[str, Any]:
+def gate(folder: Path, run: Callable[[Feed], Logits], known: Iterable[Gate]) -> dict[str, Any]:
     """Holds a plan against the gates that its version was published with.
 
     Args:
         folder: the version's, with `gate.npz`.
         run: computes the logits [pairs, labels] of one packed batch with the inputs of a TensorRT graph.
+        known: the gates of this release.
 
     Returns:
         The comparison, for the plan's stamp.
@@ -84,7 +84,8 @@ def gate(folder: Path, run: Callable[[Feed], Logits]) -> dict[str, Any]:
         with np.load(folder / GATE_FILE) as opened:
             kept = dict(opened)
         facts = json.loads(str(kept["facts"]))
-        gates = saved_gates(facts["gates"])
+        by_name = {gate.name: gate for gate in known}
+        gates = [by_name[name] for name in facts["gates"]]
         reference, ends = kept["reference"], np.cumsum(kept["lengths"])[:-1]
         texts = zip(*(np.split(kept[name], ends) for name in ("input_ids", "token_type_ids")), strict=True)
         pairs = [{"input_ids": ids.tolist(), "token_type_ids": types.tolist()} for ids, types in texts]
@@ -113,12 +114,6 @@ def gate(folder: Path, run: Callable[[Feed], Logits]) -> dict[str, Any]:
             f"batch of one pair and a merged one, allowed is {LONE_DIFFERENCE:g}"
         )
     return asdict(comparison)
-
-
-def saved_gates(names: Iterable[str]) -> list[Gate]:
-    """The gates of these names. Raises KeyError if no engine of this release has one."""
-    known = {gate.name: gate for engine in find_engines().values() for gate in engine.gates}
-    return [known[name] for name in names]
 
 
 def merge(pairs: Sequence[Pair]) -> list[tuple[slice, list[list[Pair]]]]:

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from export.builder import EngineBuilder
-from export.engines.base import Engine
-from export.graph.packing import Logits, Pair
+from export.graph.packing import Feed, Logits, Pair
 from export.quantize.calibration import stratify
 from export.verify.parity import score_merged
-from release.names import MODEL_FILE
 
 SAMPLE = 256  # pairs, of all lengths
 SHOWN = 12
@@ -35,38 +31,33 @@ class Cost:
 
 
 def measure_sensitivity(
-    engine: Engine,
-    builder: EngineBuilder,
+    build: Callable[[Sequence[str]], Callable[[Feed], Logits]],
+    layers: Sequence[str],
     pairs: Sequence[Pair],
     reference: Logits,
     keep_fp32: Sequence[str],
-    scratch: Path,
 ) -> list[Cost]:
     """What each layer costs, the most expensive first, on 256 evaluation pairs of all lengths.
 
     Args:
-        engine: whose layers.
-        builder: what it is made of.
+        build: the engine with these layers in float32, as a function of one packed batch.
+        layers: those that the engine reduces.
         pairs: the evaluation pairs.
         reference: PyTorch's logits of them.
         keep_fp32: layers that stay in float32 all the time.
-        scratch: a folder for its graphs.
     """
     lengths = [len(pair["input_ids"]) for pair in pairs]
     sample = stratify(lengths, SAMPLE) if len(pairs) > SAMPLE else list(range(len(pairs)))
     chosen = [pairs[index] for index in sample]
-    graph = scratch / f"sensitivity-{MODEL_FILE}"
 
-    def error(layers: Sequence[str]) -> float:
-        engine.write(builder, graph, layers)
-        logits = score_merged(engine.open(graph), chosen, reference.shape[1])
+    def error(kept: Sequence[str]) -> float:
+        logits = score_merged(build(kept), chosen, reference.shape[1])
         return float(np.sqrt(np.mean((logits - reference[sample]) ** 2)))
 
-    names = engine.reduced_layers([linear.name for linear in builder.linears])
     base = error(keep_fp32)
     costs = [
         Cost(name, base, error([*keep_fp32, name]))
-        for name in tqdm(names, desc=f"sensitivity of {engine.model}", unit="layer", leave=False)
+        for name in tqdm(layers, desc="sensitivity", unit="layer", leave=False)
         if name not in keep_fp32
     ]
     return sorted(costs, key=lambda cost: -cost.removed)

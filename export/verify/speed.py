@@ -1,4 +1,4 @@
-"""How fast the engines are on this machine, measured in one run so that their ratio means something.
+"""Measures the engines' speed on this machine, in one run so that their ratio means something.
 
 Each engine scores the evaluation pairs in process, without server and tokenization: 32 at a time, sorted by length, so
 that attention is hardly padded. The engines take turns, and the best round of each counts, because other work on the

@@ -24,7 +24,10 @@ HARMLESS = {
     "peft_version", "qalora_group_size", "r", "revision", "target_modules", "task_type", "use_rslora",
 }  # fmt: skip
 # Settings that are harmless with these values only. PEFT's other initializations also change the base's weights.
-PLAIN: dict[str, tuple[object, ...]] = {"bias": ("none",), "init_lora_weights": (True, "gaussian", "orthogonal")}
+HARMLESS_VALUES: dict[str, tuple[object, ...]] = {
+    "bias": ("none",),
+    "init_lora_weights": (True, "gaussian", "orthogonal"),
+}
 
 
 def read_adapter_shapes(folder: Path) -> Shapes:
@@ -78,7 +81,7 @@ def _read_settings(folder: Path) -> tuple[int, float]:
     if settings.get("peft_type") != "LORA":
         raise CheckpointError(f"{path}: peft_type is {settings.get('peft_type')!r}, not 'LORA'; merge it with PEFT")
     for name, value in settings.items():
-        if value and name not in HARMLESS and value not in PLAIN.get(name, ()):
+        if value and name not in HARMLESS and value not in HARMLESS_VALUES.get(name, ()):
             raise CheckpointError(f"{path}: {name} is {value!r}, which is not plain LoRA; merge it with PEFT")
     rank, alpha = settings.get("r"), settings.get("lora_alpha")
     if type(rank) is not int or rank < 1 or not is_number(alpha):

@@ -54,7 +54,7 @@ DIMENSIONS = {
     "intermediate_size": ("encoder.layer.0.intermediate.dense.weight", 0),
 }
 # Fields that change what the network computes: the values that are served, and why no other is.
-PLAIN: dict[str, tuple[tuple[object, ...], str]] = {
+SERVED_VALUES: dict[str, tuple[tuple[object, ...], str]] = {
     "quantization_config": ((None,), "its weights are quantized; export a checkpoint with float weights"),
     "auto_map": ((None, {}), "it needs code of its own, which is never run; only transformers' own BERT is served"),
     "is_decoder": ((None, False), "it is a decoder; a click model is an encoder"),
@@ -79,7 +79,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     kind = fields.get("model_type")
     if kind != "bert":
         raise CheckpointError(f"{folder}: its {CONFIG} says model_type {kind!r}; only 'bert' models are served")
-    for name, (plain, reason) in PLAIN.items():
+    for name, (plain, reason) in SERVED_VALUES.items():
         if not any(fields.get(name) is value or fields.get(name) == value for value in plain):
             raise CheckpointError(f"{path}: {name} is {_shown(fields[name])}: {reason}")
     for name, (is_valid, kind) in FIELDS.items():

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from release.files import sha256
+from release.manifest import CheckpointRecord
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -124,14 +125,11 @@ def read_object(path: Path) -> dict[str, Any]:
     return content
 
 
-def hash_checkpoint(folder: Path) -> dict[str, Any]:
+def hash_checkpoint(folder: Path) -> CheckpointRecord:
     """Hash every file that loading reads: config, weights with their index and shards, tokenizer, adapter and its base.
 
+    The hash over them all is that of the sorted lines "hash  name". The names of an adapter's base begin with "base/".
     Other files in the folder (optimizer state, logs, other formats) do not count.
-
-    Returns:
-        {"name": folder name, "sha256": over the sorted lines "hash  name", "files": {name: hash}}; the names of an
-        adapter's base begin with "base/".
 
     Raises:
         CheckpointError: a file is missing or cannot be read.
@@ -140,16 +138,17 @@ def hash_checkpoint(folder: Path) -> dict[str, Any]:
     paths = [sources.config / CONFIG, *find_weights(sources.weights)]
     if not (sources.weights / WEIGHTS).exists():
         paths.append(sources.weights / WEIGHTS_INDEX)
-    paths += [sources.tokenizer / name for name in TOKENIZER_FILES if (sources.tokenizer / name).exists()]
+    # `load_tokenizer` takes the tokenizer's class from the config.json beside it.
+    paths += [path for name in (CONFIG, *TOKENIZER_FILES) if (path := sources.tokenizer / name).exists()]
     if sources.adapter:
         paths += [sources.adapter / ADAPTER_CONFIG, sources.adapter / ADAPTER_WEIGHTS]
     files = {}
-    for path in paths:
+    for path in dict.fromkeys(paths):
         check_file(path)
         files[path.name if path.parent == folder else f"base/{path.name}"] = sha256(path)
     files = dict(sorted(files.items()))
     lines = "".join(f"{digest}  {name}\n" for name, digest in files.items())
-    return {"name": folder.resolve().name, "sha256": hashlib.sha256(lines.encode()).hexdigest(), "files": files}
+    return CheckpointRecord(folder.resolve().name, hashlib.sha256(lines.encode()).hexdigest(), files)
 
 
 def _shards(index: Path) -> list[Path]:

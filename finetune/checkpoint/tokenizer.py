@@ -32,7 +32,7 @@ SHORTEST = 16  # tokens; the server warms up with such pairs
 PADDED_TO = 128
 SPECIAL = ("unk_token", "cls_token", "sep_token", "pad_token")
 # Settings of tokenizer_config.json that change tokens in Python only: the values that change none, and the remedy.
-PLAIN: dict[str, tuple[tuple[object, ...], str]] = {
+NEUTRAL_VALUES: dict[str, tuple[tuple[object, ...], str]] = {
     "split_special_tokens": (
         (None, False),
         "clients do not split special tokens; set it to false, and evaluate the model that way",
@@ -117,7 +117,7 @@ def _check_files(folder: Path) -> None:
             f"{folder}: has no tokenizer ({TOKENIZER} or {VOCABULARY}); copy the one the model was trained with"
         )
     settings = read_object(folder / TOKENIZER_CONFIG) if (folder / TOKENIZER_CONFIG).exists() else {}
-    for name, (plain, remedy) in PLAIN.items():
+    for name, (plain, remedy) in NEUTRAL_VALUES.items():
         if not any(settings.get(name) is value or settings.get(name) == value for value in plain):
             raise CheckpointError(f"{folder}/{TOKENIZER_CONFIG}: {name} is {settings[name]!r}: {remedy}")
     for name in ("model_max_length", "max_len"):

@@ -97,7 +97,6 @@ def test_a_long_text_is_tokenized_once_and_no_further_than_can_matter(monkeypatc
     assert max(map(len, tokenized)) < len(long) / 10, "what is cut off anyway is not tokenized"
 
 
-
 def test_truncation_and_padding_in_the_file_are_ignored():
     tokenizer = Tokenizer.from_str(tokenizer_json().decode())
     tokenizer.enable_truncation(4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import subprocess
 import sys
 from pathlib import Path
@@ -33,22 +34,49 @@ def everything(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
-        (("--tolerance", "1e-12"), "parity failed"),
-        (("--min-auc", "0.999"), "AUC in PyTorch"),
         (("--calibration", "/nowhere/train.jsonl"), "/nowhere/train.jsonl"),
         (("--click-label", "7"), "7"),
     ],
 )
-def test_a_failed_export_leaves_nothing_behind(
-    checkpoint: Path, log: Path, tmp_path: Path, capsys, options: tuple[str, ...], said: str
+def test_an_export_that_reads_no_checkpoint_leaves_nothing_behind(
+    checkpoint: Path, log: Path, tmp_path: Path, capsys, options: tuple[str, ...], message: str
 ) -> None:
     new = tmp_path / "some" / "new"
     options = ("--report", str(new / "reports" / "report.html"), *options)
     assert run(checkpoint, new / "repository", log, *engines("onnx_int8"), *WIDE, *options) == 1
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert everything(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--tolerance", "1e-12"), "parity failed"),
+        (("--min-auc", "0.999"), "AUC in PyTorch"),
+        (("--max-unknown", "0"), "its tokenizer makes"),
+        (("--keep-fp32", "layers.9"), "no layer"),
+    ],
+)
+def test_a_refused_export_leaves_a_report_that_says_why_and_nothing_else(
+    checkpoint: Path, log: Path, tmp_path: Path, capsys, options: tuple[str, ...], message: str
+) -> None:
+    (tmp_path / "report.html").write_text("Published as version 1.")
+    log = unknown_words(log, tmp_path / "log.jsonl")
+    assert run(checkpoint, tmp_path / "repository", log, *engines("onnx_int8"), *WIDE, *options) == 1
+    assert message in capsys.readouterr().err
+    page = html.unescape((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert "Nothing was published: " in page
+    assert message in page
+    assert "Published as version" not in page, "a former page must not pass for this export's"
+    assert everything(tmp_path) == ["log.jsonl", "report.html"]
+
+
+def unknown_words(log: Path, target: Path) -> Path:
+    """A log with a word that no tokenizer of tests/tiny.py knows."""
+    target.write_text(log.read_text().replace('"query": "', '"query": "☃ ', 1))
+    return target
 
 
 def test_a_failed_gate_leaves_its_report_alone(checkpoint: Path, log: Path, tmp_path: Path, capsys) -> None:
@@ -61,9 +89,15 @@ def test_a_failed_gate_leaves_its_report_alone(checkpoint: Path, log: Path, tmp_
     assert "--int8-auc 0" in page
 
 
-def test_the_former_report_stays_until_a_new_one_is_complete(checkpoint: Path, log: Path, tmp_path: Path) -> None:
+def test_an_interrupted_export_leaves_the_former_report(
+    checkpoint: Path, log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
     (tmp_path / "report.html").write_text("of the export before")
-    assert run(checkpoint, tmp_path / "repository", log, *engines("onnx"), "--tolerance", "1e-12") == 1
+    monkeypatch.setattr("export.pipeline.prove", interrupt)
+    assert run(checkpoint, tmp_path / "repository", log, *engines("onnx")) == 130
     assert (tmp_path / "report.html").read_text() == "of the export before"
 
 
@@ -75,7 +109,7 @@ def test_a_report_that_fails_takes_nothing_back_that_was_published(
         raise error
 
     (tmp_path / "report.html").write_text("of the export before")
-    monkeypatch.setattr("export.verify.report.write_whole", fail)
+    monkeypatch.setattr("export.report.report.write_whole", fail)
     assert run(checkpoint, tmp_path / "repository", log, *engines("onnx")) == 0
     assert "could not be written: " + (str(error) or "interrupted") in capsys.readouterr().err
     assert (tmp_path / "repository" / "clickbert_onnx" / "1" / "model.onnx").exists()
@@ -92,4 +126,5 @@ def test_a_repository_that_cannot_be_used_is_refused_before_anything_is_scored(
     error = capsys.readouterr().err
     assert "cannot be used as a model repository" in error
     assert "score" not in error
-    assert everything(tmp_path) == ["file"]
+    assert everything(tmp_path) == ["file", "report.html"]
+    assert "cannot be used as a model repository" in (tmp_path / "report.html").read_text(encoding="utf-8")

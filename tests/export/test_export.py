@@ -18,7 +18,7 @@ from export.__main__ import main
 from export.graph.onnx_export import GraphError, check_click_model
 from export.publish import TEMPLATES
 from release.manifest import read_manifest
-from release.names import GRAPH_INPUTS, LOGITS
+from release.names import CLICK_LABEL, GRAPH_INPUTS, LOGITS
 from tests.tiny import CHINESE, MAX_LENGTH, WORDS, make_checkpoint, make_click_log
 
 
@@ -133,6 +133,30 @@ def test_a_checkpoint_that_cannot_be_served_is_refused(tmp_path: Path, log: Path
     assert message in error
     assert "nothing was published" in error
     assert not list((tmp_path / "repository").glob("*/1"))
+
+
+def test_the_label_that_means_a_click_ranks_wherever_it_stands(tmp_path: Path) -> None:
+    """The same model twice, its two labels swapped: both exports rank by the click."""
+    log = make_click_log(tmp_path / "log.jsonl")
+    auc = {}
+    for labels in (["clicked", "not clicked"], ["not clicked", "clicked"]):
+        checkpoint = make_checkpoint(tmp_path / labels[0] / "checkpoint", labels=2)
+        model = BertForSequenceClassification.from_pretrained(checkpoint)
+        if auc:
+            with torch.no_grad():
+                model.classifier.weight.copy_(model.classifier.weight.flip(0))
+                model.classifier.bias.copy_(model.classifier.bias.flip(0))
+        model.config.id2label = dict(enumerate(labels))
+        model.config.label2id = {label: index for index, label in enumerate(labels)}
+        model.save_pretrained(checkpoint)
+        assert run(checkpoint, tmp_path / labels[0] / "repository", log) == 0
+        version = tmp_path / labels[0] / "repository" / "clickbert_tokenizer" / "1"
+        manifest = read_manifest(version)
+        (served,) = onnxruntime.InferenceSession(version / "model.onnx").run([CLICK_LABEL], {})
+        assert served[0] == manifest.click_label == labels.index("clicked")
+        auc[labels[0]] = manifest.evaluation.pytorch_metrics["auc"]
+    assert auc["clicked"] == pytest.approx(auc["not clicked"])
+    assert auc["clicked"] != pytest.approx(0.5), "so that the reverse order has another AUC"
 
 
 def test_a_failed_proof_publishes_nothing(tmp_path: Path, log: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from export.publish import STAGING, PublishError, staged
+from release.lock import LockError
 from release.names import CONFIG_FILE, MODEL_FILE, ONNX_MODEL, TOKENIZER_MODEL
 
 MODELS = [TOKENIZER_MODEL, ONNX_MODEL]
@@ -142,7 +143,7 @@ def test_what_a_killed_export_left_is_cleared_away(tmp_path: Path) -> None:
 
 def test_two_exports_at_once_are_refused(tmp_path: Path) -> None:
     with staged(tmp_path, MODELS, 1) as (_, folders):
-        with pytest.raises(PublishError, match="another export"):
+        with pytest.raises(LockError, match="another export"):
             publish(tmp_path)
         for folder in folders.values():  # and the refused one did not touch the first one's folders
             (folder / MODEL_FILE).write_bytes(b"x")

@@ -12,6 +12,7 @@ import onnx
 import pytest
 
 import export.builder
+import export.pipeline
 import export.quantize.int8
 import export.quantize.smoothquant
 from export.engines import find_engines
@@ -41,7 +42,7 @@ def test_a_broken_quantization_is_refused_by_the_gate(
     monkeypatch.setattr(export.quantize.smoothquant, "CLIPS", (1.0,))
     assert run(checkpoint, tmp_path / "repository", log, *engines("onnx", name), *SOUND) == 1
     output = capsys.readouterr()
-    assert f"{find_engines()[name].model}: top1_changed_beyond_tie is" in output.err
+    assert f"{find_engines()[name].model}: top-1 changed beyond the tie is" in output.err
     assert "allowed is 0.2" in output.err
     assert "FAILED" in output.out, "the table shows it"
     assert "nothing was published" in output.err
@@ -62,8 +63,19 @@ def test_a_corrupted_int8_graph_is_refused(
 
     monkeypatch.setattr(export.quantize.int8, "make_int8", corrupted)
     assert run(checkpoint, tmp_path / "repository", log, *engines("onnx_int8"), *SOUND) == 1
-    assert "top1_changed_beyond_tie" in capsys.readouterr().err
+    assert "top-1 changed beyond the tie" in capsys.readouterr().err
     assert not list((tmp_path / "repository").glob("*/[0-9]*"))
+
+
+def test_the_report_keeps_the_figures_of_the_engines_before_one_that_cannot_be_compared(
+    checkpoint: Path, log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    score = export.pipeline.score_merged
+    monkeypatch.setattr(export.pipeline, "score_merged", lambda *arguments: score(*arguments) * np.float32(np.nan))
+    assert run(checkpoint, tmp_path / "repository", log, *engines("onnx", "onnx_int8"), *WIDE) == 1
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "Nothing was published: clickbert_onnx_int8: the logits of" in page
+    assert "<th>clickbert_onnx</th>" in page
 
 
 def test_too_few_calibration_pairs_are_refused(checkpoint: Path, log: Path, tmp_path: Path, capsys) -> None:

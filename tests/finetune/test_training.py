@@ -163,8 +163,8 @@ def test_a_base_from_the_hub_is_checked_like_a_folder(
 
     monkeypatch.setattr(base_model, "snapshot_download", snapshot)
     assert resolve_base("owner/bert") == base
-    wanted = {"config.json", "model.safetensors", "tokenizer.json", "vocab.txt", "tokenizer_config.json"}
-    assert wanted <= set(asked[-1][1]), "all that loading reads is asked for"
+    expected = {"config.json", "model.safetensors", "tokenizer.json", "vocab.txt", "tokenizer_config.json"}
+    assert expected <= set(asked[-1][1]), "all that loading reads is asked for"
     asked.clear()
     with pytest.raises(CheckpointError, match="model_type 'roberta'"):
         resolve_base("owner/roberta")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from clickbert import Ranker
-from export.tensorrt.command import newest_versions
+from export.plan import newest_versions
 from export.tensorrt.runtime import load_tensorrt
 from finetune.data.clicklog import ClickRow
 from release.stamp import PlanError, find_machine

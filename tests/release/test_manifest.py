@@ -39,15 +39,15 @@ def change(folder: Path, **fields: Any) -> None:
     [
         ({"schema": 2}, "has schema 2, this release reads 1"),
         ({"schema": ...}, "has schema None, this release reads 1"),
-        ({"max_length": ...}, "it lacks these fields, or has them and must not: max_length"),
-        ({"max_lenght": 3}, "it lacks these fields, or has them and must not: max_lenght"),
+        ({"max_length": ...}, "it has missing or unexpected fields: max_length"),
+        ({"max_lenght": 3}, "it has missing or unexpected fields: max_lenght"),
         ({"max_length": "512"}, "max_length is '512', it must be int"),
         ({"max_length": True}, "max_length is True, it must be int"),
         ({"max_length": None}, "max_length is None, it must be int"),
         ({"labels": "click"}, "labels is 'click', it must be"),
         ({"labels": ["click", 1]}, r"labels\[1\] is 1, it must be str"),
         ({"checkpoint": []}, r"checkpoint is \[\], it must be"),
-        ({"checkpoint": {"name": "x"}}, "checkpoint lacks these fields, or has them and must not: files, sha256"),
+        ({"checkpoint": {"name": "x"}}, "checkpoint has missing or unexpected fields: files, sha256"),
         (
             {"evaluation": {"file": "x", "sha256": "y", "pytorch_metrics": {"auc": "0.7"}}},
             "pytorch_metrics.auc is '0.7'",

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from release.hardware import Gpu
 from release.names import MODEL_FILE, PLAN_FILE
-from release.stamp import STAMP_FILE, Machine, PlanError, Profile, make_stamp, misfit, read_stamp
+from release.stamp import STAMP_FILE, PlanError, PlanMachine, Profile, make_stamp, misfit, read_stamp
 
 L4 = Gpu("NVIDIA L4", "8.9", "580.65.06")
-MACHINE = Machine(L4, "11.2.1.2")
+MACHINE = PlanMachine(L4, "11.2.1.2")
 PROFILE: Profile = {"input_ids": (1, 64, 512), "lengths": (1, 16, 32)}
 
 
@@ -30,7 +30,7 @@ def version(tmp_path: Path) -> Path:
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.text(), st.text(), st.text(), st.text(), st.dictionaries(st.text(), st.tuples(*[st.integers()] * 3)))
 def test_a_stamp_is_read_back_as_it_was_written(version: Path, name, capability, driver, tensorrt, profile) -> None:
-    machine = Machine(Gpu(name, capability, driver), tensorrt)
+    machine = PlanMachine(Gpu(name, capability, driver), tensorrt)
     graph = version / MODEL_FILE
     (version / STAMP_FILE).write_bytes(make_stamp(machine, graph, version / PLAN_FILE, profile, 1, None))
     stamp = read_stamp(version)
@@ -77,7 +77,7 @@ def test_a_plan_for_something_else_says_for_what(version: Path, gpus, tensorrt, 
         (lambda version: (version / STAMP_FILE).write_text("{"), "plan.json cannot be read (JSONDecodeError"),
         (lambda version: (version / STAMP_FILE).write_text("[]"), "plan.json has schema None, this release reads 1"),
         (lambda version: (version / STAMP_FILE).write_text('{"schema": 2}'), "plan.json has schema 2, this release"),
-        (lambda version: (version / STAMP_FILE).write_text('{"schema": 1}'), "it lacks these fields"),
+        (lambda version: (version / STAMP_FILE).write_text('{"schema": 1}'), "it has missing or unexpected fields"),
     ],
 )
 def test_files_that_do_not_belong_together_are_named(

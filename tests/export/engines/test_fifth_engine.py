@@ -15,7 +15,7 @@ import export.engines
 from export.cli import parse
 from export.engines import colour_of, find_engines
 from export.publish import TEMPLATES
-from export.verify import report
+from export.report import report
 from release.names import ONNX_MODEL
 from tests.export.command import WIDE, engines, run
 
@@ -31,6 +31,7 @@ class Fifth(OnnxInt8):
 
 ENGINE = Fifth()
 """
+BEFORE = find_engines()
 
 
 @pytest.fixture
@@ -83,7 +84,7 @@ def colours_in(figure) -> set[str]:
 
 @pytest.mark.usefixtures("fifth")
 def test_the_command_offers_it_with_its_gate() -> None:
-    assert list(find_engines()) == ["fifth", "onnx", "onnx_int8", "trt_fp16", "trt_int8"]
+    assert list(find_engines()) == sorted([*BEFORE, "fifth"])
     options = parse(["--engine", "fifth", "--fifth-tau", "0.1"])
     assert (options.engine, options.fifth_tau) == (["fifth"], 0.1)
     assert colour_of("clickbert_fifth") == "#123456"
@@ -101,7 +102,7 @@ def test_a_model_without_a_config_is_refused_before_it_is_built(checkpoint: Path
 def test_no_two_engines_share_a_name_a_model_or_a_colour() -> None:
     found = find_engines().values()
     for attribute in ("name", "model", "colour"):
-        assert len({getattr(engine, attribute) for engine in found}) == len(found) == 4
+        assert len({getattr(engine, attribute) for engine in found}) == len(found)
 
 
 def test_a_model_that_no_engine_makes_has_a_colour_of_its_own_that_stays() -> None:

@@ -15,15 +15,18 @@ from transformers import BertForSequenceClassification
 
 from export.builder import EngineBuilder
 from export.engines import find_engines
+from export.engines.trt import TensorRTEngine
 from export.graph.layer_names import EMBEDDINGS
 from export.graph.lint import LintError, lint
 from export.graph.onnx_export import write_click_model
 from export.quantize.calibration import calibration_batches
+from export.verify.gates import INT8
 from tests.tiny import MAX_LENGTH, make_checkpoint
 
 ENGINES = find_engines()
-TENSORRT = ("trt_fp16", "trt_int8")
-QDQ = ("trt_int8",)
+TENSORRT = tuple(name for name, engine in ENGINES.items() if isinstance(engine, TensorRTEngine))
+INTEGER = {name for name, engine in ENGINES.items() if engine.precision == INT8}
+QDQ = tuple(name for name in TENSORRT if name in INTEGER)
 FUSED_QKV = "layers.0.fused_qkv"
 
 
@@ -57,14 +60,14 @@ def test_every_engine_keeps_the_rules(graphs: dict[str, bytes], name: str) -> No
     lint(model, tensorrt=name in TENSORRT)
     assert model.SerializeToString() == graphs[name]
     operators = {node.op_type for node in model.graph.node}  # that there was something to look at
-    assert ("DequantizeLinear" in operators) == (name == "trt_int8")
-    assert ("MatMulIntegerToFloat" in operators) == (name == "onnx_int8")
+    assert ("DequantizeLinear" in operators) == (name in QDQ)
+    assert ("MatMulIntegerToFloat" in operators) == (name in INTEGER.difference(QDQ))
     assert {"MatMul", "LayerNormalization"} <= operators
 
 
 @pytest.mark.parametrize("name", ENGINES)
 @pytest.mark.parametrize("keep_fp32", [("layers.0", EMBEDDINGS), ("layers", "pooler", "classifier")])
-def test_an_engine_with_spared_layers_keeps_the_rules(
+def test_an_engine_with_kept_layers_keeps_the_rules(
     builder: EngineBuilder, tmp_path: Path, name: str, keep_fp32: tuple[str, ...]
 ) -> None:
     ENGINES[name].write(builder, tmp_path / "model.onnx", keep_fp32)
@@ -240,10 +243,10 @@ BREAKS: dict[str, tuple[Callable[[ModelProto], object], tuple[str, ...], str]] =
 
 @pytest.mark.parametrize(("case", "name"), [(case, name) for case, (_, names, _) in BREAKS.items() for name in names])
 def test_a_broken_rule_is_noticed(graphs: dict[str, bytes], case: str, name: str) -> None:
-    change, _, said = BREAKS[case]
+    change, _, message = BREAKS[case]
     model = onnx.load_from_string(graphs[name])
     change(model)
-    with pytest.raises(LintError, match=said):
+    with pytest.raises(LintError, match=message):
         lint(model, tensorrt=name in TENSORRT)
 
 

@@ -72,33 +72,33 @@ SPOILERS = {
 def test_a_malformed_request_gets_nan_and_its_neighbours_their_own_logits(packed, spoil) -> None:
     batch = [[fixed(5), fixed(5)], [fixed(6), fixed(4)], [fixed(7)]]  # the second request is spoiled
     feed = pack(batch)
-    wanted = run(packed, feed)
+    expected = run(packed, feed)
     spoil(feed)
     logits = run(packed, feed)
     assert logits[2:4].isnan().all()
-    assert torch.allclose(logits[[0, 1, 4]], wanted[[0, 1, 4]], atol=1e-6)
+    assert torch.allclose(logits[[0, 1, 4]], expected[[0, 1, 4]], atol=1e-6)
 
 
 def test_two_wrong_requests_that_cancel_out_do_not_shift_the_one_between_them(packed) -> None:
     batch = [[fixed(3)], [fixed(7)], [fixed(5)]]
     feed = pack(batch)
-    wanted = run(packed, feed)
+    expected = run(packed, feed)
     feed["lengths"][[0, 2]] = [5, 3]  # 3 and 5 tokens: the sum over the batch still fits
     logits = run(packed, feed)
     assert logits[[0, 2]].isnan().all()
-    assert torch.allclose(logits[1], wanted[1], atol=1e-6)
+    assert torch.allclose(logits[1], expected[1], atol=1e-6)
 
 
 def test_token_types_are_read_from_their_own_request(packed) -> None:
     batch = [[fixed(5)], [fixed(6)], [fixed(7)]]
     feed = pack(batch)
-    wanted = run(packed, feed)
+    expected = run(packed, feed)
     feed["token_type_ids"] = feed["token_type_ids"][2:]  # the first request brought 3 types for its 5 tokens
     feed["type_counts"] = feed["type_counts"].copy()
     feed["type_counts"][0] = 3
     logits = run(packed, feed)
     assert logits[0].isnan().all()
-    assert torch.allclose(logits[1:], wanted[1:], atol=1e-6)
+    assert torch.allclose(logits[1:], expected[1:], atol=1e-6)
 
 
 @st.composite

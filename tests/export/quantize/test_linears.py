@@ -86,8 +86,8 @@ def test_a_layer_is_what_the_graph_computes(model: onnx.ModelProto) -> None:
     tokens, pairs = len(FEED["input_ids"]), len(FEED["lengths"])
     for linear in find_linears(model):
         read, got = run(model, [linear.input, linear.output])
-        wanted = read @ linear.weight.T + constants(model)[linear.bias]
-        assert np.allclose(got, wanted, atol=1e-5), linear.name
+        expected = read @ linear.weight.T + constants(model)[linear.bias]
+        assert np.allclose(got, expected, atol=1e-5), linear.name
         everywhere = linear.name.startswith("layers.0") or linear.name == "layers.1.fused_kv"
         assert len(got) == (tokens if everywhere else pairs), linear.name
 
@@ -137,7 +137,7 @@ def test_the_names_are_known_before_the_graph_is_built(source: Path) -> None:
 def test_rewrite_replaces_the_chosen_layers_alone(model: onnx.ModelProto) -> None:
     chosen = [linear for linear in find_linears(model) if linear.name in ("layers.0.fused_qkv", "classifier")]
     before = constants(model)
-    (wanted,) = run(model, [LOGITS])
+    (expected,) = run(model, [LOGITS])
 
     def halves(linear: Linear, added: Constants) -> list[onnx.NodeProto]:
         weight = added.add(f"{linear.name}.half", linear.weight.T / 2)
@@ -147,7 +147,7 @@ def test_rewrite_replaces_the_chosen_layers_alone(model: onnx.ModelProto) -> Non
 
     rewrite(model, chosen, halves)
     onnx.checker.check_model(model, full_check=True)
-    assert np.allclose(run(model, [LOGITS])[0], wanted, atol=1e-5)
+    assert np.allclose(run(model, [LOGITS])[0], expected, atol=1e-5)
     assert [linear.name for linear in find_linears(model)] == [
         n for n in NAMES if n not in ("layers.0.fused_qkv", NAMES[-1])
     ]
@@ -194,8 +194,8 @@ def test_idle_nodes_and_constants_are_dropped_and_the_rest_stays_in_order() -> N
 
 
 def test_a_packed_graph_keeps_all_inputs_and_its_answer(model: onnx.ModelProto) -> None:
-    (wanted,) = run(model, [LOGITS])
+    (expected,) = run(model, [LOGITS])
     drop_idle(model)
     onnx.checker.check_model(model, full_check=True)
     assert tuple(value.name for value in model.graph.input) == GRAPH_INPUTS
-    assert np.array_equal(run(model, [LOGITS])[0], wanted)
+    assert np.array_equal(run(model, [LOGITS])[0], expected)

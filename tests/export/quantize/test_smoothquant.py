@@ -174,9 +174,9 @@ def test_the_product_is_as_near_as_its_steps_imply(some, alpha: float, clip: flo
     input_error = cut + params.scale * 0.501
     weight_error = params.weight_scale[:, None] * 0.501
     bound = input_error @ np.abs(weight).T + np.abs(real_inputs) @ np.broadcast_to(weight_error, weight.shape).T
-    wanted = seen.rows.astype(float) @ linear.weight.T.astype(float)
-    assert np.allclose(real_inputs @ real_weight.T, wanted)
-    assert (np.abs(inputs @ weight.T - wanted) <= bound).all()
+    expected = seen.rows.astype(float) @ linear.weight.T.astype(float)
+    assert np.allclose(real_inputs @ real_weight.T, expected)
+    assert (np.abs(inputs @ weight.T - expected) <= bound).all()
 
 
 @settings(deadline=None, max_examples=100)
@@ -184,16 +184,16 @@ def test_the_product_is_as_near_as_its_steps_imply(some, alpha: float, clip: flo
 def test_the_best_parameters_are_taken_and_their_error_is_true(some, signed: bool) -> None:
     linear, seen = some
     best = fit(linear, seen, signed=signed)
-    wanted = seen.rows @ linear.weight.T
+    expected = seen.rows @ linear.weight.T
     steps = seen.rows / (best.smooth.astype(float) * best.scale)
     assume(np.abs(steps % 1 - 0.5).min() > 1e-4)  # halfway between two steps float32 and float64 may round otherwise
     inputs, weight = dequantized(best, seen.rows, signed=signed)
-    right = float(np.sqrt((wanted.astype(float) ** 2).mean()))
-    change = float(np.sqrt(((inputs @ weight.T - wanted) ** 2).mean()))
+    right = float(np.sqrt((expected.astype(float) ** 2).mean()))
+    change = float(np.sqrt(((inputs @ weight.T - expected) ** 2).mean()))
     assert best.error * right == pytest.approx(change, rel=0.02, abs=1e-5 * right)
     for alpha, clip in product(ALPHAS, CLIPS):  # the first is plain max calibration
         other = make_params(linear, seen, alpha, clip, signed=signed)
-        assert best.error <= measure(other, seen.rows, wanted, max(right**2, 1e-12), signed=signed).error * 1.001
+        assert best.error <= measure(other, seen.rows, expected, max(right**2, 1e-12), signed=signed).error * 1.001
 
 
 @SIGNED
@@ -244,9 +244,9 @@ def test_a_rare_extreme_is_clipped(signed: bool) -> None:
 
 
 def fit_plain(linear: Linear, seen: Activations, *, signed: bool) -> QuantParams:
-    wanted = seen.rows @ linear.weight.T
+    expected = seen.rows @ linear.weight.T
     return measure(
-        make_params(linear, seen, 0.0, 1.0, signed=signed), seen.rows, wanted, (wanted**2).mean(), signed=signed
+        make_params(linear, seen, 0.0, 1.0, signed=signed), seen.rows, expected, (expected**2).mean(), signed=signed
     )
 
 

@@ -19,7 +19,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from export.tensorrt import command as plan_command
+from export import plan as plan_command
 from export.tensorrt.build import Run
 from release.names import TENSORRT_INPUTS
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from export import plan as plan_command
 from export.publish import TEMPLATES
-from export.tensorrt import command as plan_command
 from release.manifest import write_manifest
 from tests.export.tensorrt.fake_gpu import MODEL, Gpu, nvidia_smi, pass_gate, write_graph
 from tests.release.examples import MANIFEST

@@ -10,12 +10,12 @@ import onnx
 import pytest
 from onnx import TensorProto
 
-from export.tensorrt import command as plan_command
+from export import plan as plan_command
 from export.tensorrt.build import ExecutionLimits, build, read_limits
 from export.tensorrt.runtime import load_tensorrt
 from release import hardware
 from release.names import PLAN_FILE, TENSORRT_INPUTS
-from release.stamp import STAMP_FILE, Machine, PlanError, find_machine, misfit, read_stamp
+from release.stamp import STAMP_FILE, PlanError, PlanMachine, find_machine, misfit, read_stamp
 from tests.export.tensorrt.fake_gpu import MODEL, Gpu, command, nvidia_smi, tree, write_graph
 
 pytest_plugins = ("tests.export.tensorrt.gpu_fixtures",)
@@ -27,7 +27,7 @@ def test_the_newest_version_gets_its_plan_and_then_fits(version: Path, gpu: Gpu,
     assert json.loads(capsys.readouterr().out) == {"plans": {MODEL: {"version": 10, "plan": "built"}}}
     assert (version / PLAN_FILE).read_bytes() == b"plan 1"
     stamp = read_stamp(version)
-    assert stamp.machine == Machine(hardware.Gpu("NVIDIA L4", "8.9", "580.65.06"), "11.2.1.2")
+    assert stamp.machine == PlanMachine(hardware.Gpu("NVIDIA L4", "8.9", "580.65.06"), "11.2.1.2")
     assert stamp.activation_bytes == 12345
     before = tree(version.parent)
     files = {"manifest.json", "model.onnx"}

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 import release.files
+from export import plan as plan_command
 from export.__main__ import main
-from export.publish import locked
 from export.tensorrt import build as plan
-from export.tensorrt import command as plan_command
 from export.tensorrt.build import Run
 from export.tensorrt.runtime import LoadedPlan
+from release.lock import locked
 from release.names import PLAN_FILE, TENSORRT_INPUTS
 from release.stamp import STAMP_FILE, PlanError
 from tests.export.tensorrt.fake_gpu import FEED, MODEL, Gpu, command, nvidia_smi, tree, write_graph

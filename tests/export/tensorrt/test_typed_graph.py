@@ -109,7 +109,7 @@ def test_an_empty_request_takes_those_behind_it_along_and_claims_no_length(
 ) -> None:
     """What the exporter and the other form of the longest pair make of it; every case: test_packed_bert.py."""
     batch = [pairs[:3], pairs[3:4], pairs[4:9]]
-    wanted = compute(source, pack(batch))
+    expected = compute(source, pack(batch))
     feed = pack(batch)
     own = feed["token_counts"][:2]
     feed["input_ids"] = np.delete(feed["input_ids"], range(own[0], own.sum()))
@@ -122,19 +122,19 @@ def test_an_empty_request_takes_those_behind_it_along_and_claims_no_length(
             feed | {LONGEST: np.zeros(longest, np.int32), LONGEST_SHAPE: np.zeros(longest, np.int32)},
         )
     logits = compute(model, feed)
-    assert np.allclose(logits[:3], wanted[:3], atol=1e-5)
+    assert np.allclose(logits[:3], expected[:3], atol=1e-5)
     assert np.isnan(logits[3:]).all()
     assert attention_rows(model, feed) == longest
 
 
 @pytest.mark.parametrize("size", [1, 5, 10_000])
 def test_a_wrong_longest_is_answered_with_nan_where_it_is_too_short(source: Path, feed: Feed, size: int) -> None:
-    wanted = compute(source, feed)
+    expected = compute(source, feed)
     told = add_longest(feed) | {LONGEST_SHAPE: np.zeros(size, dtype=np.int32)}
     logits = compute(shaped(source), told)
     ends = np.cumsum(feed["pair_counts"])[:-1]
     for own, right, lengths in zip(
-        np.split(logits, ends), np.split(wanted, ends), np.split(feed["lengths"], ends), strict=True
+        np.split(logits, ends), np.split(expected, ends), np.split(feed["lengths"], ends), strict=True
     ):
         if lengths.max() > size:
             assert np.isnan(own).all()
@@ -160,7 +160,7 @@ def test_the_fp16_graphs_hold_where_fp16_overflows(source: Path, pairs: list, fe
     assert 10_000 <= max(largest.values()) < 11_000, "the mask is the largest that there is"
 
 
-def test_what_is_spared_computes_in_float32(source: Path) -> None:
+def test_what_is_kept_computes_in_float32(source: Path) -> None:
     model = shaped(source)
     to_float16(model, {node.output[0] for node in model.graph.node if "layers.0.fused_qkv.weight" in node.input})
     kinds = {tensor.name: tensor.data_type for tensor in model.graph.initializer}

@@ -80,7 +80,7 @@ def test_the_difference_of_two_labels_is_that_of_any_logit_and_the_order_that_of
 
 
 @pytest.mark.parametrize(
-    ("wanted", "got", "value"),
+    ("expected", "got", "value"),
     [
         ([4, 3, 2, 1], [4, 3, 2, 1], 1),
         ([4, 3, 2, 1], [1, 2, 3, 4], -1),
@@ -90,8 +90,8 @@ def test_the_difference_of_two_labels_is_that_of_any_logit_and_the_order_that_of
         ([2, 2, 2], [1, 2, 3], 1),  # the reference has no order that could be lost
     ],
 )
-def test_kendalls_tau_by_hand(wanted: list[float], got: list[float], value: float) -> None:
-    assert tau(np.array(wanted, float), np.array(got, float)) == pytest.approx(value)
+def test_kendalls_tau_by_hand(expected: list[float], got: list[float], value: float) -> None:
+    assert tau(np.array(expected, float), np.array(got, float)) == pytest.approx(value)
 
 
 def test_tau_is_the_mean_over_groups_of_two_or_more() -> None:
@@ -100,12 +100,12 @@ def test_tau_is_the_mean_over_groups_of_two_or_more() -> None:
     assert found.top1_changed_beyond_tie == 1 / 2
 
 
-def share(wanted: list[float], got: list[float], top: int, tie: float = TIE) -> float:
-    return changed(np.array(wanted, float), np.array(got, float), [np.arange(len(wanted))], top, tie)
+def share(expected: list[float], got: list[float], top: int, tie: float = TIE) -> float:
+    return changed(np.array(expected, float), np.array(got, float), [np.arange(len(expected))], top, tie)
 
 
 @pytest.mark.parametrize(
-    ("wanted", "got", "lost"),
+    ("expected", "got", "lost"),
     [
         ([1.0, 0.5], [1.0, 0.5], 0),
         ([1.0, 0.5], [0.5, 1.0], 1),
@@ -115,8 +115,8 @@ def share(wanted: list[float], got: list[float], top: int, tie: float = TIE) -> 
         ([1.0, 1.0, 0.2], [0.5, 0.6, 0.7], 1),
     ],
 )
-def test_top_1_changes_where_the_reference_tells_the_two_apart(wanted, got, lost) -> None:
-    assert share(wanted, got, 1) == lost
+def test_top_1_changes_where_the_reference_tells_the_two_apart(expected, got, lost) -> None:
+    assert share(expected, got, 1) == lost
 
 
 @pytest.mark.parametrize(
@@ -205,8 +205,8 @@ def test_all_groups_drawn_once_give_the_metrics_of_the_log() -> None:
     groups = group_rows(rows)
     gain = gain_per_group(groups, clicks / impressions, scores)
     found = resampled(clicks, impressions, scores, np.ones(len(groups)), gain)
-    wanted = evaluate_ranking(rows, scores)
-    assert found == pytest.approx({name: wanted[name] for name in METRICS}, rel=1e-12)
+    expected = evaluate_ranking(rows, scores)
+    assert found == pytest.approx({name: expected[name] for name in METRICS}, rel=1e-12)
 
 
 def test_a_group_drawn_twice_counts_twice_and_one_not_drawn_not_at_all() -> None:
@@ -216,8 +216,8 @@ def test_a_group_drawn_twice_counts_twice_and_one_not_drawn_not_at_all() -> None
     clicks, weight = np.array([row.clicks for row in rows]), times.repeat([3, 2, 2])
     gain = gain_per_group(group_rows(rows), clicks, scores)
     found = resampled(clicks * weight, weight, scores, times, gain)
-    wanted = evaluate_ranking(log([1, 0, 0], [1, 0, 0], [1, 0]), [*scores[:3], *scores[:3], *scores[5:]])
-    assert found == pytest.approx({name: wanted[name] for name in METRICS})
+    expected = evaluate_ranking(log([1, 0, 0], [1, 0, 0], [1, 0]), [*scores[:3], *scores[:3], *scores[5:]])
+    assert found == pytest.approx({name: expected[name] for name in METRICS})
 
 
 def test_the_interval_brackets_the_difference_and_narrows_with_more_groups() -> None:

@@ -15,6 +15,34 @@ from finetune.scoring import score_rows
 
 PAIRS = [("w1 w2", "w3"), ("w4", "w5 w6 w7"), ("", "w8"), ("w9 w10 w11", "w12 w13"), ("w14", "w15 w16 w17 w18 w19")]
 
+QUERY = "bert.encoder.layer.1.attention.self.query"
+RANK, ALPHA = 4, 12
+# The keys that PEFT 0.21 writes, as far as their values are not null.
+SETTINGS = {
+    "alpha_pattern": {}, "auto_mapping": None, "bias": "none", "ensure_weight_tying": False, "fan_in_fan_out": False,
+    "inference_mode": True, "init_lora_weights": True, "loftq_config": {}, "lora_alpha": ALPHA, "lora_bias": False,
+    "lora_dropout": 0.1, "megatron_config": None, "megatron_core": "megatron.core",
+    "modules_to_save": ["classifier", "score"], "peft_type": "LORA", "peft_version": "0.21.2", "qalora_group_size": 16,
+    "r": RANK, "rank_pattern": {}, "target_modules": ["query"], "task_type": "SEQ_CLS", "use_dora": False,
+    "use_rslora": False,
+}  # fmt: skip
+
+
+def make_adapter(folder: Path, base: Path | str, labels: int = 1, **settings: object) -> Path:
+    """Write an adapter as PEFT saves it: LoRA on one layer's query, and a classifier trained in full."""
+    folder.mkdir()
+    chance = torch.Generator().manual_seed(0)
+    tensors = {
+        f"base_model.model.{QUERY}.lora_A.weight": torch.randn(RANK, 32, generator=chance),
+        f"base_model.model.{QUERY}.lora_B.weight": torch.randn(32, RANK, generator=chance),
+        "base_model.model.classifier.weight": torch.randn(labels, 32, generator=chance),
+        "base_model.model.classifier.bias": torch.randn(labels, generator=chance),
+    }
+    save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
+    content = {**SETTINGS, "base_model_name_or_path": str(base), **settings}
+    (folder / "adapter_config.json").write_text(json.dumps(content))
+    return folder
+
 
 def set_config(folder: Path, **fields: object) -> None:
     set_json(folder / "config.json", **fields)

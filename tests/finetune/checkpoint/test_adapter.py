@@ -1,6 +1,5 @@
 """LoRA adapters: merged by PEFT's formula where the base is at hand, and refused where that would not be exact."""
 
-import json
 import math
 from pathlib import Path
 
@@ -12,36 +11,8 @@ from transformers import BertForSequenceClassification
 
 from finetune.checkpoint.files import CheckpointError, hash_checkpoint
 from finetune.checkpoint.load import label_names, load_checkpoint
-from tests.finetune.checkpoint.changes import name_labels, score, set_json
+from tests.finetune.checkpoint.changes import ALPHA, QUERY, RANK, make_adapter, name_labels, score, set_json
 from tests.tiny import make_checkpoint
-
-QUERY = "bert.encoder.layer.1.attention.self.query"
-RANK, ALPHA = 4, 12
-# The keys that PEFT 0.21 writes, as far as their values are not null.
-SETTINGS = {
-    "alpha_pattern": {}, "auto_mapping": None, "bias": "none", "ensure_weight_tying": False, "fan_in_fan_out": False,
-    "inference_mode": True, "init_lora_weights": True, "loftq_config": {}, "lora_alpha": ALPHA, "lora_bias": False,
-    "lora_dropout": 0.1, "megatron_config": None, "megatron_core": "megatron.core",
-    "modules_to_save": ["classifier", "score"], "peft_type": "LORA", "peft_version": "0.21.2", "qalora_group_size": 16,
-    "r": RANK, "rank_pattern": {}, "target_modules": ["query"], "task_type": "SEQ_CLS", "use_dora": False,
-    "use_rslora": False,
-}  # fmt: skip
-
-
-def make_adapter(folder: Path, base: Path | str, labels: int = 1, **settings: object) -> Path:
-    """Write an adapter as PEFT saves it: LoRA on one layer's query, and a classifier trained in full."""
-    folder.mkdir()
-    chance = torch.Generator().manual_seed(0)
-    tensors = {
-        f"base_model.model.{QUERY}.lora_A.weight": torch.randn(RANK, 32, generator=chance),
-        f"base_model.model.{QUERY}.lora_B.weight": torch.randn(32, RANK, generator=chance),
-        "base_model.model.classifier.weight": torch.randn(labels, 32, generator=chance),
-        "base_model.model.classifier.bias": torch.randn(labels, generator=chance),
-    }
-    save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
-    content = {**SETTINGS, "base_model_name_or_path": str(base), **settings}
-    (folder / "adapter_config.json").write_text(json.dumps(content))
-    return folder
 
 
 @pytest.fixture
@@ -99,15 +70,15 @@ def test_an_adapters_own_config_names_its_labels(base: Path, tmp_path: Path) -> 
 def test_the_hash_covers_the_base_too(base: Path, tmp_path: Path) -> None:
     folder = make_adapter(tmp_path / "adapter", base)
     before = hash_checkpoint(folder)
-    assert before["files"].keys() >= {"adapter_config.json", "adapter_model.safetensors", "base/model.safetensors"}
-    assert before["files"].keys() >= {"base/config.json", "base/tokenizer.json"}
+    assert before.files.keys() >= {"adapter_config.json", "adapter_model.safetensors", "base/model.safetensors"}
+    assert before.files.keys() >= {"base/config.json", "base/tokenizer.json"}
     set_json(base / "config.json", layer_norm_eps=1e-5)
-    assert hash_checkpoint(folder)["sha256"] != before["sha256"]
+    assert hash_checkpoint(folder).sha256 != before.sha256
 
 
 def test_a_base_beside_the_adapter_is_found(base: Path, tmp_path: Path) -> None:
     folder = make_adapter(tmp_path / "adapter", "../base")
-    assert hash_checkpoint(folder)["files"].keys() >= {"base/model.safetensors"}
+    assert hash_checkpoint(folder).files.keys() >= {"base/model.safetensors"}
     load_checkpoint(folder)
 
 

@@ -15,7 +15,7 @@ from transformers import BertForSequenceClassification
 
 from finetune.checkpoint.files import CheckpointError, hash_checkpoint
 from finetune.checkpoint.load import load_checkpoint
-from tests.finetune.checkpoint.changes import score, set_config
+from tests.finetune.checkpoint.changes import make_adapter, score, set_config
 from tests.tiny import make_checkpoint
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a21\nsize 90868376\n"
@@ -69,7 +69,19 @@ def test_the_hash_covers_exactly_the_files_that_loading_opens(folder: Path, chan
         (folder / name).write_bytes(b"{}")
     with opened(folder) as names:
         load_checkpoint(folder)
-    assert set(hash_checkpoint(folder)["files"]) == names
+    assert set(hash_checkpoint(folder).files) == names
+
+
+@pytest.mark.parametrize("own", [(), ("config.json",), ("config.json", "tokenizer.json", "tokenizer_config.json")])
+def test_the_hash_of_an_adapter_covers_what_loading_opens_in_both_folders(
+    folder: Path, tmp_path: Path, own: tuple[str, ...]
+) -> None:
+    adapter = make_adapter(tmp_path / "adapter", folder)
+    for name in own:
+        shutil.copy(folder / name, adapter)
+    with opened(adapter) as names, opened(folder) as base:
+        load_checkpoint(adapter)
+    assert set(hash_checkpoint(adapter).files) == names | {f"base/{name}" for name in base}
 
 
 @pytest.mark.parametrize("change", [lambda folder: None, sharded])
@@ -77,7 +89,7 @@ def test_the_hashed_files_alone_give_the_same_scores(
     folder: Path, tmp_path: Path, change: Callable[[Path], None]
 ) -> None:
     change(folder)
-    for name in hash_checkpoint(folder)["files"]:
+    for name in hash_checkpoint(folder).files:
         (tmp_path / "copy").mkdir(exist_ok=True)
         shutil.copy(folder / name, tmp_path / "copy" / name)
     np.testing.assert_array_equal(score(tmp_path / "copy"), score(folder))
@@ -85,12 +97,12 @@ def test_the_hashed_files_alone_give_the_same_scores(
 
 def test_every_hashed_file_changes_the_hash(folder: Path) -> None:
     before = hash_checkpoint(folder)
-    assert before["name"] == "checkpoint"
-    assert before["files"].keys() >= {"config.json", "model.safetensors", "tokenizer.json", "vocab.txt"}
-    for name in before["files"]:
+    assert before.name == "checkpoint"
+    assert before.files.keys() >= {"config.json", "model.safetensors", "tokenizer.json", "vocab.txt"}
+    for name in before.files:
         content = (folder / name).read_bytes()
         (folder / name).write_bytes(content + b"\n")
-        assert hash_checkpoint(folder)["sha256"] != before["sha256"]
+        assert hash_checkpoint(folder).sha256 != before.sha256
         (folder / name).write_bytes(content)
     (folder / "optimizer.pt").write_bytes(b"other")
     assert hash_checkpoint(folder) == before

@@ -14,17 +14,17 @@ import numpy as np
 import pytest
 
 from export.engines import find_engines
+from export.report.report import METRIC_NAMES, About, check_writable, screen_table, write_report
+from export.report.result import Result
 from export.verify.comparison import METRICS, Comparison, Difference
 from export.verify.evaluation import Evaluation
 from export.verify.gates import Check
 from export.verify.parity import Parity
-from export.verify.report import METRIC_NAMES, About, check_writable, screen_table, write_report
-from export.verify.result import Result
 
 REFERENCE = np.linspace(-3, 3, 40, dtype=np.float32).reshape(20, 2)
 EVALUATION = Evaluation([], [], ["no click", "click"], REFERENCE, {})
 ABOUT = About(
-    "my-bert", "c0ffee", 7, "2026-11-28 06:00 UTC", "test.jsonl", "decade", "python -m export --engine 'onnx'"
+    "my-bert", "c0ffee", "2026-11-28 06:00 UTC", "test.jsonl", "decade", "python -m export --engine 'onnx'", version=7
 )
 
 
@@ -40,7 +40,7 @@ def result(name: str, *checks: Check, auc: float = -0.00123) -> Result:
 GOOD = Check("loss of AUC", 0.00123, 0.002)
 RESULTS = [
     result("onnx", Check("largest difference of a logit", 2e-6, 1e-4)),
-    result("onnx_int8", GOOD, Check("top1_changed_beyond_tie", 0.0321, 0.02)),
+    result("onnx_int8", GOOD, Check("top-1 changed beyond the tie", 0.0321, 0.02)),
     result("trt_fp16", Check("largest FP16 activation", float("nan"), 65504)),
     result("trt_int8", GOOD, auc=0.005),
 ]
@@ -51,8 +51,8 @@ def texts(page: str) -> list[str]:
     return [html.unescape(text).strip() for text in re.split(r"<[^>]*>", page)]
 
 
-def write(path: Path, results: list[Result] = RESULTS, refusal: str | None = None) -> str:
-    write_report(path, ABOUT, results, EVALUATION, refusal)
+def write(path: Path, results: list[Result] = RESULTS, about: About = ABOUT) -> str:
+    write_report(path, about, results, EVALUATION)
     return path.read_text(encoding="utf-8")
 
 
@@ -72,7 +72,7 @@ def test_the_page_has_every_engine_metric_and_check(tmp_path: Path) -> None:
     lines = texts(write(tmp_path / "report.html"))
     for one in RESULTS:
         assert one.engine.model in lines
-    for wanted in (
+    for expected in (
         *(f"Δ {name}" for name in METRIC_NAMES.values()),
         "-0.00123",
         "+0.00234",
@@ -81,12 +81,12 @@ def test_the_page_has_every_engine_metric_and_check(tmp_path: Path) -> None:
         "12.3",
         "321",
     ):
-        assert wanted in lines, wanted
+        assert expected in lines, expected
     assert any(line.endswith(", 20 pairs in 4 groups") for line in lines)
     for name in (
         "largest difference of a logit",
         "loss of AUC",
-        "top1_changed_beyond_tie",
+        "top-1 changed beyond the tie",
         "largest FP16 activation",
     ):
         assert name in lines
@@ -97,9 +97,17 @@ def test_the_page_says_which_export_it_is_about(tmp_path: Path) -> None:
     assert "Published as version 7." in shown
     for fact in (ABOUT.checkpoint, ABOUT.checkpoint_sha256, ABOUT.date, ABOUT.evaluation, ABOUT.command):
         assert fact in shown
-    refused = " ".join(texts(write(tmp_path / "report.html", refusal="the ranking is not kept")))
-    assert "Nothing was published: the ranking is not kept" in refused
-    assert "Published as" not in refused
+
+
+@pytest.mark.parametrize("results", [RESULTS, []], ids=["with figures", "before any"])
+def test_the_page_says_why_nothing_was_published(tmp_path: Path, results: list[Result]) -> None:
+    refused = replace(ABOUT, version=None, refusal="the ranking is not kept")
+    shown = " ".join(texts(write(tmp_path / "report.html", results, refused)))
+    assert "Nothing was published: the ranking is not kept" in shown
+    assert "Published as" not in shown
+    for fact in (ABOUT.checkpoint, ABOUT.checkpoint_sha256, ABOUT.date, ABOUT.evaluation, ABOUT.command):
+        assert fact in shown
+    assert ("The gates" in shown) == bool(results)
 
 
 def test_a_place_that_cannot_be_written_is_found_and_nothing_changes(tmp_path: Path) -> None:
@@ -160,16 +168,16 @@ def test_the_table_has_a_column_for_each_engine_and_a_line_for_each_figure() -> 
     lines = table.splitlines()
     assert lines[0].split() == ["engine", *(one.engine.model for one in RESULTS)]
     assert lines[1].split() == ["gate", "passed", "FAILED", "FAILED", "passed"]
-    figures = {line[:23].strip(): line[23:].split() for line in lines[2:15]}
+    figures = {line[:28].strip(): line[28:].split() for line in lines[2:15]}
     assert figures["Δ AUC"] == ["-0.00123", "-0.00123", "-0.00123", "+0.00500"]
     assert figures["Δ log-loss"] == ["+0.00234"] * 4
     assert figures["Δ ECE"] == ["-0.00345"] * 4
     assert figures["Δ NDCG@10"] == ["+0.00456"] * 4
     assert figures["max |Δlogit|"] == ["0.12"] * 4
-    assert figures["top1_changed"] == ["4.32", "%"] * 4
-    assert figures["top1_changed_beyond_tie"] == ["3.21", "%"] * 4
+    assert figures["top-1 changed"] == ["4.32", "%"] * 4
+    assert figures["top-1 changed beyond the tie"] == ["3.21", "%"] * 4
     assert figures["MB"] == ["12.3"] * 4
-    assert figures["pairs_per_second"] == ["321", "321", "-", "-"]
+    assert figures["pairs/s"] == ["321", "321", "-", "-"]
     assert all(METRIC_NAMES[metric] in table for metric in METRICS)
     assert len({len(line) for line in lines[:15]}) == 1  # the columns are straight
 
@@ -177,7 +185,7 @@ def test_the_table_has_a_column_for_each_engine_and_a_line_for_each_figure() -> 
 def test_the_table_says_what_failed() -> None:
     lines = screen_table(RESULTS).splitlines()
     assert [line for line in lines if line.startswith("FAILED")] == [
-        "FAILED clickbert_onnx_int8: top1_changed_beyond_tie 0.0321, allowed 0.02",
+        "FAILED clickbert_onnx_int8: top-1 changed beyond the tie 0.0321, allowed 0.02",
         "FAILED clickbert_trt_fp16: largest FP16 activation nan, allowed 65504",
     ]
     assert "ok     clickbert_trt_int8: loss of AUC 0.00123, allowed 0.002" in lines
@@ -202,7 +210,7 @@ def test_the_proof_is_json_and_holds_every_figure() -> None:
     assert proof["comparison"]["top1_changed_beyond_tie"] == 0.0321
     assert [one["passed"] for one in proof["gate"]] == [True, False]
     assert proof["gate"][1] == {
-        "name": "top1_changed_beyond_tie",
+        "name": "top-1 changed beyond the tie",
         "value": 0.0321,
         "limit": 0.02,
         "passed": False,

@@ -8,15 +8,16 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
+from export.report.page import image, render
+from export.report.result import Result
 from export.verify.comparison import DRAWS, METRICS
 from export.verify.evaluation import Evaluation
-from export.verify.page import image, render
-from export.verify.result import Result
 from finetune.metrics import click_probability
 from release.files import write_whole
 
@@ -27,15 +28,16 @@ GREY = "#bbb"
 
 @dataclass(frozen=True)
 class About:
-    """Which export a report is about."""
+    """Which export a report is about, and how it ended."""
 
     checkpoint: str
     checkpoint_sha256: str
-    version: int
     date: str
     evaluation: str  # the file
     evaluation_sha256: str
     command: str
+    version: int | None = None  # None: nothing was published
+    refusal: str = ""  # why nothing was
 
 
 def columns(result: Result) -> dict[str, str]:
@@ -48,23 +50,23 @@ def columns(result: Result) -> dict[str, str]:
         "mean |Δlogit|": f"{comparison.mean_abs_diff:.2g}",
         **{f"Δ {METRIC_NAMES[name]}": f"{comparison.metrics[name].difference:+.5f}" for name in METRICS},
         "Kendall τ": f"{comparison.kendall_tau:.4f}",
-        "top1_changed": f"{100 * comparison.top1_changed:.2f} %",
-        "top1_changed_beyond_tie": f"{100 * comparison.top1_changed_beyond_tie:.2f} %",
-        "top5_changed": f"{100 * comparison.top5_changed:.2f} %",
-        "top5_changed_beyond_tie": f"{100 * comparison.top5_changed_beyond_tie:.2f} %",
+        "top-1 changed": f"{100 * comparison.top1_changed:.2f} %",
+        "top-1 changed beyond the tie": f"{100 * comparison.top1_changed_beyond_tie:.2f} %",
+        "top-5 changed": f"{100 * comparison.top5_changed:.2f} %",
+        "top-5 changed beyond the tie": f"{100 * comparison.top5_changed_beyond_tie:.2f} %",
         "MB": f"{result.bytes / 1e6:.1f}",
-        "pairs_per_second": "-" if result.pairs_per_second is None else f"{result.pairs_per_second:.0f}",
+        "pairs/s": "-" if result.pairs_per_second is None else f"{result.pairs_per_second:.0f}",
     }
 
 
 def screen_table(results: Sequence[Result]) -> str:
     """The table over all engines, a line a figure and a column an engine; then every check."""
     rows = [columns(result) for result in results]
-    lines = [f"{name:<23}" + "".join(f"{row[name]:>24}" for row in rows) for name in rows[0]]
+    lines = [f"{name:<28}" + "".join(f"{row[name]:>24}" for row in rows) for name in rows[0]]
     base = ", ".join(f"{name} {value:.4f}" for name, value in reference_metrics(results).items())
     first = results[0].comparison
     lines.append(f"PyTorch fp32: {base}; {first.pairs} pairs, {first.groups} groups")
-    lines.append("pairs_per_second: in process, on this machine's CPU; a TensorRT graph's figures are ONNX Runtime's")
+    lines.append("pairs/s: in process, on this machine's CPU; a TensorRT graph's figures are ONNX Runtime's")
     lines += [
         f"{'ok' if check.passed else 'FAILED':<6} {result.engine.model}: {check.name} {check.value:.4g}, "
         f"allowed {check.limit:g}"
@@ -79,35 +81,30 @@ def reference_metrics(results: Sequence[Result]) -> dict[str, float]:
     return {METRIC_NAMES[name]: results[0].comparison.metrics[name].reference for name in METRICS}
 
 
-def write_report(
-    path: Path, about: About, results: Sequence[Result], evaluation: Evaluation, refusal: str | None = None
-) -> None:
+def write_report(path: Path, about: About, results: Sequence[Result], evaluation: Evaluation | None) -> None:
     """Writes the page, whole or not at all: the former one stays until this one is complete.
 
     Args:
         path: where to.
-        about: which export it was.
-        results: the engines that were compared.
+        about: which export it was, and how it ended.
+        results: the engines that were compared; none if the export failed before.
         evaluation: what they were compared with.
-        refusal: why nothing was published; None if it was.
 
     Raises:
         OSError: it cannot be written.
     """
     with mpl.rc_context({"text.parse_math": False, "figure.dpi": 150}):  # a "$" in a model's name is no formula
-        page = render(
-            TEMPLATE,
-            about=about,
-            refusal=refusal,
-            pairs=results[0].comparison.pairs,
-            groups=results[0].comparison.groups,
-            columns=[columns(result) for result in results],
-            reference=reference_metrics(results),
-            results=results,
-            scatter=image(plot_scatter(results, evaluation), "click probability of each pair, engine over PyTorch"),
-            intervals=image(plot_intervals(results), "differences of the metrics with confidence intervals"),
-            draws=DRAWS,
-        )
+        figures: dict[str, Any] = {}
+        if results and evaluation:
+            figures = {
+                "comparison": results[0].comparison,
+                "columns": [columns(result) for result in results],
+                "reference": reference_metrics(results),
+                "scatter": image(plot_scatter(results, evaluation), "click probability of each pair over PyTorch's"),
+                "intervals": image(plot_intervals(results), "differences of the metrics with confidence intervals"),
+                "draws": DRAWS,
+            }
+        page = render(TEMPLATE, about=about, results=results, **figures)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, page)
 

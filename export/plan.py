@@ -23,9 +23,10 @@ from typing import Any
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from export.publish import PublishError, locked
+from export.engines import find_gates
 from export.tensorrt.build import Run, read_limits, rebuild
 from export.tensorrt.runtime import load_tensorrt
+from release.lock import LockError, locked
 from release.names import CONFIG_FILE
 from release.stamp import PlanError, find_machine, misfit
 from release.versions import newest
@@ -46,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         plans = rebuild_all(options.repository, options.model, run_gate, say)
-    except (PlanError, PublishError, OSError) as exc:
+    except (PlanError, LockError, OSError) as exc:
         print(f"export: {exc}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -72,7 +73,7 @@ def rebuild_all(
 
     Raises:
         PlanError: there is no GPU, no TensorRT or no such model, or a build or a gate failed.
-        PublishError: an export or another build is working in the repository.
+        LockError: an export or another build is working in the repository.
     """
     versions = newest_versions(repository, models)
     if not versions:
@@ -125,7 +126,7 @@ def run_gate(version: Path, run: Run) -> None:
     """The gate of a published version."""
     from export.verify.saved_gate import gate  # noqa: PLC0415 (it imports scikit-learn, which `--help` does not need)
 
-    gate(version, run)
+    gate(version, run, find_gates())
 
 
 def say(step: str) -> None:
