@@ -20,6 +20,7 @@ from tqdm import tqdm
 from benchmarks import BenchmarkError, say
 from benchmarks.load_gen.target import Target
 from benchmarks.measure.schema import ServerInfo, dump
+from benchmarks.options import CHECKPOINT, REPOSITORY
 from clickbert import ClickBertError, RankedDocument, Ranker
 from clickbert.connection import Connection
 from finetune.checkpoint.files import hash_checkpoint
@@ -33,8 +34,6 @@ from serving.server import Addresses, Server
 from serving.triton import ServingError
 
 DATA = Path("data/sample")
-CHECKPOINT = Path("checkpoints/demo")
-REPOSITORY = Path("model_repository")
 LOG = CHECKPOINT.parent / "demo-triton.log"
 PAIRS_A_CALL = 64
 TOLERANCE = 5e-5  # of the AUC: equal to four decimals
@@ -52,10 +51,6 @@ class DemoResult:
     metrics: dict[str, float]
     parity: dict[str, float]
     ranking: tuple[RankedDocument, ...]
-
-
-def add_arguments(_: argparse.ArgumentParser) -> None:
-    """The demo has no options."""
 
 
 def run(_: argparse.Namespace, least_auc: float = 0.75) -> int:

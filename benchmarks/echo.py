@@ -32,8 +32,8 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from benchmarks.load_gen import target
-from benchmarks.load_gen.target import REPOSITORY, Target, copy_model, start_target
-from benchmarks.load_gen.workload import DATA, Request, Selection
+from benchmarks.load_gen.target import Target, copy_model, start_target
+from benchmarks.load_gen.workload import Request, Selection
 from benchmarks.measure.environment import find_environment
 from benchmarks.measure.schema import Environment, Latency, dump
 from benchmarks.measure.stats import summarize_latency
@@ -82,12 +82,6 @@ class Stopwatch(GrpcTransport):
         answer = self.send(self.message, timeout)
         self.marks = began, built, time.perf_counter()
         return read_answer(answer)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the command's options."""
-    parser.add_argument("--repository", type=Path, default=REPOSITORY, help="with a published version")
-    parser.add_argument("--data", type=Path, default=DATA, help="click log (.jsonl[.gz])")
 
 
 def run(options: argparse.Namespace, calls: int = 1000, warm_up: int = 100) -> int:

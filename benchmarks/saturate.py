@@ -23,7 +23,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks import BenchmarkError, say
-from benchmarks.load import add_processes
 from benchmarks.load_gen import target, workload
 from benchmarks.load_gen.pool import TIMING, Load, Timing
 from benchmarks.load_gen.target import Target
@@ -32,7 +31,7 @@ from benchmarks.measure import schema
 from benchmarks.measure.compare import check_comparable, compare_results, regressed_models, show_changes
 from benchmarks.measure.environment import find_environment
 from benchmarks.measure.schedule import SCHEDULE, Run, Schedule
-from benchmarks.measure.schema import ModelResult, Saturation, SaturationResult, Sent, Slo, WorkloadInfo
+from benchmarks.measure.schema import ModelResult, Saturation, SaturationResult, Sent, WorkloadInfo
 from benchmarks.measure.stats import LIMITS, ClientLimits
 from benchmarks.measure.tokens import count_pairs, count_tokens, pack, published_tokenizer
 from benchmarks.report.page import write_page
@@ -40,7 +39,6 @@ from benchmarks.report.tables import every_step_table, size_table, summary_table
 from clickbert.tokenization import PackedPairs
 from release.stamp import PlanError
 
-RESULTS = Path("benchmarks/results")
 EXPECTED = (*target.EXPECTED, PlanError)
 
 
@@ -50,25 +48,6 @@ class Summary:
 
     result: str
     models: dict[str, Saturation | None]
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of `saturate`."""
-    target.add_arguments(parser)
-    workload.add_arguments(parser)
-    add_processes(parser)
-    parser.add_argument("--model", action="append", metavar="NAME", help="only this model; may be repeated")
-    parser.add_argument("--slo", type=slo, metavar="p99=50ms", help="find the highest rate that meets this objective")
-    parser.add_argument("--compare", type=Path, metavar="RESULT.json", help="end with 1 if that result was better")
-    parser.add_argument("--results", type=Path, default=RESULTS, help=f"where to write (default {RESULTS})")
-
-
-def slo(text: str) -> Slo:
-    """An objective, for argparse."""
-    try:
-        return Slo.parse(text)
-    except ValueError as exc:
-        raise argparse.ArgumentTypeError(str(exc)) from exc
 
 
 def run(

@@ -27,17 +27,15 @@ from tqdm import tqdm
 from tritonclient.grpc import model_config_pb2
 
 from benchmarks import BenchmarkError
-from benchmarks.load import USERS, add_processes
 from benchmarks.load_gen import target, workload
 from benchmarks.load_gen.pool import TIMING, Load, Timing, open_pool
-from benchmarks.load_gen.target import REPOSITORY, copy_model, newest_version
-from benchmarks.load_gen.workload import whole_number
+from benchmarks.load_gen.target import copy_model, newest_version
 from benchmarks.measure.environment import find_environment
 from benchmarks.measure.schema import Environment, Step, dump, write
 from benchmarks.measure.stats import LIMITS, ClientLimits
+from benchmarks.options import RESULTS
 from benchmarks.report.tables import make_table
-from benchmarks.saturate import RESULTS
-from clickbert.protocol import DEFAULT_MODEL, TOKENIZER_MODEL
+from clickbert.protocol import TOKENIZER_MODEL
 from release.files import write_whole
 from release.names import CONFIG_FILE
 from serving.backends.onnxruntime.workers import usable_cores
@@ -112,16 +110,6 @@ Measure = Callable[[Settings], Trial | None]
 def is_better(gain: float, tail: float) -> bool:
     """Whether a speed and a p99, new / old, are an improvement beyond noise."""
     return gain > 1 + GAIN or (gain > 1 - GAIN and tail < 1 - 3 * GAIN)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of `tune`."""
-    workload.add_arguments(parser)
-    add_processes(parser)
-    parser.add_argument("--repository", type=Path, default=REPOSITORY, help="whose config is tuned")
-    parser.add_argument("--model", default=DEFAULT_MODEL, help=f"which one (default {DEFAULT_MODEL})")
-    parser.add_argument("--users", type=whole_number, default=USERS, help=f"requests in flight (default {USERS})")
-    parser.add_argument("--write", action="store_true", help="write without asking")
 
 
 def run(

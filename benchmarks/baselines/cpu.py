@@ -45,8 +45,8 @@ from numpy.typing import ArrayLike
 from benchmarks import BenchmarkError
 from benchmarks.baselines.peer import Peer
 from benchmarks.load_gen import target
-from benchmarks.load_gen.target import REPOSITORY, log_folder, start_target
-from benchmarks.load_gen.workload import ALL, DATA, TITLES, Request, Selection
+from benchmarks.load_gen.target import log_folder, start_target
+from benchmarks.load_gen.workload import ALL, TITLES, Request, Selection
 from benchmarks.measure.environment import find_environment
 from benchmarks.measure.schema import Environment, dump
 from benchmarks.report.tables import make_table
@@ -139,14 +139,6 @@ class BaselineResult:
     workloads: dict[str, ContestResult]
     peer: str | None
     environment: Environment
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the command's options."""
-    parser.add_argument("--checkpoint", type=Path, default=Path("checkpoints/demo"), help="Hugging Face folder")
-    parser.add_argument("--repository", type=Path, default=REPOSITORY, help="with fp32 and INT8 of it")
-    parser.add_argument("--data", type=Path, default=DATA, help="click log (.jsonl[.gz])")
-    parser.add_argument("--peer-url", metavar="URL", help="a running rerank server to measure, too (see above)")
 
 
 def run(options: argparse.Namespace, turn: float = 4.0, rounds: int = 3) -> int:

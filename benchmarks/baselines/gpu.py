@@ -25,8 +25,6 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from benchmarks.load_gen.target import REPOSITORY
-from benchmarks.load_gen.workload import DATA
 from benchmarks.measure.schema import Latency, dump
 from benchmarks.measure.stats import summarize_latency
 from benchmarks.report.tables import make_table, percentile_columns
@@ -65,13 +63,6 @@ class GpuResult:
     torch: str
     left_out: dict[str, str]
     figures: tuple[Timed, ...]
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the command's options."""
-    parser.add_argument("--checkpoint", type=Path, default=Path("checkpoints/demo"), help="Hugging Face folder")
-    parser.add_argument("--repository", type=Path, default=REPOSITORY, help="with the plans of it")
-    parser.add_argument("--evaluation", type=Path, default=DATA, help="click log")
 
 
 def run(options: argparse.Namespace, runs: int = RUNS) -> int:

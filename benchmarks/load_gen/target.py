@@ -31,7 +31,6 @@ from serving.triton import ServingError
 PREFIX = "clickbert_"
 TIMEOUT = 10.0  # seconds, for a question
 FIRST_TIMEOUT = 60.0  # seconds, for the first ranking of a slow model
-REPOSITORY = Path("model_repository")
 EXPECTED = (BenchmarkError, ServingError, ClickBertError, ClickLogError)  # what a load on a server may raise
 
 
@@ -121,14 +120,6 @@ def split_time(before: Counts, after: Counts, mean_ms: float | None) -> TimeSpli
         return None
     queue, compute = ((getattr(after, name) - getattr(before, name)) / requests / 1e6 for name in ("queue", "compute"))
     return TimeSplit(queue, compute, max(0.0, mean_ms - queue - compute))
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that say which server is measured."""
-    server = parser.add_mutually_exclusive_group()
-    Connection.add_arguments(parser, default_url=None, url_group=server)
-    text = f"without --url: start a server on this repository (default {REPOSITORY})"
-    server.add_argument("--repository", type=Path, default=REPOSITORY, help=text)
 
 
 @contextlib.contextmanager

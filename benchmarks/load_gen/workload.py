@@ -75,7 +75,7 @@ class Selection:
         return words if self.candidates is None else [*words, "--candidates", str(self.candidates)]
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_workload_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options that select the requests."""
     parser.add_argument("--data", type=Path, default=DATA, help=f"click log, .jsonl[.gz] (default {DATA})")
     parser.add_argument("--candidates", type=whole_number, help="candidates of each request (default: as logged)")
