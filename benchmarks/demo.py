@@ -1,4 +1,4 @@
-"""The whole main job, on real parts: a click log becomes a ranking on Triton.
+"""Runs the full pipeline: a click log becomes a ranking on Triton.
 
 Every step is a command that a user would type, and it is shown before it runs. What is there already is used: the
 sample, the checkpoint, and the published version if its manifest names this very checkpoint and evaluation. Then the

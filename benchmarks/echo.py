@@ -1,4 +1,4 @@
-"""What a ranking costs beside the model: the client's own time, with a real server on a model that only echoes.
+"""What a ranking costs apart from the model: the client's own time, with a real server on a model that only echoes.
 
     python -m benchmarks echo
     python -m benchmarks echo --repository model_repository --data my-clicks.jsonl.gz
@@ -180,5 +180,5 @@ async def measure_together(connection: Connection, requests: Sequence[Request], 
         await ranker.rank(requests[0].query, requests[0].documents)
         began, began_cpu = time.perf_counter(), time.process_time()
         await asyncio.gather(*(work() for _ in range(IN_FLIGHT)))
-        took, took_cpu = time.perf_counter() - began, time.process_time() - began_cpu
-    return calls / took, 1000 * took_cpu / calls
+        seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - began_cpu
+    return calls / seconds, 1000 * cpu_seconds / calls

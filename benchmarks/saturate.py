@@ -1,4 +1,4 @@
-"""`make benchmark`: every served click model up to saturation, with the engine's own ceiling beside it.
+"""`make benchmark`: every served click model up to saturation, and the engine's own ceiling.
 
 For each model: a closed loop of more and more users up to saturation; saturation, in rounds in which the models take
 turns, between rounds of the ceiling (the same graph in process, on the same requests); then an open loop at shares of
@@ -30,7 +30,7 @@ from benchmarks.load_gen.workload import Request, sample_of_all_sizes
 from benchmarks.measure import schema
 from benchmarks.measure.compare import check_comparable, compare_results, regressed_models, show_changes
 from benchmarks.measure.environment import find_environment
-from benchmarks.measure.schedule import SCHEDULE, Run, Schedule
+from benchmarks.measure.schedule import SCHEDULE, SaturationRun, Schedule
 from benchmarks.measure.schema import ModelResult, Saturation, SaturationResult, Sent, WorkloadInfo
 from benchmarks.measure.stats import LIMITS, ClientLimits
 from benchmarks.measure.tokens import count_pairs, count_tokens, pack, published_tokenizer
@@ -81,7 +81,7 @@ def run(
         path = options.results / f"{result.environment.time[:19].replace(':', '-')}.json"
         for model in models:
             server.try_out(model, requests[0])
-        for found in Run(server, load, folder, schedule).saturate(models, packed, options.slo):
+        for found in SaturationRun(server, load, folder, schedule).saturate(models, packed, options.slo):
             result = replace(result, models=found)
             schema.write(path, result)  # Ctrl-C does not cost what was measured
         result = replace(result, complete=True)

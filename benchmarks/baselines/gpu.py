@@ -1,4 +1,4 @@
-"""The published TensorRT plans beside PyTorch in FP16, on this GPU: latency and pairs/s at 1, 32 and 256 pairs.
+"""Compares the published TensorRT plans with PyTorch in FP16, on this GPU: latency and pairs/s at 1, 32 and 256 pairs.
 
     python -m benchmarks gpu
     python -m benchmarks gpu --checkpoint checkpoints/mine --evaluation my-clicks/test.jsonl
@@ -150,13 +150,13 @@ def measure(
         for name, compute in contenders.items():
             for batch in batches[:WARM_UP]:
                 compute(batch)
-            took = []
+            durations = []
             for batch in batches:
                 began = time.perf_counter()
                 compute(batch)  # returns when the logits are here
-                took.append(time.perf_counter() - began)
-            if latency := summarize_latency(took):
-                figures.append(Timed(size, name, latency, size / median(took)))
+                durations.append(time.perf_counter() - began)
+            if latency := summarize_latency(durations):
+                figures.append(Timed(size, name, latency, size / median(durations)))
     return tuple(figures)
 
 

@@ -2,8 +2,6 @@
 
 Locust has processes of its own, because gevent changes the standard library of the process it is in. A process takes
 seconds to start, so it stays, paused, for as many rounds as are sent.
-
-Not known here: what the figures are compared with.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ class Sample(NamedTuple):
 class Recording:
     """A round of one generator.
 
-    All users run in one thread. Where it never rests (`busy`), the latencies are its own and not the server's.
+    All users run in one thread. If it is always busy (`busy`), the latencies are its own and not the server's.
     """
 
     samples: list[Sample]

@@ -1,7 +1,4 @@
-"""The server that a benchmark measures: one that runs already, or one that is started for it.
-
-Not known here: what is sent to it.
-"""
+"""The server that a benchmark measures: one that runs already, or one that is started for it."""
 
 from __future__ import annotations
 

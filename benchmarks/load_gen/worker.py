@@ -10,8 +10,6 @@ STEM.0.json, the next one to STEM.1.json; STEM.ready says that this process list
 itself, with Locust's own table, in a closed loop:
 
     locust -f benchmarks/load_gen/worker.py --url localhost:8001 --users 8 --spawn-rate 8 --headless --run-time 30s
-
-Not known here: which part of a round is measured.
 """
 
 # mypy: disable-error-code="no-untyped-call"

@@ -1,7 +1,4 @@
-"""The requests that every benchmark sends: a click log's own groups, or groups of one size, always in the same order.
-
-Not known here: who sends them, and when.
-"""
+"""The requests of every benchmark: a click log's own groups, or groups of one size, always in the same order."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """What a benchmark finds: frozen dataclasses, written as JSON and read back with every type checked.
 
 PERCENTILES is the one list of percentiles: tables, plots, `--slo` and `--compare` all go through it. A change that
-older files do not fit needs a new SCHEMA. Not known here: how anything was measured.
+older files do not fit needs a new SCHEMA.
 """
 
 from __future__ import annotations
@@ -86,22 +86,22 @@ class TimeSplit:
 
 @dataclass(frozen=True)
 class Step:
-    """One load on one model. Errors and latencies are of the requests that were to start in it."""
+    """One load on one model. Errors and latencies are of the requests scheduled in this window."""
 
     users: int | None  # closed loop: requests in flight
     rate: float | None  # open loop: requests to start a second
     duration: int  # seconds that were measured
-    requests: int  # that were to start
+    requests: int  # scheduled in this window
     errors: int
     error_kinds: dict[str, int]  # by class
-    offered_per_second: float  # requests that were to start
+    offered_per_second: float  # requests that were scheduled
     requests_per_second: float  # that were answered
     pairs_per_second: float
     pairs_by_second: tuple[int, ...]
     latency: Latency | None  # from the intended start to the answer; None: nothing was answered
     latencies_ms: tuple[float, ...]  # every answered request's, ascending
     latency_by_size: dict[str, Latency | None]  # by `workload.CLASSES`
-    start_delay: Latency | None  # from the intended start to the actual one; None: no request was to start
+    start_delay: Latency | None  # from the intended start to the actual one; None: no request was scheduled
     generator: GeneratorUse
     client_bound: str | None  # why the figures are the generator's own; None: they are the server's
     time_split: TimeSplit | None = None  # None: Triton counted nothing
@@ -127,7 +127,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Round:
-    """A step at saturation, and what the generators left of the ceiling around it, in pairs per second."""
+    """A step at saturation, and the ceiling minus what the generators used, in pairs per second."""
 
     step: Step
     left_of_ceiling: float | None
@@ -225,10 +225,9 @@ class ModelResult:
 
     @property
     def saturated(self) -> Saturation | None:
-        """Of all rounds whose figures are the server's; None if there are none.
+        """Mean of the rounds that are not client-bound; None if there are none.
 
-        The share holds all that was served against all that the ceilings beside it would have been: what disturbs the
-        machine for some seconds, in one or the other, evens out.
+        The share is all that was served / all that the ceilings allowed: disturbances of some seconds even out.
         """
         sound = [each for each in self.rounds if each.step.server_bound]
         if not sound:
@@ -268,7 +267,7 @@ class Sent:
 
 @dataclass(frozen=True)
 class WorkloadInfo:
-    """What was asked for, and what that was; `sent` is None for a server elsewhere, whose tokenizer is not at hand."""
+    """What was asked for, and what that selected. `sent` is None for a server elsewhere, without its tokenizer."""
 
     data: str
     candidates: int | None
@@ -290,7 +289,7 @@ class SaturationResult:
 
 @dataclass(frozen=True)
 class Speedup:
-    """How many times as fast a model is as another one: in each round, and in all together."""
+    """How many times as fast a model is as another one: in each round, and in all rounds together."""
 
     model: str
     rounds: tuple[float, ...]
@@ -302,7 +301,7 @@ class Speedup:
 
 
 def speedup_over_first(models: Mapping[str, ModelResult], name: str) -> Speedup | None:
-    """A model beside the first one, in all rounds that have figures of both; None without any, and for the first."""
+    """Speedup over the first model, in rounds with figures of both; None for the first, or without such rounds."""
     first = next(iter(models))
     rounds = [
         (own.step.pairs_per_second, other.step.pairs_per_second)

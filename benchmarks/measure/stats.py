@@ -1,7 +1,4 @@
-"""From the samples of a load to its figures: rates, percentiles, errors, and whether they are the server's.
-
-Not known here: who sent the requests, and how.
-"""
+"""From the samples of a load to its figures: rates, percentiles, errors, and whether they are the server's."""
 
 from __future__ import annotations
 
@@ -45,7 +42,7 @@ def summarize(
 ) -> Step:
     """The figures of the window [begin, begin + duration).
 
-    Latencies and errors are those of the requests that were to start in it, however long they took, so a slow answer
+    Latencies and errors are those of the requests scheduled in it, however long they took, so a slow answer
     near the end is not lost. Throughput is what was answered in it, whenever it started: past saturation that is less
     than what was offered.
 
@@ -125,7 +122,7 @@ def summarize_latency(seconds: Sequence[float]) -> Latency | None:
 def why_client_bound(
     busy: float, start_delays: Sequence[float], latencies: Sequence[float], limits: ClientLimits
 ) -> str | None:
-    """Why the figures are the generator's own; None if they are the server's.
+    """Why the step is client-bound; None if its figures are the server's.
 
     Args:
         busy: the share of its time that the busiest generator's thread computed.

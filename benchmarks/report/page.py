@@ -1,7 +1,4 @@
-"""A result as one page with pictures; `page.html.j2` has its words.
-
-Not known here: how the figures came about.
-"""
+"""A result as one page with pictures; `page.html.j2` has its words."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The pictures of a result.
 
-Not known here: how they come into a page. A client-bound step's figures are the generator's own: no line has them, and
+A client-bound step's figures are the generator's own: no line has them, and
 the picture says so.
 """
 

@@ -1,7 +1,4 @@
-"""Tables for the screen and for the page, each from one list of columns.
-
-Not known here: how the figures came about. A client-bound step's figures are the generator's own: no table shows them.
-"""
+"""Tables for the screen and for the page, each from one list of columns."""
 
 from __future__ import annotations
 
@@ -135,7 +132,7 @@ def size_table(found: ModelResult) -> Table:
 
 
 def summary_table(models: Mapping[str, ModelResult]) -> Table:
-    """Saturation beside the ceiling, a row for each model; the last cell is words."""
+    """Saturation and the ceiling, a row for each model; the last cell is words."""
 
     def ceiling(found: ModelResult) -> str:
         return number(found.ceiling.pairs_per_second if found.ceiling else None)
