@@ -30,12 +30,12 @@ from benchmarks.load_gen.workload import Request, sample_of_all_sizes
 from benchmarks.measure import schema
 from benchmarks.measure.compare import check_comparable, compare_results, regressed_models, show_changes
 from benchmarks.measure.environment import find_environment
-from benchmarks.measure.schedule import SCHEDULE, SaturationRun, Schedule
 from benchmarks.measure.schema import ModelResult, Saturation, SaturationResult, Sent, WorkloadInfo
 from benchmarks.measure.stats import LIMITS, ClientLimits
-from benchmarks.measure.tokens import count_pairs, count_tokens, pack, published_tokenizer
 from benchmarks.report.page import write_page
 from benchmarks.report.tables import every_step_table, size_table, summary_table
+from benchmarks.saturation.schedule import SCHEDULE, SaturationRun, Schedule
+from benchmarks.saturation.tokens import count_pairs, count_tokens, pack, published_tokenizer
 from clickbert.tokenization import PackedPairs
 from release.stamp import PlanError
 

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import BenchmarkError
-from benchmarks.load_gen.recording import Recording
 from benchmarks.load_gen.target import Target
 from benchmarks.load_gen.workload import Selection
+from benchmarks.measure.recording import Recording
 from benchmarks.measure.schema import GeneratorUse, Step
 from benchmarks.measure.stats import LIMITS, ClientLimits, summarize
 

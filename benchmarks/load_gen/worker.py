@@ -37,8 +37,8 @@ from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
 
 from benchmarks.load_gen import workload
-from benchmarks.load_gen.recording import Recording, Sample
 from benchmarks.load_gen.workload import Request, sample_of_all_sizes, size_classes, spread
+from benchmarks.measure.recording import Recording, Sample
 from clickbert import ClickBertError, Ranker
 from clickbert.connection import Connection
 from clickbert.protocol import DEFAULT_MODEL

@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import BenchmarkError
+from benchmarks.measure.recording import LARGE, LARGEST, MIDDLE, SMALL
 from finetune.data.clicklog import ClickRow, read_click_log
 
 SEED = 20
 TITLE = 150  # characters; what is longer is no headline (Upworthy's longest has 147)
 ALL, TITLES = "all", "titles"
 BLOCK = 20  # requests
-LARGE = 0.05  # of all requests
-SMALL, MIDDLE, LARGEST = CLASSES = ("smaller half", "middle", f"largest {LARGE:.0%}")
 DATA = Path("data/sample/test.jsonl")
 
 

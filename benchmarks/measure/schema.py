@@ -100,7 +100,7 @@ class Step:
     pairs_by_second: tuple[int, ...]
     latency: Latency | None  # from the intended start to the answer; None: nothing was answered
     latencies_ms: tuple[float, ...]  # every answered request's, ascending
-    latency_by_size: dict[str, Latency | None]  # by `workload.CLASSES`
+    latency_by_size: dict[str, Latency | None]  # by `recording.CLASSES`
     start_delay: Latency | None  # from the intended start to the actual one; None: no request was scheduled
     generator: GeneratorUse
     client_bound: str | None  # why the figures are the generator's own; None: they are the server's

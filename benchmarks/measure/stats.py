@@ -8,9 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.load_gen.recording import Sample
-from benchmarks.load_gen.workload import CLASSES
 from benchmarks.measure import schema
+from benchmarks.measure.recording import CLASSES, Sample
 from benchmarks.measure.schema import GeneratorUse, Latency, Step
 
 SPANNED = 0.8  # the share of a window that its answers must span for its throughput to be that of whole turns

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter, StrMethodFormatter
 
-from benchmarks.load_gen.workload import CLASSES
+from benchmarks.measure.recording import CLASSES
 from benchmarks.measure.schema import ModelResult, Step, percentile_names
 from benchmarks.report.tables import CLIENT_BOUND
 from export.engines import colour_of

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from benchmarks.load_gen.workload import CLASSES
+from benchmarks.measure.recording import CLASSES
 from benchmarks.measure.schema import Latency, ModelResult, Slo, Step, percentile_names, speedup_over_first
 
 Item = TypeVar("Item")

@@ -13,9 +13,9 @@ import pytest
 from benchmarks import BenchmarkError, saturate
 from benchmarks.load_gen.workload import Selection
 from benchmarks.measure.environment import find_machine
-from benchmarks.measure.schedule import SaturationRun, Schedule
 from benchmarks.measure.schema import SCHEMA, ModelResult, SaturationResult, read_result, write
-from benchmarks.measure.tokens import count_tokens, pack, published_tokenizer
+from benchmarks.saturation.schedule import SaturationRun, Schedule
+from benchmarks.saturation.tokens import count_tokens, pack, published_tokenizer
 from serving.server import Server
 from tests.benchmarks.conftest import LIMITS, MODEL, TIMING, Ended, command
 from tests.benchmarks.made_up import MODELS, make_result, scaled, with_step

@@ -13,9 +13,9 @@ import pytest
 from benchmarks import BenchmarkError
 from benchmarks.load_gen import pool as pooling
 from benchmarks.load_gen.pool import Load, Timing, combine, command, open_pool, share
-from benchmarks.load_gen.recording import Recording, Sample
 from benchmarks.load_gen.target import Counts, Target, split_time
-from benchmarks.load_gen.workload import SMALL, Selection
+from benchmarks.load_gen.workload import Selection
+from benchmarks.measure.recording import SMALL, Recording, Sample
 from benchmarks.measure.schema import Step, TimeSplit
 from clickbert.connection import Connection
 

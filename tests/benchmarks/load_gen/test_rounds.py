@@ -22,9 +22,9 @@ import pytest
 from benchmarks import BenchmarkError
 from benchmarks.load_gen import pool as pooling
 from benchmarks.load_gen.pool import Generator, Load, open_pool
-from benchmarks.load_gen.recording import Recording
 from benchmarks.load_gen.target import Target
 from benchmarks.load_gen.workload import Selection
+from benchmarks.measure.recording import Recording
 from clickbert.connection import Connection
 from serving.server import Server
 from tests.benchmarks.conftest import LIMITS, MODEL, TIMING, locusts

@@ -16,9 +16,6 @@ from benchmarks.load_gen import workload
 from benchmarks.load_gen.target import newest_version
 from benchmarks.load_gen.workload import (
     BLOCK,
-    LARGEST,
-    MIDDLE,
-    SMALL,
     TITLES,
     Request,
     Selection,
@@ -27,7 +24,8 @@ from benchmarks.load_gen.workload import (
     size_classes,
     spread,
 )
-from benchmarks.measure.tokens import count_tokens, pack, published_tokenizer
+from benchmarks.measure.recording import LARGEST, MIDDLE, SMALL
+from benchmarks.saturation.tokens import count_tokens, pack, published_tokenizer
 from tests.tiny import MAX_LENGTH, make_click_log
 
 

@@ -8,9 +8,8 @@ import random
 import numpy as np
 import pytest
 
-from benchmarks.load_gen.recording import Sample
-from benchmarks.load_gen.workload import LARGEST, MIDDLE, SMALL
 from benchmarks.measure.environment import find_environment
+from benchmarks.measure.recording import LARGEST, MIDDLE, SMALL, Sample
 from benchmarks.measure.stats import ClientLimits, summarize, why_client_bound
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from matplotlib.axes import Axes
 
-from benchmarks.load_gen.workload import CLASSES
+from benchmarks.measure.recording import CLASSES
 from benchmarks.measure.schema import SaturationResult, Slo, SloResult
 from benchmarks.options import saturate as add_options
 from benchmarks.report.page import command, write_page

@@ -13,11 +13,11 @@ from benchmarks import BenchmarkError
 from benchmarks.load_gen.pool import Load
 from benchmarks.load_gen.target import Target
 from benchmarks.load_gen.workload import Selection
-from benchmarks.measure import schedule as scheduling
-from benchmarks.measure.ceiling import Ceiling, CoreLayout
-from benchmarks.measure.schedule import SaturationRun, Schedule
 from benchmarks.measure.schema import GeneratorUse, Latency, ModelResult, Slo, Step
 from benchmarks.measure.stats import summarize
+from benchmarks.saturation import schedule as scheduling
+from benchmarks.saturation.ceiling import Ceiling, CoreLayout
+from benchmarks.saturation.schedule import SaturationRun, Schedule
 from clickbert.connection import Connection
 
 SCHEDULE = Schedule(

@@ -18,7 +18,7 @@ import numpy as np
 import onnxruntime
 
 from benchmarks.measure.schema import CeilingResult
-from benchmarks.measure.tokens import count_pairs
+from benchmarks.saturation.tokens import count_pairs
 from clickbert.tokenization import PackedPairs
 from export.graph.packing import add_longest
 from export.tensorrt.runtime import LoadedPlan, load_tensorrt

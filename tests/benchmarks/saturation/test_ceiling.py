@@ -9,8 +9,8 @@ import pytest
 
 from benchmarks.load_gen.target import newest_version
 from benchmarks.load_gen.workload import Selection
-from benchmarks.measure import ceiling
-from benchmarks.measure.ceiling import (
+from benchmarks.saturation import ceiling
+from benchmarks.saturation.ceiling import (
     BUDGETS,
     Ceiling,
     CoreLayout,
@@ -20,7 +20,7 @@ from benchmarks.measure.ceiling import (
     open_graph,
     to_requests,
 )
-from benchmarks.measure.tokens import pack, published_tokenizer
+from benchmarks.saturation.tokens import pack, published_tokenizer
 from clickbert.tokenization import PackedPairs
 from release.names import MODEL_FILE
 from serving.backends.onnxruntime.chunks import cut
