@@ -29,7 +29,7 @@ from tritonclient.grpc import model_config_pb2
 from benchmarks import BenchmarkError
 from benchmarks.load_gen import target, workload
 from benchmarks.load_gen.pool import TIMING, Load, Timing, open_pool
-from benchmarks.load_gen.target import copy_model, newest_version
+from benchmarks.load_gen.target import copy_model, published_version
 from benchmarks.measure.environment import find_environment
 from benchmarks.measure.schema import Environment, Latency, Step, dump, percentile_names, write
 from benchmarks.measure.stats import LIMITS, ClientLimits
@@ -113,7 +113,7 @@ def run(
         EXPECTED: the config cannot be read or changed, or its own settings cannot be measured.
         OSError: the disk.
     """
-    newest_version(options.repository, options.model)  # fails here, before a server is started in vain
+    published_version(options.repository, options.model)  # fails here, before a server is started in vain
     file = options.repository / options.model / CONFIG_FILE
     text = file.read_text(encoding="utf-8")
     own = read_settings(text, file)

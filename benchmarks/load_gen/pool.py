@@ -105,12 +105,7 @@ class Pool:
     load: Load
 
     def send(self, seconds: int, *, users: int | None = None, rate: float | None = None) -> Step:
-        """Sends a round and returns its figures.
-
-        Args:
-            seconds: that are measured.
-            users: closed loop: requests in flight.
-            rate: open loop: requests to start a second, on average. Exactly one of the two is given.
+        """Sends a round, a closed loop (`users`) or an open one (`rate` a second); returns the figures of its seconds.
 
         Raises:
             BenchmarkError: a generator ended or hangs, or began long after another one.
@@ -141,9 +136,7 @@ def open_pool(target: Target, model: str, load: Load, folder: Path, users: int |
     """Generators that wait for rounds; they end with the block.
 
     Args:
-        target: the server.
-        model: the click model.
-        load: what is sent.
+        target, model, load: what is sent where.
         folder: for logs and recordings.
         users: closed loop: the most that a round will have. None: open loop.
 

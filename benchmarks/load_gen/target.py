@@ -106,12 +106,7 @@ class Target:
 
 
 def split_time(before: Counts, after: Counts, mean_ms: float | None) -> TimeSplit | None:
-    """Where a request's time went on average, by Triton's counts around a load; None if nothing ran.
-
-    Args:
-        before, after: the counts.
-        mean_ms: what a request took on average for its caller.
-    """
+    """Where a request's time went on average, by Triton's counts around a load and the callers' mean latency."""
     requests = after.requests - before.requests
     if not requests or mean_ms is None:
         return None
@@ -154,7 +149,7 @@ def log_folder() -> Iterator[Path]:
             shutil.rmtree(folder)
 
 
-def newest_version(repository: Path, model: str) -> Path:
+def published_version(repository: Path, model: str) -> Path:
     """The folder of a model's newest published version. Raises BenchmarkError if there is none."""
     version = versions.newest(repository, model)
     if version is None:
@@ -164,6 +159,6 @@ def newest_version(repository: Path, model: str) -> Path:
 
 def copy_model(repository: Path, model: str, copy: Path) -> Path:
     """Copies a model's config and newest version to another repository; returns the version's folder there."""
-    version = newest_version(repository, model)
+    version = published_version(repository, model)
     shutil.copytree(repository / model, copy / model, ignore=shutil.ignore_patterns("[0-9]*"))
     return Path(shutil.copytree(version, copy / model / version.name))

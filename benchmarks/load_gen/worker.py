@@ -191,12 +191,7 @@ def random_moments(rate: float, parts: Sequence[float], chance: random.Random) -
     Left to chance alone, a measured part of 100 requests would often have 10 % more or fewer, and the same ones every
     time, since rounds are seeded: "70 % of saturation" was 55 to 63 %.
 
-    Args:
-        rate: moments a second.
-        parts: seconds of each part, one after the other.
-
-    Returns:
-        Seconds from the start, ascending.
+    `parts` are the seconds of each part. The moments are seconds from the start, ascending.
     """
     moments, start = [], 0.0
     for part in parts:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
@@ -285,33 +284,6 @@ class SaturationResult:
     workload: WorkloadInfo
     complete: bool
     models: dict[str, ModelResult]
-
-
-@dataclass(frozen=True)
-class Speedup:
-    """How many times as fast a model is as another one: in each round, and in all rounds together."""
-
-    model: str
-    rounds: tuple[float, ...]
-    ratio: float
-
-    def __str__(self) -> str:
-        rounds = ", ".join(f"{ratio:.2f}" for ratio in self.rounds)
-        return f"{self.ratio:.2f} times {self.model} (round by round: {rounds})"
-
-
-def speedup_over_first(models: Mapping[str, ModelResult], name: str) -> Speedup | None:
-    """Speedup over the first model, in rounds with figures of both; None for the first, or without such rounds."""
-    first = next(iter(models))
-    rounds = [
-        (own.step.pairs_per_second, other.step.pairs_per_second)
-        for own, other in zip(models[name].rounds, models[first].rounds, strict=False)
-        if own.step.server_bound and other.step.server_bound and other.step.pairs_per_second
-    ]
-    if name == first or not rounds:
-        return None
-    own, others = zip(*rounds, strict=True)
-    return Speedup(first, tuple(one / other for one, other in rounds), sum(own) / sum(others))
 
 
 def write(path: Path, result: Any) -> None:

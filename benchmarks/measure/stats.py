@@ -45,14 +45,7 @@ def summarize(
     near the end is not lost. Throughput is what was answered in it, whenever it started: past saturation that is less
     than what was offered.
 
-    Args:
-        samples: of all generators, on one clock.
-        begin: seconds after the users' start.
-        duration: seconds.
-        users, rate: of the load.
-        generator: what the load's processes took.
-        cycle: in a closed loop: how many requests take turns. See `throughput`.
-        limits: when a step is client-bound.
+    `begin` counts from the users' start, on the samples' one clock. `cycle` is for `throughput`.
     """
     started = [sample for sample in samples if begin <= sample.intended_start < begin + duration]
     answered = [sample for sample in started if sample.error is None]
@@ -121,17 +114,10 @@ def summarize_latency(seconds: Sequence[float]) -> Latency | None:
 def why_client_bound(
     busy: float, start_delays: Sequence[float], latencies: Sequence[float], limits: ClientLimits
 ) -> str | None:
-    """Why the step is client-bound; None if its figures are the server's.
-
-    Args:
-        busy: the share of its time that the busiest generator's thread computed.
-        start_delays: seconds, of all requests.
-        latencies: seconds, of the answered ones. Without any, a late generator is not to blame.
-        limits: what is too much.
-    """
+    """Why the step is client-bound; None if its figures are the server's."""
     if busy > limits.busy:
         return f"the generator's thread was busy {busy:.0%} of the time"
-    if not latencies:
+    if not latencies:  # then a late generator is not to blame
         return None
     late, median = 1000 * np.percentile(start_delays, 95), 1000 * np.median(latencies)
     if late > max(limits.delay_share * median, limits.delay_ms):

@@ -88,13 +88,7 @@ def open_ceiling(
 ) -> Iterator[Ceiling]:
     """The fastest way to compute given requests with a published version; what it loaded is freed after the block.
 
-    Every layout takes one turn on a few of the requests, and the fastest of them one on all.
-
-    Args:
-        version: its folder, with an ONNX graph or a TensorRT plan.
-        packed: the requests.
-        quick: on so many of them all layouts are tried.
-        finalists: so many layouts are tried on all.
+    Every layout takes one turn on the first `quick` requests, and the fastest, the `finalists`, take one on all.
 
     Raises:
         PlanError: a plan cannot be run here.

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from benchmarks import BenchmarkError
 from benchmarks.load_gen.pool import Load, Pool, open_pool
-from benchmarks.load_gen.target import Target, newest_version
+from benchmarks.load_gen.target import Target, published_version
 from benchmarks.measure.schema import ModelResult, OpenStep, Round, Slo, SloResult, Step
 from benchmarks.saturation.ceiling import Ceiling, open_ceiling
 from clickbert.tokenization import PackedPairs
@@ -109,7 +109,7 @@ class SaturationRun:
                 if repository:
                     config = (repository / model / CONFIG_FILE).read_text(encoding="utf-8")
                     self.found[model] = ModelResult(version, config)
-                    ceiling = open_ceiling(newest_version(repository, model), packed)
+                    ceiling = open_ceiling(published_version(repository, model), packed)
                     self.ceilings[model] = opened.enter_context(ceiling)
             steps = len(models) * (len(self.schedule.users) + self.schedule.rounds + len(self.schedule.shares))
             progress = opened.enter_context(tqdm(total=steps, unit="step", leave=False, disable=None))

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.load_gen.target import newest_version
+from benchmarks.load_gen.target import published_version
 from benchmarks.load_gen.workload import Selection
 from benchmarks.saturation import ceiling
 from benchmarks.saturation.ceiling import (
@@ -30,7 +30,7 @@ CLICK_MODEL = "clickbert_onnx"
 
 @pytest.fixture(scope="module")
 def version(published_repository: Path) -> Path:
-    return newest_version(published_repository, CLICK_MODEL)
+    return published_version(published_repository, CLICK_MODEL)
 
 
 @pytest.fixture(scope="module")
