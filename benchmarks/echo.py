@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -115,7 +116,7 @@ def make_repository(source: Path, copy: Path) -> None:
     config = text_format.Parse(
         (folder.parent / CONFIG_FILE).read_text(encoding="utf-8"), model_config_pb2.ModelConfig()
     )
-    shutil.rmtree(folder)
+    shutil.rmtree(folder)  # its config and warm-up stay
     graph = folder.parent / version.name / MODEL_FILE  # in the tokenizer's version, as the client expects
     graph.parent.mkdir()
     onnx.save(echo_graph(config), graph)
@@ -140,8 +141,7 @@ def measure_alone(
 ) -> tuple[dict[str, Latency], float, float]:
     """Ranks one request after another: the times by NAMES, the mean bytes of a message and of the tensors in it."""
     watch = Stopwatch(server.connection)
-    seconds: list[tuple[float, ...]] = []
-    sizes: list[tuple[int, int]] = []
+    rows: list[tuple[float, ...]] = []
     with (
         Ranker(server.connection, timeout=TIMEOUT, transport=watch) as ranker,
         triton.InferenceServerClient(**server.connection.tritonclient_arguments) as client,
@@ -158,14 +158,12 @@ def measure_alone(
             began_empty = time.perf_counter()
             client.is_server_live()
             empty = time.perf_counter() - began_empty
-            seconds.append((ended - began, *parts, own, ended - began - own, empty))
-            sizes.append((watch.message.ByteSize(), sum(map(len, watch.message.raw_input_contents))))
-    columns = zip(*seconds[warm_up:], strict=True)
-    latencies = {
-        name: latency for name, each in zip(NAMES, columns, strict=True) if (latency := summarize_latency(each))
-    }
-    message_bytes, tensor_bytes = np.mean(sizes[warm_up:], axis=0).tolist()
-    return latencies, message_bytes, tensor_bytes
+            sizes = watch.message.ByteSize(), sum(map(len, watch.message.raw_input_contents))
+            rows.append((ended - began, *parts, own, ended - began - own, empty, *sizes))
+    *columns, message_bytes, tensor_bytes = np.array(rows[warm_up:]).T.tolist()
+    latencies = {name: summarize_latency(seconds) for name, seconds in zip(NAMES, columns, strict=True)}
+    shown = {name: latency for name, latency in latencies.items() if latency}
+    return shown, fmean(message_bytes), fmean(tensor_bytes)
 
 
 async def measure_together(connection: Connection, requests: Sequence[Request], calls: int) -> tuple[float, float]:
