@@ -1,4 +1,4 @@
-"""Uses the whole: load on a served model, and the demo. Run it as `python -m benchmarks`."""
+"""The demo, and load on a served model. Run it as `python -m benchmarks`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Uses the whole: the demo, the benchmark and its parts, and the figures behind decisions.
+"""Runs the demo, the benchmark and its parts, and the measurements behind decisions.
 
     python -m benchmarks demo
     python -m benchmarks saturate
@@ -12,22 +12,35 @@ The last line of the output is one JSON document.
 from __future__ import annotations
 
 import argparse
+import ast
+import importlib.util
 import signal
 import sys
-from collections.abc import Sequence
-from importlib import import_module
-from typing import Any
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
-# Each module has `add_arguments`, `run`, which returns the exit code, and EXPECTED, the errors that it raises. Only the
-# one that is asked for is imported.
+from benchmarks import options as of_commands
+
+
+class Command(NamedTuple):
+    """A command: its module has `run`, which returns the exit code, and EXPECTED, the errors that it raises."""
+
+    module: str
+    help: str
+    add_options: Callable[[argparse.ArgumentParser], None]
+
+
 COMMANDS = {
-    "demo": ("benchmarks.demo", "the whole way on real parts"),
-    "saturate": ("benchmarks.saturate", "`make benchmark`: every engine up to saturation, beside its ceiling"),
-    "load": ("benchmarks.load", "one load by Locust on one model"),
-    "tune": ("benchmarks.tune", "find a model's settings for this machine"),
-    "baselines": ("benchmarks.baselines.cpu", "beside PyTorch, and beside a rerank server"),
-    "echo": ("benchmarks.echo", "what the client costs"),
-    "gpu": ("benchmarks.baselines.gpu", "TensorRT plans beside PyTorch FP16"),
+    "demo": Command("benchmarks.demo", "run the full pipeline", of_commands.demo),
+    "saturate": Command(
+        "benchmarks.saturate", "`make benchmark`: every engine up to saturation, and its ceiling", of_commands.saturate
+    ),
+    "load": Command("benchmarks.load", "one load by Locust on one model", of_commands.load),
+    "tune": Command("benchmarks.tune", "find a model's settings for this machine", of_commands.tune),
+    "baselines": Command("benchmarks.baselines.cpu", "compare with PyTorch and a rerank server", of_commands.baselines),
+    "echo": Command("benchmarks.echo", "measure what the client costs", of_commands.echo),
+    "gpu": Command("benchmarks.baselines.gpu", "compare TensorRT plans with PyTorch FP16", of_commands.gpu),
 }
 
 
@@ -36,11 +49,8 @@ def main(arguments: Sequence[str] | None = None, **settings: Any) -> int:
 
     Args:
         arguments: the command line's words; None: the process's own.
-        settings: for the command's `run`, beside its options: schedules and limits.
+        settings: more arguments for the command's `run`: schedules and limits.
     """
-    words = sys.argv[1:] if arguments is None else list(arguments)
-    asked = next((word for word in words if not word.startswith("-")), "")
-    module: Any = import_module(COMMANDS[asked][0]) if asked in COMMANDS else None
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description=__doc__,
@@ -48,25 +58,35 @@ def main(arguments: Sequence[str] | None = None, **settings: Any) -> int:
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, (_, text) in COMMANDS.items():
-        command = commands.add_parser(
-            name, help=text, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    for name, command in COMMANDS.items():
+        subparser = commands.add_parser(
+            name,
+            help=command.help,
+            description=read_docstring(command.module),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
         )
-        if name == asked:
-            command.description = module.__doc__
-            module.add_arguments(command)
-    options = parser.parse_args(words)
+        command.add_options(subparser)
+    options = parser.parse_args(arguments)
+    module = importlib.import_module(COMMANDS[options.command].module)
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup asks to live on
             signal.signal(number, signal.default_int_handler)  # as Ctrl-C: the server that this started ends, too
     try:
         return int(module.run(options, **settings))
     except (*module.EXPECTED, OSError) as exc:
-        print(f"{asked}: {exc}", file=sys.stderr)
+        print(f"{options.command}: {exc}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"{asked}: interrupted", file=sys.stderr)
+        print(f"{options.command}: interrupted", file=sys.stderr)
         return 130
+
+
+def read_docstring(module: str) -> str | None:
+    """A module's docstring, read without importing it."""
+    spec = importlib.util.find_spec(module)
+    assert spec and spec.origin
+    return ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8")))
 
 
 if __name__ == "__main__":

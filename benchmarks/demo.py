@@ -1,4 +1,4 @@
-"""The whole main job, on real parts: a click log becomes a ranking on Triton.
+"""Runs the full pipeline: a click log becomes a ranking on Triton.
 
 Every step is a command that a user would type, and it is shown before it runs. What is there already is used: the
 sample, the checkpoint, and the published version if its manifest names this very checkpoint and evaluation. Then the
@@ -14,12 +14,14 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 
 from tqdm import tqdm
 
 from benchmarks import BenchmarkError, say
 from benchmarks.load_gen.target import Target
 from benchmarks.measure.schema import ServerInfo, dump
+from benchmarks.options import CHECKPOINT, REPOSITORY
 from clickbert import ClickBertError, RankedDocument, Ranker
 from clickbert.connection import Connection
 from finetune.checkpoint.files import hash_checkpoint
@@ -33,8 +35,6 @@ from serving.server import Addresses, Server
 from serving.triton import ServingError
 
 DATA = Path("data/sample")
-CHECKPOINT = Path("checkpoints/demo")
-REPOSITORY = Path("model_repository")
 LOG = CHECKPOINT.parent / "demo-triton.log"
 PAIRS_A_CALL = 64
 TOLERANCE = 5e-5  # of the AUC: equal to four decimals
@@ -54,10 +54,6 @@ class DemoResult:
     ranking: tuple[RankedDocument, ...]
 
 
-def add_arguments(_: argparse.ArgumentParser) -> None:
-    """The demo has no options."""
-
-
 def run(_: argparse.Namespace, least_auc: float = 0.75) -> int:
     """Does what is not done yet, serves, ranks and compares.
 
@@ -73,9 +69,9 @@ def run(_: argparse.Namespace, least_auc: float = 0.75) -> int:
     if not (CHECKPOINT / "model.safetensors").exists():
         step("finetune", "evaluate", "--checkpoint", "minilm", "--data", test)  # the base, to compare with
         step("finetune", "train", "--data", DATA, "--output", CHECKPOINT)
-    if published(test) is None:
+    if reusable_manifest(test) is None:
         step("export", "--checkpoint", CHECKPOINT, "--repository", REPOSITORY, "--evaluation", test, "--engine", "onnx")
-    manifest = published(test)
+    manifest = reusable_manifest(test)
     if manifest is None:
         raise BenchmarkError(
             f"{REPOSITORY} holds no version of {CHECKPOINT} after the export; run `make clean`, then again"
@@ -95,7 +91,7 @@ def step(package: str, *arguments: object) -> None:
         raise BenchmarkError(f"`python {shlex.join(command)}` ended with code {code}")
 
 
-def published(evaluation: Path) -> Manifest | None:
+def reusable_manifest(evaluation: Path) -> Manifest | None:
     """The newest version's manifest, if it is of the demo's checkpoint and of this evaluation file."""
     version = versions.newest(REPOSITORY, ONNX_MODEL)
     if version is None:
@@ -119,15 +115,15 @@ def measure(target: Target, manifest: Manifest, rows: list[ClickRow], least_auc:
         first = [row for row in rows if row.group == rows[0].group]
         ranking = ranker.rank(first[0].query, [row.document for row in first], top_k=5)
     metrics = evaluate_ranking(rows, scores)
-    check_auc(metrics["auc"], manifest.evaluation.pytorch_metrics["auc"], least_auc)
-    say("demo", f"the best of {len(first)} candidates for: {shorten(first[0].query)}")
+    check_served_auc(metrics["auc"], manifest.evaluation.pytorch_metrics["auc"], least_auc)
+    say("demo", f"the best of {len(first)} candidates for: {shorten(first[0].query, 80)}")
     for place, document in enumerate(ranking, 1):
-        say("demo", f"  {place}. {document.score:.3f}  {shorten(document.text)}")
+        say("demo", f"  {place}. {document.score:.3f}  {shorten(document.text, 80)}")
     parity = manifest.proof.parity if manifest.proof else {}
     return DemoResult(target.info(), ONNX_MODEL, metrics, parity, tuple(ranking))
 
 
-def check_auc(auc: float, reference: float, least: float) -> None:
+def check_served_auc(auc: float, reference: float, least: float) -> None:
     """Raises BenchmarkError unless the AUC through the server is PyTorch's, and that of a model that has learned."""
     if not abs(auc - reference) <= TOLERANCE:
         raise BenchmarkError(f"the AUC through the server is {auc:.6f}, but {reference:.6f} in PyTorch")
@@ -136,8 +132,3 @@ def check_auc(auc: float, reference: float, least: float) -> None:
             f"the AUC is only {auc:.4f}, and a fine-tuned demo reaches {least}: run `make clean`, then again"
         )
     say("demo", f"AUC through the server {auc:.4f}, in PyTorch {reference:.4f}")
-
-
-def shorten(text: str) -> str:
-    """The start of a text, for a line on a screen."""
-    return text if len(text) <= 80 else f"{text[:77]}..."

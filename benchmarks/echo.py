@@ -1,4 +1,4 @@
-"""What a ranking costs beside the model: the client's own time, with a real server on a model that only echoes.
+"""What a ranking costs apart from the model: the client's own time, with a real server on a model that only echoes.
 
     python -m benchmarks echo
     python -m benchmarks echo --repository model_repository --data my-clicks.jsonl.gz
@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -32,8 +33,8 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from benchmarks.load_gen import target
-from benchmarks.load_gen.target import REPOSITORY, Target, copy_model, start_target
-from benchmarks.load_gen.workload import DATA, Request, Selection
+from benchmarks.load_gen.target import Target, copy_model, start_target
+from benchmarks.load_gen.workload import Request, Selection
 from benchmarks.measure.environment import find_environment
 from benchmarks.measure.schema import Environment, Latency, dump
 from benchmarks.measure.stats import summarize_latency
@@ -84,12 +85,6 @@ class Stopwatch(GrpcTransport):
         return read_answer(answer)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the command's options."""
-    parser.add_argument("--repository", type=Path, default=REPOSITORY, help="with a published version")
-    parser.add_argument("--data", type=Path, default=DATA, help="click log (.jsonl[.gz])")
-
-
 def run(options: argparse.Namespace, calls: int = 1000, warm_up: int = 100) -> int:
     """Measures so many calls after the warm-up, and prints the figures.
 
@@ -121,7 +116,7 @@ def make_repository(source: Path, copy: Path) -> None:
     config = text_format.Parse(
         (folder.parent / CONFIG_FILE).read_text(encoding="utf-8"), model_config_pb2.ModelConfig()
     )
-    shutil.rmtree(folder)
+    shutil.rmtree(folder)  # its config and warm-up stay
     graph = folder.parent / version.name / MODEL_FILE  # in the tokenizer's version, as the client expects
     graph.parent.mkdir()
     onnx.save(echo_graph(config), graph)
@@ -146,8 +141,7 @@ def measure_alone(
 ) -> tuple[dict[str, Latency], float, float]:
     """Ranks one request after another: the times by NAMES, the mean bytes of a message and of the tensors in it."""
     watch = Stopwatch(server.connection)
-    seconds: list[tuple[float, ...]] = []
-    sizes: list[tuple[int, int]] = []
+    rows: list[tuple[float, ...]] = []
     with (
         Ranker(server.connection, timeout=TIMEOUT, transport=watch) as ranker,
         triton.InferenceServerClient(**server.connection.tritonclient_arguments) as client,
@@ -164,14 +158,12 @@ def measure_alone(
             began_empty = time.perf_counter()
             client.is_server_live()
             empty = time.perf_counter() - began_empty
-            seconds.append((ended - began, *parts, own, ended - began - own, empty))
-            sizes.append((watch.message.ByteSize(), sum(map(len, watch.message.raw_input_contents))))
-    columns = zip(*seconds[warm_up:], strict=True)
-    latencies = {
-        name: latency for name, each in zip(NAMES, columns, strict=True) if (latency := summarize_latency(each))
-    }
-    message_bytes, tensor_bytes = np.mean(sizes[warm_up:], axis=0).tolist()
-    return latencies, message_bytes, tensor_bytes
+            sizes = watch.message.ByteSize(), sum(map(len, watch.message.raw_input_contents))
+            rows.append((ended - began, *parts, own, ended - began - own, empty, *sizes))
+    *columns, message_bytes, tensor_bytes = np.array(rows[warm_up:]).T.tolist()
+    latencies = {name: summarize_latency(seconds) for name, seconds in zip(NAMES, columns, strict=True)}
+    shown = {name: latency for name, latency in latencies.items() if latency}
+    return shown, fmean(message_bytes), fmean(tensor_bytes)
 
 
 async def measure_together(connection: Connection, requests: Sequence[Request], calls: int) -> tuple[float, float]:
@@ -186,5 +178,5 @@ async def measure_together(connection: Connection, requests: Sequence[Request], 
         await ranker.rank(requests[0].query, requests[0].documents)
         began, began_cpu = time.perf_counter(), time.process_time()
         await asyncio.gather(*(work() for _ in range(IN_FLIGHT)))
-        took, took_cpu = time.perf_counter() - began, time.process_time() - began_cpu
-    return calls / took, 1000 * took_cpu / calls
+        seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - began_cpu
+    return calls / seconds, 1000 * cpu_seconds / calls

@@ -12,20 +12,17 @@ the last line. A client-bound run shows no figures: they would be those of the l
 from __future__ import annotations
 
 import argparse
-import math
 from dataclasses import dataclass, replace
 
 from benchmarks import BenchmarkError, say
 from benchmarks.load_gen import target, workload
 from benchmarks.load_gen.pool import TIMING, Load, Timing, open_pool
-from benchmarks.load_gen.workload import whole_number
 from benchmarks.measure.environment import find_environment
 from benchmarks.measure.schema import Environment, ServerInfo, Step, dump
 from benchmarks.measure.stats import LIMITS, ClientLimits
+from benchmarks.options import USERS
 from benchmarks.report.tables import step_table
-from clickbert.protocol import DEFAULT_MODEL
 
-USERS = 8
 EXPECTED = target.EXPECTED
 
 
@@ -39,34 +36,6 @@ class LoadResult:
     environment: Environment
     client_bound: str | None
     step: Step | None
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of `load`."""
-    target.add_arguments(parser)
-    workload.add_arguments(parser)
-    add_processes(parser)
-    parser.add_argument("--model", default=DEFAULT_MODEL, help=f"the model's name (default {DEFAULT_MODEL})")
-    arrivals = parser.add_mutually_exclusive_group()
-    arrivals.add_argument("--users", type=whole_number, help=f"closed loop: requests in flight (default {USERS})")
-    arrivals.add_argument("--rate", type=rate, help="open loop: requests to start a second, at random moments")
-    parser.add_argument("--duration", type=whole_number, default=30, help="seconds that are measured (default 30)")
-
-
-def add_processes(parser: argparse.ArgumentParser) -> None:
-    """Adds the option for more generators."""
-    parser.add_argument("--processes", type=whole_number, default=1, help="Locust processes (default 1)")
-
-
-def rate(text: str) -> float:
-    """Requests a second."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0.0
-    if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of requests a second above 0")
-    return number
 
 
 def run(options: argparse.Namespace, timing: Timing = TIMING, limits: ClientLimits = LIMITS) -> int:

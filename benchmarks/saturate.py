@@ -1,4 +1,4 @@
-"""`make benchmark`: every served click model up to saturation, with the engine's own ceiling beside it.
+"""`make benchmark`: every served click model up to saturation, and the engine's own ceiling.
 
 For each model: a closed loop of more and more users up to saturation; saturation, in rounds in which the models take
 turns, between rounds of the ceiling (the same graph in process, on the same requests); then an open loop at shares of
@@ -23,7 +23,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks import BenchmarkError, say
-from benchmarks.load import add_processes
 from benchmarks.load_gen import target, workload
 from benchmarks.load_gen.pool import TIMING, Load, Timing
 from benchmarks.load_gen.target import Target
@@ -31,16 +30,15 @@ from benchmarks.load_gen.workload import Request, sample_of_all_sizes
 from benchmarks.measure import schema
 from benchmarks.measure.compare import check_comparable, compare_results, regressed_models, show_changes
 from benchmarks.measure.environment import find_environment
-from benchmarks.measure.schedule import SCHEDULE, Run, Schedule
-from benchmarks.measure.schema import ModelResult, Saturation, SaturationResult, Sent, Slo, WorkloadInfo
+from benchmarks.measure.schema import ModelResult, Saturation, SaturationResult, Sent, WorkloadInfo
 from benchmarks.measure.stats import LIMITS, ClientLimits
-from benchmarks.measure.tokens import count_pairs, count_tokens, pack, published_tokenizer
 from benchmarks.report.page import write_page
 from benchmarks.report.tables import every_step_table, size_table, summary_table
+from benchmarks.saturation.schedule import SCHEDULE, SaturationRun, Schedule
+from benchmarks.saturation.tokens import count_pairs, count_tokens, pack, published_tokenizer
 from clickbert.tokenization import PackedPairs
 from release.stamp import PlanError
 
-RESULTS = Path("benchmarks/results")
 EXPECTED = (*target.EXPECTED, PlanError)
 
 
@@ -50,25 +48,6 @@ class Summary:
 
     result: str
     models: dict[str, Saturation | None]
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of `saturate`."""
-    target.add_arguments(parser)
-    workload.add_arguments(parser)
-    add_processes(parser)
-    parser.add_argument("--model", action="append", metavar="NAME", help="only this model; may be repeated")
-    parser.add_argument("--slo", type=slo, metavar="p99=50ms", help="find the highest rate that meets this objective")
-    parser.add_argument("--compare", type=Path, metavar="RESULT.json", help="end with 1 if that result was better")
-    parser.add_argument("--results", type=Path, default=RESULTS, help=f"where to write (default {RESULTS})")
-
-
-def slo(text: str) -> Slo:
-    """An objective, for argparse."""
-    try:
-        return Slo.parse(text)
-    except ValueError as exc:
-        raise argparse.ArgumentTypeError(str(exc)) from exc
 
 
 def run(
@@ -102,7 +81,7 @@ def run(
         path = options.results / f"{result.environment.time[:19].replace(':', '-')}.json"
         for model in models:
             server.try_out(model, requests[0])
-        for found in Run(server, load, folder, schedule).saturate(models, packed, options.slo):
+        for found in SaturationRun(server, load, folder, schedule).saturate(models, packed, options.slo):
             result = replace(result, models=found)
             schema.write(path, result)  # Ctrl-C does not cost what was measured
         result = replace(result, complete=True)

@@ -17,7 +17,7 @@ import difflib
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from statistics import median
@@ -27,17 +27,15 @@ from tqdm import tqdm
 from tritonclient.grpc import model_config_pb2
 
 from benchmarks import BenchmarkError
-from benchmarks.load import USERS, add_processes
 from benchmarks.load_gen import target, workload
 from benchmarks.load_gen.pool import TIMING, Load, Timing, open_pool
-from benchmarks.load_gen.target import REPOSITORY, copy_model, newest_version
-from benchmarks.load_gen.workload import whole_number
+from benchmarks.load_gen.target import copy_model, published_version
 from benchmarks.measure.environment import find_environment
-from benchmarks.measure.schema import Environment, Step, dump, write
+from benchmarks.measure.schema import Environment, Latency, Step, dump, percentile_names, write
 from benchmarks.measure.stats import LIMITS, ClientLimits
-from benchmarks.report.tables import make_table
-from benchmarks.saturate import RESULTS
-from clickbert.protocol import DEFAULT_MODEL, TOKENIZER_MODEL
+from benchmarks.options import RESULTS
+from benchmarks.report.tables import make_table, percentile_columns
+from clickbert.protocol import TOKENIZER_MODEL
 from release.files import write_whole
 from release.names import CONFIG_FILE
 from serving.backends.onnxruntime.workers import usable_cores
@@ -82,15 +80,8 @@ class Trial:
 
     settings: Settings
     pairs_per_second: float
-    p50_ms: float
-    p99_ms: float
+    latency: Latency
     errors: int
-
-    def beats(self, other: Trial) -> bool:
-        """Whether it is faster by more than noise, or as fast with a shorter tail."""
-        if self.errors > other.errors:
-            return False
-        return is_better(self.pairs_per_second / other.pairs_per_second, self.p99_ms / other.p99_ms)
 
 
 @dataclass(frozen=True)
@@ -109,21 +100,6 @@ class TuneResult:
 Measure = Callable[[Settings], Trial | None]
 
 
-def is_better(gain: float, tail: float) -> bool:
-    """Whether a speed and a p99, new / old, are an improvement beyond noise."""
-    return gain > 1 + GAIN or (gain > 1 - GAIN and tail < 1 - 3 * GAIN)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of `tune`."""
-    workload.add_arguments(parser)
-    add_processes(parser)
-    parser.add_argument("--repository", type=Path, default=REPOSITORY, help="whose config is tuned")
-    parser.add_argument("--model", default=DEFAULT_MODEL, help=f"which one (default {DEFAULT_MODEL})")
-    parser.add_argument("--users", type=whole_number, default=USERS, help=f"requests in flight (default {USERS})")
-    parser.add_argument("--write", action="store_true", help="write without asking")
-
-
 def run(
     options: argparse.Namespace,
     seconds: int = 5,
@@ -131,50 +107,47 @@ def run(
     timing: Timing = TIMING,
     limits: ClientLimits = LIMITS,
 ) -> int:
-    """Sweeps in trials of so many seconds, shows the diff, writes if that is agreed, prints what was tried and chosen.
+    """Sweeps in trials of so many seconds, shows the diff, asks, then writes. Prints what was tried and chosen.
 
     Raises:
         EXPECTED: the config cannot be read or changed, or its own settings cannot be measured.
         OSError: the disk.
     """
+    published_version(options.repository, options.model)  # fails here, before a server is started in vain
     file = options.repository / options.model / CONFIG_FILE
-    text = read_text(file)
+    text = file.read_text(encoding="utf-8")
     own = read_settings(text, file)
-    newest_version(options.repository, options.model)  # before a server is started in vain
     load = Load(workload.from_arguments(options), options.processes, timing=timing, limits=limits)
-    environment = find_environment()
+    found = TuneResult(options.model, options.users, find_environment(), (), ())
     results.mkdir(parents=True, exist_ok=True)
-    kept = results / f"tune-{options.model}-{environment.time[:19].replace(':', '-')}.json"
-    found = TuneResult(options.model, options.users, environment, (), ())
-    most = 1 + sum(len(values) for _, values in candidates(own)) + 2 * TURNS
+    kept = results / f"tune-{options.model}-{found.environment.time[:19].replace(':', '-')}.json"
+    most = 1 + sum(map(len, candidates(own))) + 2 * TURNS
     with tqdm(total=most, desc="tune", unit="trial", leave=False, disable=None) as progress:
 
         def measure(settings: Settings) -> Trial | None:
             nonlocal found
             trial = None
             try:
-                step = try_config(options, change(text, settings, file), load, seconds)
-                trial = make_trial(settings, step)
+                trial = make_trial(settings, try_config(options, change(text, settings, file), load, seconds))
+                found = replace(found, trials=(*found.trials, trial))
             except (BenchmarkError, ServingError) as exc:
                 if not found.trials:  # then nothing works, and there is nothing to keep
                     raise
                 found = replace(found, failed=(*found.failed, f"{settings}: {exc}"))  # the others go on
-            else:
-                found = replace(found, trials=(*found.trials, trial))
             progress.update()
             write(kept, found)  # neither Ctrl-C nor a failure costs what was measured
             return trial
 
         best = sweep(own, measure)
         chosen = best if is_confirmed(own, best, measure) else own
-    changed = change(text, chosen, file)
     print(f"{options.users} users, {len(found.trials)} trials of {seconds} s\n{show_trials(found.trials)}")
     print("".join(f"failed: {each}\n" for each in found.failed), end="")
+    changed = change(text, chosen, file)
     difference = "".join(
         difflib.unified_diff(text.splitlines(True), changed.splitlines(True), str(file), f"{file} (tuned)")
     )
     print(difference or f"{file} stays as it is: nothing that was measured was faster by more than {GAIN:.0%}")
-    written = bool(difference) and agreed(options)
+    written = bool(difference) and may_write(options)
     if written:
         write_whole(file, changed.encode())
         print(f"{file} is written; a running server takes it with the next load of {options.model}", file=sys.stderr)
@@ -189,29 +162,29 @@ def sweep(own: Settings, measure: Measure) -> Settings:
     best = measure(own)
     assert best, "the first trial raises if it fails"
     tried = {own}
-    for names, values in candidates(own):
-        for value in values:
-            settings = replace(best.settings, **dict(zip(names, value, strict=True)))
+    for changes in candidates(own):
+        for settings in [replace(best.settings, **each) for each in changes]:
             if settings not in tried:
                 tried.add(settings)
                 trial = measure(settings)
-                best = trial if trial and trial.beats(best) else best
+                best = trial if trial and is_better([(best, trial)]) else best
     return best.settings
 
 
-def candidates(own: Settings) -> Iterator[tuple[tuple[str, ...], Sequence[tuple[int, ...]]]]:
-    """What is swept: names of settings, and their values. What the config does not have is left out."""
-    cores = usable_cores()
-    if own.threads is None:
-        yield ("instances",), [(1,), (2,), (3,)]
-    else:
-        layouts = [(1, AUTOMATIC), (2, AUTOMATIC), (3, AUTOMATIC), (cores, 1)]
-        yield ("instances", "threads"), list(dict.fromkeys(layouts))
-    if own.chunk_elements is not None:
-        yield ("chunk_elements",), [(128,), (256,), (512,), (1024,)]
-    yield ("max_batch_size",), [(1,), (2,), (4,), (8,), (16,)]
-    if own.queue_delay_us is not None:
-        yield ("queue_delay_us",), [(0,), (500,), (2000,)]
+def candidates(own: Settings) -> list[list[dict[str, int]]]:
+    """What is swept, one list after another. What the config does not have is left out."""
+    layouts = [(1, AUTOMATIC), (2, AUTOMATIC), (3, AUTOMATIC)]
+    if own.threads is not None and (alone := (usable_cores(), 1)) not in layouts:
+        layouts.append(alone)
+    swept: list[list[dict[str, int]]] = [
+        [{"instances": instances, "threads": threads} for instances, threads in layouts],
+        [{"chunk_elements": elements} for elements in (128, 256, 512, 1024)],
+        [{"max_batch_size": size} for size in (1, 2, 4, 8, 16)],
+        [{"queue_delay_us": delay} for delay in (0, 500, 2000)],
+    ]
+    has = {name for name, value in vars(own).items() if value is not None}
+    kept = [[{name: value for name, value in each.items() if name in has} for each in changes] for changes in swept]
+    return [changes for changes in kept if all(changes)]
 
 
 def is_confirmed(own: Settings, found: Settings, measure: Measure) -> bool:
@@ -220,11 +193,19 @@ def is_confirmed(own: Settings, found: Settings, measure: Measure) -> bool:
         return False
     turns = [(measure(own), measure(found)) for _ in range(TURNS)]
     sound = [(old, new) for old, new in turns if old and new]
-    if len(sound) < TURNS or sum(new.errors - old.errors for old, new in sound) > 0:
-        return False
-    gain = median(new.pairs_per_second / old.pairs_per_second for old, new in sound)
-    tail = median(new.p99_ms / old.p99_ms for old, new in sound)
-    return is_better(gain, tail)
+    return len(sound) == TURNS and is_better(sound)
+
+
+def is_better(turns: Sequence[tuple[Trial, Trial]]) -> bool:
+    """Whether the second trial of each turn beats the first beyond noise: faster, or as fast with a shorter tail.
+
+    More errors are never better.
+    """
+    highest = percentile_names()[-1]
+    errors = sum(new.errors - old.errors for old, new in turns)
+    speed = median(new.pairs_per_second / old.pairs_per_second for old, new in turns)
+    tail = median(new.latency[highest] / old.latency[highest] for old, new in turns)
+    return errors <= 0 and (speed > 1 + GAIN or (speed > 1 - GAIN and tail < 1 - 3 * GAIN))
 
 
 def try_config(options: argparse.Namespace, config: str, load: Load, seconds: int) -> Step:
@@ -243,18 +224,7 @@ def make_trial(settings: Settings, step: Step) -> Trial:
     """A trial's figures. Raises BenchmarkError if there are none."""
     if step.shown_latency is None or not step.pairs_per_second:
         raise BenchmarkError(f"no figures with {settings}: {step.client_bound or step.error_kinds}")
-    p50, p99 = (step.shown_latency[name] for name in ("p50", "p99"))
-    return Trial(settings, step.pairs_per_second, p50, p99, step.errors)
-
-
-def read_text(file: Path) -> str:
-    """A config's text. Raises BenchmarkError."""
-    try:
-        return file.read_text(encoding="utf-8")
-    except OSError as exc:
-        raise BenchmarkError(
-            f"{file} cannot be read ({exc.strerror}); name a model of the repository with --model"
-        ) from exc
+    return Trial(settings, step.pairs_per_second, step.shown_latency, step.errors)
 
 
 def read_settings(text: str, file: Path) -> Settings:
@@ -285,7 +255,7 @@ def change(text: str, settings: Settings, file: Path) -> str:
     return text
 
 
-def agreed(options: argparse.Namespace) -> bool:
+def may_write(options: argparse.Namespace) -> bool:
     """Whether to write: by --write, or by asking at a terminal."""
     if options.write or not sys.stdin.isatty():
         return bool(options.write)
@@ -301,8 +271,7 @@ def show_trials(trials: Sequence[Trial]) -> str:
     columns: dict[str, Callable[[Trial], str]] = {
         **{field.name: setting(field.name) for field in fields(Settings)},
         "pairs/s": lambda trial: f"{trial.pairs_per_second:.0f}",
-        "p50 ms": lambda trial: f"{trial.p50_ms:.0f}",
-        "p99 ms": lambda trial: f"{trial.p99_ms:.0f}",
+        **percentile_columns(lambda trial: trial.latency, digits=0),
         "errors": lambda trial: str(trial.errors),
     }
     return make_table(columns, trials).text()

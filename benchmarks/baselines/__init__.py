@@ -1,1 +1,1 @@
-"""The served model beside what else ranks with the same checkpoint."""
+"""The served model against others that rank with the same checkpoint."""

@@ -1,4 +1,4 @@
-"""The served model beside what else ranks with the same checkpoint on this machine: PyTorch, and a rerank server.
+"""Compares the served model with what else ranks with its checkpoint on this machine: PyTorch and a rerank server.
 
     python -m benchmarks baselines
     python -m benchmarks baselines --checkpoint checkpoints/mine --data my-clicks/test.jsonl
@@ -45,8 +45,8 @@ from numpy.typing import ArrayLike
 from benchmarks import BenchmarkError
 from benchmarks.baselines.peer import Peer
 from benchmarks.load_gen import target
-from benchmarks.load_gen.target import REPOSITORY, log_folder, start_target
-from benchmarks.load_gen.workload import ALL, DATA, TITLES, Request, Selection
+from benchmarks.load_gen.target import log_folder, start_target
+from benchmarks.load_gen.workload import ALL, TITLES, Request, Selection
 from benchmarks.measure.environment import find_environment
 from benchmarks.measure.schema import Environment, dump
 from benchmarks.report.tables import make_table
@@ -74,7 +74,7 @@ Batches = dict[Request, dict[str, torch.Tensor]]
 
 
 @dataclass(frozen=True)
-class Difference:
+class ScoreDifference:
     """How far click probabilities are from PyTorch's."""
 
     largest: float
@@ -83,7 +83,7 @@ class Difference:
 
 # Up to these it is the same model. EXACT is rounding; INT8 has differences of its own, of which single ones are large.
 # (What INT8 may cost the ranking, export's gate decides.)
-EXACT, LOOSE = Difference(largest=1e-4, mean=1.0), Difference(largest=1.0, mean=0.02)
+EXACT, LOOSE = ScoreDifference(largest=1e-4, mean=1.0), ScoreDifference(largest=1.0, mean=0.02)
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Contender:
 
     score: Score
     callers: int = CALLERS
-    limit: Difference = EXACT
+    limit: ScoreDifference = EXACT
 
     def take_turn(self, requests: Sequence[Request]) -> float:
         """Seconds that it needs for the requests, each caller taking the next one that is left."""
@@ -110,7 +110,7 @@ class Contender:
 class ContenderResult:
     """One contender: how far it is from PyTorch, and its speed."""
 
-    difference: Difference
+    difference: ScoreDifference
     passes: int  # how often it computed a turn's requests
     rounds: tuple[float, ...]  # pairs per second
     pairs_per_second: float  # their median
@@ -139,14 +139,6 @@ class BaselineResult:
     workloads: dict[str, ContestResult]
     peer: str | None
     environment: Environment
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the command's options."""
-    parser.add_argument("--checkpoint", type=Path, default=Path("checkpoints/demo"), help="Hugging Face folder")
-    parser.add_argument("--repository", type=Path, default=REPOSITORY, help="with fp32 and INT8 of it")
-    parser.add_argument("--data", type=Path, default=DATA, help="click log (.jsonl[.gz])")
-    parser.add_argument("--peer-url", metavar="URL", help="a running rerank server to measure, too (see above)")
 
 
 def run(options: argparse.Namespace, turn: float = 4.0, rounds: int = 3) -> int:
@@ -180,7 +172,7 @@ def run(options: argparse.Namespace, turn: float = 4.0, rounds: int = 3) -> int:
 
 
 def distinct_requests(path: Path, texts: str) -> list[Request]:
-    """A workload's requests without those that have a candidate twice: the client scores it once, others twice."""
+    """Requests without duplicate candidates: the client scores a duplicate once, the others twice."""
     requests = Selection(path, CANDIDATES, texts).read()
     requests = [request for request in requests if len(set(request.documents)) == CANDIDATES]
     if not requests:
@@ -222,12 +214,12 @@ def ranked(ranker: Ranker) -> Score:
 
 def choose_threads(contender: Contender, requests: Sequence[Request]) -> None:
     """Sets PyTorch's threads to one or all cores: on a busy machine its threads wait for each other."""
-    took = {}
+    durations = {}
     for threads in (1, usable_cores()):
         torch.set_num_threads(threads)
         contender.take_turn(requests[:2])
-        took[threads] = contender.take_turn(requests)
-    torch.set_num_threads(min(took, key=took.__getitem__))
+        durations[threads] = contender.take_turn(requests)
+    torch.set_num_threads(min(durations, key=durations.__getitem__))
 
 
 def measure(
@@ -251,7 +243,7 @@ def measure(
     }
 
 
-def check_scores(contenders: Mapping[str, Contender], requests: Sequence[Request]) -> dict[str, Difference]:
+def check_scores(contenders: Mapping[str, Contender], requests: Sequence[Request]) -> dict[str, ScoreDifference]:
     """How far each contender's click probabilities are from those of the first one, which is PyTorch.
 
     Raises:
@@ -266,7 +258,7 @@ def check_scores(contenders: Mapping[str, Contender], requests: Sequence[Request
             counts = [len(each) for each in scores]
             raise BenchmarkError(f"{name} answers {counts} scores for {expected.shape[1]} candidates")
         apart = np.abs(np.array(scores) - expected)
-        found = differences[name] = Difference(float(apart.max()), float(apart.mean()))
+        found = differences[name] = ScoreDifference(float(apart.max()), float(apart.mean()))
         for kind, limit in vars(one.limit).items():
             if not getattr(found, kind) <= limit:  # NaN, too
                 raise BenchmarkError(
@@ -290,5 +282,5 @@ def show_contest(workload: str, found: ContestResult) -> str:
     return (
         f"{workload}: {CANDIDATES} candidates a request, {found.tokens_a_pair:.0f} tokens a pair, "
         f"{len(ratios)} rounds of {REQUESTS} requests\n{make_table(columns, list(found.contenders.items())).text()}\n"
-        f"{INT8} beside the fastest other: {median(ratios):.2f}x ({min(ratios):.2f} - {max(ratios):.2f}), in rounds"
+        f"{INT8} over the fastest other: {median(ratios):.2f}x ({min(ratios):.2f} - {max(ratios):.2f}), in rounds"
     )

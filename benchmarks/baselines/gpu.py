@@ -1,4 +1,4 @@
-"""The published TensorRT plans beside PyTorch in FP16, on this GPU: latency and pairs/s at 1, 32 and 256 pairs.
+"""Compares the published TensorRT plans with PyTorch in FP16, on this GPU: latency and pairs/s at 1, 32 and 256 pairs.
 
     python -m benchmarks gpu
     python -m benchmarks gpu --checkpoint checkpoints/mine --evaluation my-clicks/test.jsonl
@@ -25,8 +25,6 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from benchmarks.load_gen.target import REPOSITORY
-from benchmarks.load_gen.workload import DATA
 from benchmarks.measure.schema import Latency, dump
 from benchmarks.measure.stats import summarize_latency
 from benchmarks.report.tables import make_table, percentile_columns
@@ -65,13 +63,6 @@ class GpuResult:
     torch: str
     left_out: dict[str, str]
     figures: tuple[Timed, ...]
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the command's options."""
-    parser.add_argument("--checkpoint", type=Path, default=Path("checkpoints/demo"), help="Hugging Face folder")
-    parser.add_argument("--repository", type=Path, default=REPOSITORY, help="with the plans of it")
-    parser.add_argument("--evaluation", type=Path, default=DATA, help="click log")
 
 
 def run(options: argparse.Namespace, runs: int = RUNS) -> int:
@@ -159,13 +150,13 @@ def measure(
         for name, compute in contenders.items():
             for batch in batches[:WARM_UP]:
                 compute(batch)
-            took = []
+            durations = []
             for batch in batches:
                 began = time.perf_counter()
                 compute(batch)  # returns when the logits are here
-                took.append(time.perf_counter() - began)
-            if latency := summarize_latency(took):
-                figures.append(Timed(size, name, latency, size / median(took)))
+                durations.append(time.perf_counter() - began)
+            if latency := summarize_latency(durations):
+                figures.append(Timed(size, name, latency, size / median(durations)))
     return tuple(figures)
 
 

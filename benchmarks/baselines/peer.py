@@ -1,7 +1,4 @@
-"""A rerank server of somebody else that serves the same checkpoint, asked in Cohere's form over HTTP (Infinity has it).
-
-Not known here: how it was started, and when it is asked.
-"""
+"""Another rerank server with the same checkpoint, asked in Cohere's form over HTTP (Infinity has it)."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ from urllib.parse import urlsplit
 from benchmarks import BenchmarkError
 from benchmarks.load_gen.workload import Request
 
-MODEL = "clickbert"  # what it is told to call its model
+MODEL = "clickbert"  # the name under which it serves the model
 TIMEOUT = 120  # seconds
 
 

@@ -2,8 +2,6 @@
 
 Locust has processes of its own, because gevent changes the standard library of the process it is in. A process takes
 seconds to start, so it stays, paused, for as many rounds as are sent.
-
-Not known here: what the figures are compared with.
 """
 
 from __future__ import annotations
@@ -22,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import BenchmarkError
-from benchmarks.load_gen.recording import Recording
 from benchmarks.load_gen.target import Target
 from benchmarks.load_gen.workload import Selection
+from benchmarks.measure.recording import Recording
 from benchmarks.measure.schema import GeneratorUse, Step
 from benchmarks.measure.stats import LIMITS, ClientLimits, summarize
 
@@ -107,12 +105,7 @@ class Pool:
     load: Load
 
     def send(self, seconds: int, *, users: int | None = None, rate: float | None = None) -> Step:
-        """Sends a round and returns its figures.
-
-        Args:
-            seconds: that are measured.
-            users: closed loop: requests in flight.
-            rate: open loop: requests to start a second, on average. Exactly one of the two is given.
+        """Sends a round, a closed loop (`users`) or an open one (`rate` a second); returns the figures of its seconds.
 
         Raises:
             BenchmarkError: a generator ended or hangs, or began long after another one.
@@ -143,9 +136,7 @@ def open_pool(target: Target, model: str, load: Load, folder: Path, users: int |
     """Generators that wait for rounds; they end with the block.
 
     Args:
-        target: the server.
-        model: the click model.
-        load: what is sent.
+        target, model, load: what is sent where.
         folder: for logs and recordings.
         users: closed loop: the most that a round will have. None: open loop.
 

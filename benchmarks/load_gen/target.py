@@ -1,7 +1,4 @@
-"""The server that a benchmark measures: one that runs already, or one that is started for it.
-
-Not known here: what is sent to it.
-"""
+"""The server that a benchmark measures: one that runs already, or one that is started for it."""
 
 from __future__ import annotations
 
@@ -31,7 +28,6 @@ from serving.triton import ServingError
 PREFIX = "clickbert_"
 TIMEOUT = 10.0  # seconds, for a question
 FIRST_TIMEOUT = 60.0  # seconds, for the first ranking of a slow model
-REPOSITORY = Path("model_repository")
 EXPECTED = (BenchmarkError, ServingError, ClickBertError, ClickLogError)  # what a load on a server may raise
 
 
@@ -110,25 +106,12 @@ class Target:
 
 
 def split_time(before: Counts, after: Counts, mean_ms: float | None) -> TimeSplit | None:
-    """Where a request's time went on average, by Triton's counts around a load; None if nothing ran.
-
-    Args:
-        before, after: the counts.
-        mean_ms: what a request took on average for its caller.
-    """
+    """Where a request's time went on average, by Triton's counts around a load and the callers' mean latency."""
     requests = after.requests - before.requests
     if not requests or mean_ms is None:
         return None
     queue, compute = ((getattr(after, name) - getattr(before, name)) / requests / 1e6 for name in ("queue", "compute"))
     return TimeSplit(queue, compute, max(0.0, mean_ms - queue - compute))
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that say which server is measured."""
-    server = parser.add_mutually_exclusive_group()
-    Connection.add_arguments(parser, default_url=None, url_group=server)
-    text = f"without --url: start a server on this repository (default {REPOSITORY})"
-    server.add_argument("--repository", type=Path, default=REPOSITORY, help=text)
 
 
 @contextlib.contextmanager
@@ -166,7 +149,7 @@ def log_folder() -> Iterator[Path]:
             shutil.rmtree(folder)
 
 
-def newest_version(repository: Path, model: str) -> Path:
+def published_version(repository: Path, model: str) -> Path:
     """The folder of a model's newest published version. Raises BenchmarkError if there is none."""
     version = versions.newest(repository, model)
     if version is None:
@@ -176,6 +159,6 @@ def newest_version(repository: Path, model: str) -> Path:
 
 def copy_model(repository: Path, model: str, copy: Path) -> Path:
     """Copies a model's config and newest version to another repository; returns the version's folder there."""
-    version = newest_version(repository, model)
+    version = published_version(repository, model)
     shutil.copytree(repository / model, copy / model, ignore=shutil.ignore_patterns("[0-9]*"))
     return Path(shutil.copytree(version, copy / model / version.name))

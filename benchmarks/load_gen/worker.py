@@ -10,8 +10,6 @@ STEM.0.json, the next one to STEM.1.json; STEM.ready says that this process list
 itself, with Locust's own table, in a closed loop:
 
     locust -f benchmarks/load_gen/worker.py --url localhost:8001 --users 8 --spawn-rate 8 --headless --run-time 30s
-
-Not known here: which part of a round is measured.
 """
 
 # mypy: disable-error-code="no-untyped-call"
@@ -39,8 +37,8 @@ from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
 
 from benchmarks.load_gen import workload
-from benchmarks.load_gen.recording import Recording, Sample
 from benchmarks.load_gen.workload import Request, sample_of_all_sizes, size_classes, spread
+from benchmarks.measure.recording import Recording, Sample
 from clickbert import ClickBertError, Ranker
 from clickbert.connection import Connection
 from clickbert.protocol import DEFAULT_MODEL
@@ -193,12 +191,7 @@ def random_moments(rate: float, parts: Sequence[float], chance: random.Random) -
     Left to chance alone, a measured part of 100 requests would often have 10 % more or fewer, and the same ones every
     time, since rounds are seeded: "70 % of saturation" was 55 to 63 %.
 
-    Args:
-        rate: moments a second.
-        parts: seconds of each part, one after the other.
-
-    Returns:
-        Seconds from the start, ascending.
+    `parts` are the seconds of each part. The moments are seconds from the start, ascending.
     """
     moments, start = [], 0.0
     for part in parts:
@@ -210,7 +203,7 @@ def random_moments(rate: float, parts: Sequence[float], chance: random.Random) -
 def add_options(parser: LocustArgumentParser) -> None:
     """Adds this file's options to Locust's."""
     Connection.add_arguments(parser)
-    workload.add_arguments(parser)
+    workload.add_workload_options(parser)
     parser.add_argument("--model", default=DEFAULT_MODEL, help="the click model on the server")
     parser.add_argument("--distinct", type=int, help="send only so many of the requests, over and over (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="of the order of requests, and of the open loop's moments")

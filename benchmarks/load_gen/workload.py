@@ -1,7 +1,4 @@
-"""The requests that every benchmark sends: a click log's own groups, or groups of one size, always in the same order.
-
-Not known here: who sends them, and when.
-"""
+"""The requests of every benchmark: a click log's own groups, or groups of one size, always in the same order."""
 
 from __future__ import annotations
 
@@ -12,14 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import BenchmarkError
+from benchmarks.measure.recording import LARGE, LARGEST, MIDDLE, SMALL
 from finetune.data.clicklog import ClickRow, read_click_log
 
 SEED = 20
 TITLE = 150  # characters; what is longer is no headline (Upworthy's longest has 147)
 ALL, TITLES = "all", "titles"
 BLOCK = 20  # requests
-LARGE = 0.05  # of all requests
-SMALL, MIDDLE, LARGEST = CLASSES = ("smaller half", "middle", f"largest {LARGE:.0%}")
 DATA = Path("data/sample/test.jsonl")
 
 
@@ -75,7 +71,7 @@ class Selection:
         return words if self.candidates is None else [*words, "--candidates", str(self.candidates)]
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_workload_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options that select the requests."""
     parser.add_argument("--data", type=Path, default=DATA, help=f"click log, .jsonl[.gz] (default {DATA})")
     parser.add_argument("--candidates", type=whole_number, help="candidates of each request (default: as logged)")

@@ -1,1 +1,1 @@
-"""From samples to results: statistics, schedules, ceilings, comparisons."""
+"""What a benchmark finds: its schema, statistics, environment, and comparisons."""

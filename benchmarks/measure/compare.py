@@ -1,12 +1,10 @@
-"""A result beside an earlier one: what became worse beyond what chance explains.
+"""Compares a result with an earlier one: what became worse beyond what chance explains.
 
 Machines are shared and noisy. So a figure is taken relative to the ceiling that its own run measured, where both runs
-have one: throughput / the ceiling beside it, latency x the mean ceiling. A machine that is slower then changes nothing.
+have one: throughput / its round's ceiling, latency x the mean ceiling. A machine that is slower then changes nothing.
 
 One rule decides for every figure. It is new / earlier, with a 95 % interval of DRAWS bootstrap draws (seeded), and it
 is worse if the whole interval is worse by more than MARGIN.
-
-Not known here: how a result is measured.
 """
 
 from __future__ import annotations
@@ -23,8 +21,8 @@ from benchmarks import BenchmarkError
 from benchmarks.measure import schema
 from benchmarks.measure.schema import ModelResult, OpenStep, SaturationResult, Step, WorkloadInfo
 
-# A figure may be worse by so much beside its interval, which knows only what varied within the runs: two runs alike
-# were seen to differ by more (docs/benchmarks.md).
+# Extra margin on top of the interval, which covers only what varied within the runs: two runs of the same server were
+# seen to differ by more (docs/benchmarks.md).
 MARGIN = 0.1
 DRAWS = 2000
 INTERVAL = (2.5, 97.5)  # percentiles of the draws: 95 %
@@ -132,13 +130,13 @@ def check_comparable(earlier: SaturationResult, workload: WorkloadInfo, path: Pa
 
 
 def has_figures(found: ModelResult) -> bool:
-    """Whether a model's saturation was measured, with the ceiling beside every round if it has one."""
-    beside = found.ceiling is None or all(one.left_of_ceiling for one in found.rounds)
-    return beside and found.saturated is not None and found.saturated.pairs_per_second > 0
+    """Whether a model's saturation was measured, with a ceiling for every round if it has one."""
+    has_ceilings = found.ceiling is None or all(one.left_of_ceiling for one in found.rounds)
+    return has_ceilings and found.saturated is not None and found.saturated.pairs_per_second > 0
 
 
 def compare_results(earlier: SaturationResult, result: SaturationResult) -> list[ModelChange]:
-    """Every model of an earlier result beside the same in a new one; both are `check_comparable`.
+    """Compares every model of an earlier result with the new one; both passed `check_comparable`.
 
     Neighbouring requests are not independent, because they wait in one queue, and a result keeps their latencies
     without their order. So the interval of a latency is narrower than it should be: steps above STEADY, and percentiles
@@ -228,13 +226,13 @@ def compare_failures(
         yield divide(f"failures {name} ({counts})", was, now, more_is_better=False, decides=decides)
 
 
-def draw_ratio(values: Sequence[float], beside: Sequence[float] | None, chance: np.random.Generator) -> Draws:
-    """The sum of rounds / the sum of what was beside each (None: their number), and of draws of these rounds.
+def draw_ratio(values: Sequence[float], ceilings: Sequence[float] | None, chance: np.random.Generator) -> Draws:
+    """The sum of rounds, divided by each round's ceiling (None: by the count), and the same of draws of these rounds.
 
     A draw has one round fewer than there are: so the draws vary as much as the estimate does, and not less.
     """
     above = np.array(values, np.float64)
-    below = np.ones_like(above) if beside is None else np.array(beside, np.float64)
+    below = np.ones_like(above) if ceilings is None else np.array(ceilings, np.float64)
     places = chance.integers(len(above), size=(DRAWS, max(1, len(above) - 1)))
     return np.append(above.sum() / below.sum(), above[places].sum(axis=1) / below[places].sum(axis=1))
 

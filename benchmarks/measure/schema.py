@@ -1,14 +1,13 @@
 """What a benchmark finds: frozen dataclasses, written as JSON and read back with every type checked.
 
 PERCENTILES is the one list of percentiles: tables, plots, `--slo` and `--compare` all go through it. A change that
-older files do not fit needs a new SCHEMA. Not known here: how anything was measured.
+older files do not fit needs a new SCHEMA.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
@@ -86,22 +85,22 @@ class TimeSplit:
 
 @dataclass(frozen=True)
 class Step:
-    """One load on one model. Errors and latencies are of the requests that were to start in it."""
+    """One load on one model. Errors and latencies are of the requests scheduled in this window."""
 
     users: int | None  # closed loop: requests in flight
     rate: float | None  # open loop: requests to start a second
     duration: int  # seconds that were measured
-    requests: int  # that were to start
+    requests: int  # scheduled in this window
     errors: int
     error_kinds: dict[str, int]  # by class
-    offered_per_second: float  # requests that were to start
+    offered_per_second: float  # requests that were scheduled
     requests_per_second: float  # that were answered
     pairs_per_second: float
     pairs_by_second: tuple[int, ...]
     latency: Latency | None  # from the intended start to the answer; None: nothing was answered
     latencies_ms: tuple[float, ...]  # every answered request's, ascending
-    latency_by_size: dict[str, Latency | None]  # by `workload.CLASSES`
-    start_delay: Latency | None  # from the intended start to the actual one; None: no request was to start
+    latency_by_size: dict[str, Latency | None]  # by `recording.CLASSES`
+    start_delay: Latency | None  # from the intended start to the actual one; None: no request was scheduled
     generator: GeneratorUse
     client_bound: str | None  # why the figures are the generator's own; None: they are the server's
     time_split: TimeSplit | None = None  # None: Triton counted nothing
@@ -127,7 +126,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Round:
-    """A step at saturation, and what the generators left of the ceiling around it, in pairs per second."""
+    """A step at saturation, and the ceiling minus what the generators used, in pairs per second."""
 
     step: Step
     left_of_ceiling: float | None
@@ -225,10 +224,9 @@ class ModelResult:
 
     @property
     def saturated(self) -> Saturation | None:
-        """Of all rounds whose figures are the server's; None if there are none.
+        """Mean of the rounds that are not client-bound; None if there are none.
 
-        The share holds all that was served against all that the ceilings beside it would have been: what disturbs the
-        machine for some seconds, in one or the other, evens out.
+        The share is all that was served / all that the ceilings allowed: disturbances of some seconds even out.
         """
         sound = [each for each in self.rounds if each.step.server_bound]
         if not sound:
@@ -268,7 +266,7 @@ class Sent:
 
 @dataclass(frozen=True)
 class WorkloadInfo:
-    """What was asked for, and what that was; `sent` is None for a server elsewhere, whose tokenizer is not at hand."""
+    """What was asked for, and what that selected. `sent` is None for a server elsewhere, without its tokenizer."""
 
     data: str
     candidates: int | None
@@ -286,33 +284,6 @@ class SaturationResult:
     workload: WorkloadInfo
     complete: bool
     models: dict[str, ModelResult]
-
-
-@dataclass(frozen=True)
-class Speedup:
-    """How many times as fast a model is as another one: in each round, and in all together."""
-
-    model: str
-    rounds: tuple[float, ...]
-    ratio: float
-
-    def __str__(self) -> str:
-        rounds = ", ".join(f"{ratio:.2f}" for ratio in self.rounds)
-        return f"{self.ratio:.2f} times {self.model} (round by round: {rounds})"
-
-
-def speedup_over_first(models: Mapping[str, ModelResult], name: str) -> Speedup | None:
-    """A model beside the first one, in all rounds that have figures of both; None without any, and for the first."""
-    first = next(iter(models))
-    rounds = [
-        (own.step.pairs_per_second, other.step.pairs_per_second)
-        for own, other in zip(models[name].rounds, models[first].rounds, strict=False)
-        if own.step.server_bound and other.step.server_bound and other.step.pairs_per_second
-    ]
-    if name == first or not rounds:
-        return None
-    own, others = zip(*rounds, strict=True)
-    return Speedup(first, tuple(one / other for one, other in rounds), sum(own) / sum(others))
 
 
 def write(path: Path, result: Any) -> None:

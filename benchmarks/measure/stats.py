@@ -1,7 +1,4 @@
-"""From the samples of a load to its figures: rates, percentiles, errors, and whether they are the server's.
-
-Not known here: who sent the requests, and how.
-"""
+"""From the samples of a load to its figures: rates, percentiles, errors, and whether they are the server's."""
 
 from __future__ import annotations
 
@@ -11,9 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.load_gen.recording import Sample
-from benchmarks.load_gen.workload import CLASSES
 from benchmarks.measure import schema
+from benchmarks.measure.recording import CLASSES, Sample
 from benchmarks.measure.schema import GeneratorUse, Latency, Step
 
 SPANNED = 0.8  # the share of a window that its answers must span for its throughput to be that of whole turns
@@ -45,18 +41,11 @@ def summarize(
 ) -> Step:
     """The figures of the window [begin, begin + duration).
 
-    Latencies and errors are those of the requests that were to start in it, however long they took, so a slow answer
+    Latencies and errors are those of the requests scheduled in it, however long they took, so a slow answer
     near the end is not lost. Throughput is what was answered in it, whenever it started: past saturation that is less
     than what was offered.
 
-    Args:
-        samples: of all generators, on one clock.
-        begin: seconds after the users' start.
-        duration: seconds.
-        users, rate: of the load.
-        generator: what the load's processes took.
-        cycle: in a closed loop: how many requests take turns. See `throughput`.
-        limits: when a step is client-bound.
+    `begin` counts from the users' start, on the samples' one clock. `cycle` is for `throughput`.
     """
     started = [sample for sample in samples if begin <= sample.intended_start < begin + duration]
     answered = [sample for sample in started if sample.error is None]
@@ -125,17 +114,10 @@ def summarize_latency(seconds: Sequence[float]) -> Latency | None:
 def why_client_bound(
     busy: float, start_delays: Sequence[float], latencies: Sequence[float], limits: ClientLimits
 ) -> str | None:
-    """Why the figures are the generator's own; None if they are the server's.
-
-    Args:
-        busy: the share of its time that the busiest generator's thread computed.
-        start_delays: seconds, of all requests.
-        latencies: seconds, of the answered ones. Without any, a late generator is not to blame.
-        limits: what is too much.
-    """
+    """Why the step is client-bound; None if its figures are the server's."""
     if busy > limits.busy:
         return f"the generator's thread was busy {busy:.0%} of the time"
-    if not latencies:
+    if not latencies:  # then a late generator is not to blame
         return None
     late, median = 1000 * np.percentile(start_delays, 95), 1000 * np.median(latencies)
     if late > max(limits.delay_share * median, limits.delay_ms):

@@ -1,7 +1,4 @@
-"""A result as one page with pictures; `page.html.j2` has its words.
-
-Not known here: how the figures came about.
-"""
+"""A result as one page with pictures; `page.html.j2` has its words."""
 
 from __future__ import annotations
 
@@ -22,15 +19,7 @@ TEMPLATE = Path(__file__).with_name("page.html.j2")
 
 
 def write_page(path: Path, result: SaturationResult) -> None:
-    """Writes the page, whole or not at all.
-
-    Args:
-        path: of the page, in a folder that exists.
-        result: what `saturate` found.
-
-    Raises:
-        OSError: it cannot be written.
-    """
+    """Writes a result's page, whole or not at all. Raises OSError."""
     page = render(
         TEMPLATE,
         facts=facts_table(result),

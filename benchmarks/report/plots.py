@@ -1,6 +1,6 @@
 """The pictures of a result.
 
-Not known here: how they come into a page. A client-bound step's figures are the generator's own: no line has them, and
+A client-bound step's figures are the generator's own: no line has them, and
 the picture says so.
 """
 
@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter, StrMethodFormatter
 
-from benchmarks.load_gen.workload import CLASSES
+from benchmarks.measure.recording import CLASSES
 from benchmarks.measure.schema import ModelResult, Step, percentile_names
 from benchmarks.report.tables import CLIENT_BOUND
 from export.engines import colour_of

@@ -1,7 +1,4 @@
-"""Tables for the screen and for the page, each from one list of columns.
-
-Not known here: how the figures came about. A client-bound step's figures are the generator's own: no table shows them.
-"""
+"""Tables for the screen and for the page, each from one list of columns."""
 
 from __future__ import annotations
 
@@ -9,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from benchmarks.load_gen.workload import CLASSES
-from benchmarks.measure.schema import Latency, ModelResult, Slo, Step, percentile_names, speedup_over_first
+from benchmarks.measure.recording import CLASSES
+from benchmarks.measure.schema import Latency, ModelResult, Slo, Step, percentile_names
 
 Item = TypeVar("Item")
 Columns = Mapping[str, Callable[[Item], str]]
@@ -135,7 +132,7 @@ def size_table(found: ModelResult) -> Table:
 
 
 def summary_table(models: Mapping[str, ModelResult]) -> Table:
-    """Saturation beside the ceiling, a row for each model; the last cell is words."""
+    """Saturation and the ceiling, a row for each model; the last cell is words."""
 
     def ceiling(found: ModelResult) -> str:
         return number(found.ceiling.pairs_per_second if found.ceiling else None)
@@ -164,3 +161,18 @@ def summary_table(models: Mapping[str, ModelResult]) -> Table:
         "": lambda item: notes(*item),
     }
     return make_table(columns, list(models.items()), lambda item: item[1].failure is not None)
+
+
+def speedup_over_first(models: Mapping[str, ModelResult], name: str) -> str:
+    """Speedup over the first model, from rounds with figures of both; empty for the first, and without such rounds."""
+    first = next(iter(models))
+    rounds = [
+        (own.step.pairs_per_second, other.step.pairs_per_second)
+        for own, other in zip(models[name].rounds, models[first].rounds, strict=False)
+        if own.step.server_bound and other.step.server_bound and other.step.pairs_per_second
+    ]
+    if name == first or not rounds:
+        return ""
+    ratio = sum(own for own, _ in rounds) / sum(other for _, other in rounds)
+    each = ", ".join(f"{own / other:.2f}" for own, other in rounds)
+    return f"{ratio:.2f} times {first} (round by round: {each})"

@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.load_gen.recording import Sample
-from benchmarks.load_gen.workload import CLASSES
+from benchmarks.measure.recording import CLASSES, Sample
 from benchmarks.measure.schema import (
     SCHEMA,
     CeilingResult,

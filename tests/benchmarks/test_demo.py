@@ -54,15 +54,15 @@ def test_a_version_of_another_checkpoint_or_evaluation_is_not_the_demos(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     test = demo.DATA / "test.jsonl"
-    assert demo.published(test)
+    assert demo.reusable_manifest(test)
     other = tmp_path / "test.jsonl"
     other.write_text(test.read_text(encoding="utf-8") * 2, encoding="utf-8")
-    assert demo.published(other) is None
+    assert demo.reusable_manifest(other) is None
     with monkeypatch.context() as patch:
         patch.setattr(demo, "CHECKPOINT", make_checkpoint(tmp_path / "another", seed=1))
-        assert demo.published(test) is None
+        assert demo.reusable_manifest(test) is None
     monkeypatch.setattr(demo, "REPOSITORY", tmp_path / "nowhere")
-    assert demo.published(test) is None
+    assert demo.reusable_manifest(test) is None
 
 
 @pytest.mark.parametrize(
@@ -74,9 +74,9 @@ def test_a_version_of_another_checkpoint_or_evaluation_is_not_the_demos(
     ],
 )
 def test_an_auc_that_is_not_pytorchs_or_shows_no_learning_fails(auc: float, reference: float, message: str) -> None:
-    demo.check_auc(0.80004, 0.8, 0.75)
+    demo.check_served_auc(0.80004, 0.8, 0.75)
     with pytest.raises(BenchmarkError, match=message):
-        demo.check_auc(auc, reference, 0.75)
+        demo.check_served_auc(auc, reference, 0.75)
 
 
 @pytest.mark.usefixtures("first")

@@ -1,4 +1,4 @@
-"""`python -m benchmarks saturate` on a tiny model: once for real; what it found is then told again and compared."""
+"""`python -m benchmarks saturate` on a tiny model: once for real; then scripted results are compared."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import pytest
 from benchmarks import BenchmarkError, saturate
 from benchmarks.load_gen.workload import Selection
 from benchmarks.measure.environment import find_machine
-from benchmarks.measure.schedule import Run, Schedule
 from benchmarks.measure.schema import SCHEMA, ModelResult, SaturationResult, read_result, write
-from benchmarks.measure.tokens import count_tokens, pack, published_tokenizer
+from benchmarks.saturation.schedule import SaturationRun, Schedule
+from benchmarks.saturation.tokens import count_tokens, pack, published_tokenizer
 from serving.server import Server
 from tests.benchmarks.conftest import LIMITS, MODEL, TIMING, Ended, command
 from tests.benchmarks.made_up import MODELS, make_result, scaled, with_step
@@ -104,18 +104,18 @@ def test_the_result_is_whole_and_fits_itself(
     assert result.environment.time in page
 
 
-class Told:
+class Scripted:
     """What the next runs measure, in place of measuring."""
 
     models: dict[str, ModelResult]
 
 
 @pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> Told:
-    told = Told()
-    told.models = {MODEL: make_result(1, ceiling=None).models[MODEL]}
-    monkeypatch.setattr(Run, "saturate", lambda *_: iter([told.models]))
-    return told
+def scripted(monkeypatch: pytest.MonkeyPatch) -> Scripted:
+    scripted = Scripted()
+    scripted.models = {MODEL: make_result(1, ceiling=None).models[MODEL]}
+    monkeypatch.setattr(SaturationRun, "saturate", lambda *_: iter([scripted.models]))
+    return scripted
 
 
 def again(server: Server, log: Path, folder: Path, *others: object) -> Ended:
@@ -130,13 +130,13 @@ def earlier(folder: Path, log: Path, result: SaturationResult) -> Path:
 
 
 def test_as_fast_as_earlier_ends_with_0_and_half_as_fast_with_1(
-    told: Told, published_server: Server, published_log: Path, tmp_path: Path
+    scripted: Scripted, published_server: Server, published_log: Path, tmp_path: Path
 ) -> None:
     path = earlier(tmp_path, published_log, make_result(ceiling=None))
     same = again(published_server, published_log, tmp_path, "--compare", path)
     assert same.code == 0, same.err
     assert "regressed (worse by more than 10%, or missing): nothing" in same.out
-    told.models = {MODEL: make_result(1, 0.5, None).models[MODEL]}
+    scripted.models = {MODEL: make_result(1, 0.5, None).models[MODEL]}
     slower = again(published_server, published_log, tmp_path, "--compare", path)
     assert slower.code == 1
     assert f"regressed (worse by more than 10%, or missing): {MODEL}" in slower.out
@@ -152,7 +152,7 @@ def test_measured_figures_are_kept_when_the_rest_fails(
         yield {MODEL: first}
         raise BenchmarkError("the server is gone")
 
-    monkeypatch.setattr(Run, "saturate", half)
+    monkeypatch.setattr(SaturationRun, "saturate", half)
     ended = again(published_server, published_log, tmp_path)
     assert ended.code == 1
     assert "the server is gone" in ended.err
@@ -166,14 +166,14 @@ def test_measured_figures_are_kept_when_the_rest_fails(
 def test_another_workload_is_refused_before_anything_is_measured(
     published_server: Server, published_log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Run, "saturate", lambda *_: pytest.fail("it was measured"))
+    monkeypatch.setattr(SaturationRun, "saturate", lambda *_: pytest.fail("it was measured"))
     path = earlier(tmp_path, published_log, make_result(ceiling=None))
     ended = again(published_server, published_log, tmp_path, "--compare", path, "--candidates", 20)
     assert ended.code == 1
     assert "of another workload (candidates 20, earlier None)" in ended.err
 
 
-@pytest.mark.usefixtures("told")
+@pytest.mark.usefixtures("scripted")
 def test_only_models_that_were_asked_for_can_be_missing(
     published_server: Server, published_log: Path, tmp_path: Path
 ) -> None:
@@ -186,9 +186,9 @@ def test_only_models_that_were_asked_for_can_be_missing(
 
 
 def test_a_server_elsewhere_has_no_ceiling_and_a_page_all_the_same(
-    told: Told, published_server: Server, published_log: Path, tmp_path: Path
+    scripted: Scripted, published_server: Server, published_log: Path, tmp_path: Path
 ) -> None:
-    told.models |= {
+    scripted.models |= {
         MODELS[1]: with_step(make_result(2, ceiling=None), "rounds", 0, lambda step: scaled(step, 2)).models[MODEL]
     }
     ended = again(published_server, published_log, tmp_path)
@@ -202,9 +202,11 @@ def test_a_server_elsewhere_has_no_ceiling_and_a_page_all_the_same(
 
 
 def test_a_model_without_figures_is_named_and_ends_with_1(
-    told: Told, published_server: Server, published_log: Path, tmp_path: Path
+    scripted: Scripted, published_server: Server, published_log: Path, tmp_path: Path
 ) -> None:
-    told.models |= {"slow": replace(told.models[MODEL], rounds=(), open=(), failure="it answered nothing within 4 s")}
+    scripted.models |= {
+        "slow": replace(scripted.models[MODEL], rounds=(), open=(), failure="it answered nothing within 4 s")
+    }
     ended = again(published_server, published_log, tmp_path)
     assert ended.code == 1
     assert "it answered nothing within 4 s" in ended.out

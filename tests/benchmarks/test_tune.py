@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from benchmarks import BenchmarkError, tune
 from benchmarks.load_gen.pool import Load
-from benchmarks.measure.schema import Step
+from benchmarks.measure.schema import Latency, Step
 from benchmarks.tune import Measure, Settings, Trial, candidates, change, is_confirmed, read_settings, sweep
 from clickbert import Ranker
 from serving.triton import ServingError
@@ -37,9 +37,9 @@ def test_changed_settings_are_read_back_and_nothing_else_changes(config: Path, v
     own = read_settings(text, config)
     assert change(text, own, config) == text
     missing = {field.name: None for field in fields(Settings) if getattr(own, field.name) is None}
-    wanted = replace(values, **missing)
-    changed = change(text, wanted, config)
-    assert read_settings(changed, config) == wanted
+    expected = replace(values, **missing)
+    changed = change(text, expected, config)
+    assert read_settings(changed, config) == expected
     assert change(changed, own, config) == text
     # Only numbers differ, on as many lines as there are settings at most, and in no comment.
     pairs = list(zip(text.splitlines(), changed.splitlines(), strict=True))
@@ -95,9 +95,9 @@ def test_a_config_that_is_laid_out_differently_is_refused_by_name(old: str, new:
     other = text.replace(old, new)
     file = Path("elsewhere/config.pbtxt")
     assert read_settings(other, file) == OWN
-    wanted = Settings(3, 1, 512, 8, 500)
+    settings = Settings(3, 1, 512, 8, 500)
     with pytest.raises(BenchmarkError, match=r"elsewhere/config\.pbtxt is laid out .* by hand: instances 3, threads 1"):
-        change(other, wanted, file)
+        change(other, settings, file)
 
 
 def test_a_config_that_is_none_is_refused_by_name(tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_a_config_that_is_none_is_refused_by_name(tmp_path: Path) -> None:
     given = ("--repository", tmp_path, "--data", make_log(tmp_path), "--model", "other")
     ended = command("tune", *given)
     assert (ended.code, ended.out) == (1, "")
-    assert f"{tmp_path / 'other' / 'config.pbtxt'} cannot be read (No such file or directory)" in ended.err
+    assert f"{tmp_path / 'other'} has no published version" in ended.err
 
 
 def make_log(folder: Path) -> Path:
@@ -117,6 +117,10 @@ def make_log(folder: Path) -> Path:
 SWEPT = replace(OWN, chunk_elements=512)
 
 
+def make_trial(one: Settings, speed: float, tail: float = 100.0, errors: int = 0) -> Trial:
+    return Trial(one, speed, Latency({"p50": 50.0, "p95": 70.0, "p99": tail}, 55.0, 2 * tail), errors)
+
+
 def surface(
     of: Callable[[Settings], float], tail: Callable[[Settings], float] = lambda _: 100.0, errors: int = 0
 ) -> tuple[Measure, list[Settings]]:
@@ -125,7 +129,7 @@ def surface(
 
     def measure(one: Settings) -> Trial:
         asked.append(one)
-        return Trial(one, of(one), 50.0, tail(one), errors if one != SWEPT else 0)
+        return make_trial(one, of(one), tail(one), errors if one != SWEPT else 0)
 
     return measure, asked
 
@@ -171,9 +175,8 @@ def test_a_shorter_tail_at_the_same_speed_is_better_and_errors_are_not() -> None
 
 def test_settings_that_fail_are_not_chosen_and_the_others_are_still_tried() -> None:
     def measure(one: Settings) -> Trial | None:
-        return (
-            None if one.instances == 3 or one.max_batch_size == 8 else Trial(one, 100.0 + one.max_batch_size, 1, 1, 0)
-        )
+        fails = one.instances == 3 or one.max_batch_size == 8
+        return None if fails else make_trial(one, 100.0 + one.max_batch_size)
 
     assert sweep(SWEPT, measure) == replace(SWEPT, max_batch_size=16)
     assert not is_confirmed(SWEPT, replace(SWEPT, instances=3), measure)
@@ -181,8 +184,9 @@ def test_settings_that_fail_are_not_chosen_and_the_others_are_still_tried() -> N
 
 
 def test_what_the_config_does_not_have_is_not_swept() -> None:
-    names = [name for name, _ in candidates(replace(SWEPT, threads=None, chunk_elements=None, queue_delay_us=None))]
-    assert names == [("instances",), ("max_batch_size",)]
+    swept = candidates(replace(SWEPT, threads=None, chunk_elements=None, queue_delay_us=None))
+    assert [set().union(*changes) for changes in swept] == [{"instances"}, {"max_batch_size"}]
+    assert swept[0] == [{"instances": 1}, {"instances": 2}, {"instances": 3}]
 
 
 @pytest.mark.parametrize(
@@ -201,7 +205,7 @@ def test_what_was_found_must_win_again(ratio: float, tail: float, errors: int, k
 
     def measure(one: Settings) -> Trial:
         speed = next(machine) * (ratio if one == found else 1)
-        return Trial(one, 1000 * speed, 50, 100 * (tail if one == found else 1), errors if one == found else 0)
+        return make_trial(one, 1000 * speed, 100 * (tail if one == found else 1), errors if one == found else 0)
 
     assert is_confirmed(SWEPT, found, measure) is kept
     assert not is_confirmed(SWEPT, SWEPT, measure)
@@ -214,7 +218,7 @@ def known() -> list[Step]:
 
 
 class TestRun:
-    """Real trials of the config's own settings, whose speed is then told: a tiny model has no best settings."""
+    """Real trials of the config's own settings, whose speed is then scripted: a tiny model has no best settings."""
 
     @pytest.fixture
     def copy(self, published_repository: Path, tmp_path: Path) -> Path:
@@ -230,7 +234,7 @@ class TestRun:
             size = read_settings(config, options.repository).max_batch_size
             return replace(known[0], pairs_per_second={1: 2000.0, 4: 1000.0}[size])
 
-        monkeypatch.setattr(tune, "candidates", lambda _: [(("max_batch_size",), [(1,)])])
+        monkeypatch.setattr(tune, "candidates", lambda _: [[{"max_batch_size": 1}]])
         monkeypatch.setattr(tune, "try_config", try_config)
 
     def run(self, repository: Path, log: Path, *others: str) -> Ended:
@@ -294,15 +298,15 @@ class TestRun:
     def test_a_trial_that_ends_early_costs_the_others_nothing(
         self, error: BaseException, copy: Path, published_log: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        told = tune.try_config
+        scripted = tune.try_config
 
         def try_config(options: argparse.Namespace, config: str, *rest: object) -> Step:
             if read_settings(config, options.repository).max_batch_size == 8:
                 raise error
-            return told(options, config, *rest)
+            return scripted(options, config, *rest)
 
         monkeypatch.setattr(tune, "try_config", try_config)
-        monkeypatch.setattr(tune, "candidates", lambda _: [(("max_batch_size",), [(1,), (8,)])])
+        monkeypatch.setattr(tune, "candidates", lambda _: [[{"max_batch_size": 1}, {"max_batch_size": 8}]])
         ended = self.run(copy, published_log)
         (kept,) = (copy.parent / "results").glob("tune-*.json")
         found = json.loads(kept.read_text(encoding="utf-8"))
@@ -311,9 +315,9 @@ class TestRun:
             assert (ended.code, sizes, found["chosen"]) == (130, [4, 1], None)
         else:
             assert ended.code == 0, ended.err
-            wanted = replace(OWN, max_batch_size=8)
-            assert f"failed: {wanted}: no room\n" in ended.out
-            assert (found["failed"], found["chosen"]["max_batch_size"]) == ([f"{wanted}: no room"], 1)
+            failing = replace(OWN, max_batch_size=8)
+            assert f"failed: {failing}: no room\n" in ended.out
+            assert (found["failed"], found["chosen"]["max_batch_size"]) == ([f"{failing}: no room"], 1)
 
     def test_a_first_trial_that_fails_leaves_no_file(
         self, copy: Path, published_log: Path, monkeypatch: pytest.MonkeyPatch

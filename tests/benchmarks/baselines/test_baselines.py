@@ -46,7 +46,7 @@ def test_the_figures_fit_each_other(
         assert f"{workload}: 20 candidates a request" in ended.out
         others = [one["rounds"] for name, one in contenders.items() if not name.startswith("clickbert_")]
         ratio = np.median(np.array(contenders[INT8]["rounds"]) / np.max(others, axis=0))
-        assert f"{INT8} beside the fastest other: {ratio:.2f}x" in ended.out
+        assert f"{INT8} over the fastest other: {ratio:.2f}x" in ended.out
 
 
 def test_a_server_with_another_model_is_refused(

@@ -1,4 +1,4 @@
-"""The GPU benchmark, as far as a CPU can run it: all contenders compute the same pairs, and what is missing is said."""
+"""The GPU benchmark, as far as a CPU can run it: all contenders compute the same pairs; a missing side is reported."""
 
 import json
 from contextlib import ExitStack
@@ -59,10 +59,10 @@ def test_without_tensorrt_and_a_gpu_it_says_so(
     monkeypatch.setattr(gpu, "load_tensorrt", missing)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert main(["gpu", *checkpoint_and_log]) == 1
-    said = capsys.readouterr().err
-    assert "TensorRT cannot be used here" in said
-    assert "finds no GPU" in said
-    assert "nothing to measure" in said
+    stderr = capsys.readouterr().err
+    assert "TensorRT cannot be used here" in stderr
+    assert "finds no GPU" in stderr
+    assert "nothing to measure" in stderr
 
 
 def test_a_side_that_is_missing_leaves_the_other(
@@ -86,6 +86,6 @@ def checkpoint_and_log(tmp_path: Path) -> list[str]:
     return [f"--checkpoint={make_checkpoint(tmp_path / 'checkpoint')}", f"--evaluation={log}"]
 
 
-def test_no_published_plan_is_said(tmp_path: Path) -> None:
+def test_a_repository_without_plans_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match="no published model for TensorRT"), ExitStack() as stack:
         gpu.open_plans(None, tmp_path, stack)

@@ -1,4 +1,4 @@
-"""How generators are started, told and read, and how their samples become one round's figures: with fake ones."""
+"""How generators are started, instructed and read, and how their samples become one round's figures: with fake ones."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import pytest
 from benchmarks import BenchmarkError
 from benchmarks.load_gen import pool as pooling
 from benchmarks.load_gen.pool import Load, Timing, combine, command, open_pool, share
-from benchmarks.load_gen.recording import Recording, Sample
 from benchmarks.load_gen.target import Counts, Target, split_time
-from benchmarks.load_gen.workload import SMALL, Selection
+from benchmarks.load_gen.workload import Selection
+from benchmarks.measure.recording import SMALL, Recording, Sample
 from benchmarks.measure.schema import Step, TimeSplit
 from clickbert.connection import Connection
 
-# Listens as the worker does, and writes what it was told to have recorded.
+# Listens as the worker does, and writes a scripted recording.
 GENERATOR = """
 import json, os, pathlib, sys
 recording, stem, rounds = json.loads(sys.argv[1]), pathlib.Path(sys.argv[2]), 0

@@ -22,9 +22,9 @@ import pytest
 from benchmarks import BenchmarkError
 from benchmarks.load_gen import pool as pooling
 from benchmarks.load_gen.pool import Generator, Load, open_pool
-from benchmarks.load_gen.recording import Recording
 from benchmarks.load_gen.target import Target
 from benchmarks.load_gen.workload import Selection
+from benchmarks.measure.recording import Recording
 from clickbert.connection import Connection
 from serving.server import Server
 from tests.benchmarks.conftest import LIMITS, MODEL, TIMING, locusts
@@ -117,10 +117,8 @@ def test_generators_send_in_their_rounds_and_pause_between_them(
         before = target.counts(MODEL)
         first = pool.send(2, users=4)
         once = target.counts(MODEL)
-        spent = [sum(process.cpu_times()[:2]) for process in running]
         time.sleep(1.5)
         assert target.counts(MODEL) == once, "they pause"
-        assert all(sum(process.cpu_times()[:2]) - now < 0.3 for process, now in zip(running, spent, strict=True))
         second = pool.send(1, users=4)
         twice = target.counts(MODEL)
         running[0].kill()
@@ -227,10 +225,12 @@ def test_a_stall_of_the_server_is_in_the_latencies_of_all_whom_it_met(
     for sample in met:
         assert sample.error is None
         assert sample.latency >= ended - sample.intended_start - 0.01  # nobody was answered before it went on
+        assert sample.start_delay < sample.latency
     assert step.latency
     assert step.latency.max > 1000 * 0.8 * lasts
     assert step.latency["p99"] > 1000
-    assert np.median([sample.start_delay for sample in met]) < 0.1  # they started while it stood still
+    # They started while it stood still. (One whose turn came late may have started afterwards.)
+    assert np.median([sample.intended_start + sample.start_delay for sample in met]) < ended
 
 
 def test_two_generators_over_tls_with_a_token_that_no_command_line_shows(

@@ -13,12 +13,9 @@ from transformers import AutoTokenizer
 
 from benchmarks import BenchmarkError
 from benchmarks.load_gen import workload
-from benchmarks.load_gen.target import newest_version
+from benchmarks.load_gen.target import published_version
 from benchmarks.load_gen.workload import (
     BLOCK,
-    LARGEST,
-    MIDDLE,
-    SMALL,
     TITLES,
     Request,
     Selection,
@@ -27,7 +24,8 @@ from benchmarks.load_gen.workload import (
     size_classes,
     spread,
 )
-from benchmarks.measure.tokens import count_tokens, pack, published_tokenizer
+from benchmarks.measure.recording import LARGEST, MIDDLE, SMALL
+from benchmarks.saturation.tokens import count_tokens, pack, published_tokenizer
 from tests.tiny import MAX_LENGTH, make_click_log
 
 
@@ -154,13 +152,13 @@ def test_the_published_tokenizer_is_the_checkpoints(
         assert pairs.input_ids.tolist() == [token for ids in each for token in ids]
 
 
-def test_the_newest_version_is_by_number(tmp_path: Path) -> None:
+def test_the_published_version_is_by_number(tmp_path: Path) -> None:
     for name in ("9", "10", "11.staging", "warmup"):
         (tmp_path / "model" / name).mkdir(parents=True)
         (tmp_path / "model" / name / "model.onnx").touch()
-    assert newest_version(tmp_path, "model").name == "10"
+    assert published_version(tmp_path, "model").name == "10"
     with pytest.raises(BenchmarkError, match=r"other has no published version; publish one with"):
-        newest_version(tmp_path, "other")
+        published_version(tmp_path, "other")
 
 
 def test_tokens_with_and_without_padding(published_repository: Path, tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def test_an_unchanged_server_is_not_called_worse(ceiling: float | None) -> None:
         assert not regressed(make_result(seed, 1, ceiling), make_result(seed + 100, 1, ceiling)), seed
 
 
-def test_a_result_beside_itself_is_no_change() -> None:
+def test_a_result_has_not_changed_against_itself() -> None:
     result = make_result()
     for model in compare_results(result, result):
         assert len(model.changes) == 1 + 4 * len(PERCENTILES)
@@ -90,7 +90,7 @@ def test_a_machine_that_is_a_fifth_slower_with_its_ceiling_is_no_regression() ->
         assert not regressed(make_result(seed), make_result(seed + 100, 0.8, 0.8)), seed
 
 
-def test_a_round_counts_beside_its_own_ceiling() -> None:
+def test_a_round_counts_against_its_own_ceiling() -> None:
     earlier, result = make_result(rounds=3), make_result(1, rounds=3)
     result = with_step(result, "rounds", 1, lambda step: scaled(step, 0.4))
     assert changes_of(earlier, result)["saturated pairs/s"].ratio == pytest.approx(0.8, rel=0.06)

@@ -14,9 +14,10 @@ import pytest
 from benchmarks import BenchmarkError
 from benchmarks.measure import schema
 from benchmarks.measure.compare import compare_results
-from benchmarks.measure.schema import GeneratorUse, Slo, SloResult, dump, read_result, speedup_over_first, write
+from benchmarks.measure.schema import GeneratorUse, Slo, SloResult, dump, read_result, write
 from benchmarks.report.page import write_page
 from benchmarks.report.plots import plot_latency
+from benchmarks.report.tables import speedup_over_first
 from tests.benchmarks.made_up import (
     MODELS,
     client_bound,
@@ -125,14 +126,15 @@ def test_the_means_of_the_rounds_are_of_those_that_are_the_servers() -> None:
 
 def test_a_speedup_is_of_rounds_that_have_figures_of_both() -> None:
     result = make_result(rounds=3)
-    assert speedup_over_first(result.models, MODELS[0]) is None
-    whole = speedup_over_first(result.models, MODELS[1])
-    assert whole
+    assert speedup_over_first(result.models, MODELS[0]) == ""
+    first, second = (result.models[name].rounds for name in MODELS)
+    ratios = [own.step.pairs_per_second / other.step.pairs_per_second for own, other in zip(second, first, strict=True)]
     result = with_step(with_step(result, "rounds", 1, client_bound), "rounds", 0, lambda step: scaled(step, 0.5))
-    speedup = speedup_over_first(result.models, MODELS[1])
-    assert speedup
-    assert (speedup.model, speedup.rounds) == (MODELS[0], (2 * whole.rounds[0], whole.rounds[2]))
-    assert str(speedup).startswith(f"{speedup.ratio:.2f} times clickbert_onnx (round by round: ")
+    halved, _, last = first
+    total = second[0].step.pairs_per_second + second[2].step.pairs_per_second
+    total /= 0.5 * halved.step.pairs_per_second + last.step.pairs_per_second
+    each = f"{2 * ratios[0]:.2f}, {ratios[2]:.2f}"
+    assert speedup_over_first(result.models, MODELS[1]) == f"{total:.2f} times clickbert_onnx (round by round: {each})"
 
 
 def test_generators_take_nothing_of_a_gpu() -> None:

@@ -8,9 +8,8 @@ import random
 import numpy as np
 import pytest
 
-from benchmarks.load_gen.recording import Sample
-from benchmarks.load_gen.workload import LARGEST, MIDDLE, SMALL
 from benchmarks.measure.environment import find_environment
+from benchmarks.measure.recording import LARGEST, MIDDLE, SMALL, Sample
 from benchmarks.measure.stats import ClientLimits, summarize, why_client_bound
 
 
@@ -43,7 +42,7 @@ def test_throughput_is_what_was_answered_in_the_window_whenever_it_was_to_begin(
         Sample(1.0, 0.0, 2.5, 1, None, SMALL),  # ends at 3.5
         Sample(2.0, 0.0, 1.0, 10, None, SMALL),  # at 3.0: the first moment of the window
         Sample(3.2, 0.0, 0.7, 100, None, SMALL),  # at 3.9
-        Sample(3.9, 0.5, 1.0, 1000, None, SMALL),  # at 4.9; its lag is part of what it took
+        Sample(3.9, 0.5, 1.0, 1000, None, SMALL),  # at 4.9; its delay is part of its latency
         Sample(4.5, 0.0, 0.5, 10_000, None, SMALL),  # at 5.0: the first moment after the window
         Sample(1.0, 0.0, 1.5, 100_000, None, SMALL),  # at 2.5
         Sample(3.5, 0.0, 0.1, 1_000_000, "ServerError", SMALL),  # no answer
@@ -77,8 +76,8 @@ def test_where_requests_take_turns_throughput_is_of_whole_turns() -> None:
     begin = float(max(sample.intended_start for sample in samples)) - 5  # then the server is gone
     gone = summarize(samples, begin, 10, cycle=40)
     assert gone.pairs_per_second == sum(gone.pairs_by_second) / 10 < 60
-    few = summarize(samples, 5.0, 8, cycle=1000)  # the window holds no turn
-    assert few.pairs_per_second == sum(few.pairs_by_second) / 8
+    partial = summarize(samples, 5.0, 8, cycle=1000)  # the window holds no turn
+    assert partial.pairs_per_second == sum(partial.pairs_by_second) / 8
 
 
 def test_a_slow_answer_after_the_end_is_in_the_latencies_but_not_in_the_throughput() -> None:

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from matplotlib.axes import Axes
 
-from benchmarks import saturate
-from benchmarks.load_gen.workload import CLASSES
+from benchmarks.measure.recording import CLASSES
 from benchmarks.measure.schema import SaturationResult, Slo, SloResult
+from benchmarks.options import saturate as add_options
 from benchmarks.report.page import command, write_page
 from benchmarks.report.plots import colours, plot_latency, plot_sizes, plot_throughput, plot_time
 from benchmarks.report.tables import CLIENT_BOUND
@@ -209,7 +209,7 @@ def test_the_command_line_measures_the_same(ceiling: float | None) -> None:
     result = replace(result, workload=replace(result.workload, data="my clicks.jsonl"))
     result = with_step(result, "closed", 2, lambda step: replace(step, generator=replace(step.generator, processes=3)))
     parser = argparse.ArgumentParser()
-    saturate.add_arguments(parser)
+    add_options(parser)
     words = command(result)
     assert words[:4] == ["python", "-m", "benchmarks", "saturate"]
     options = parser.parse_args(words[4:])

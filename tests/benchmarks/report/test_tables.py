@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from benchmarks.load_gen.recording import Sample
-from benchmarks.load_gen.workload import CLASSES, LARGEST, MIDDLE, SMALL
+from benchmarks.measure.recording import CLASSES, LARGEST, MIDDLE, SMALL, Sample
 from benchmarks.measure.schema import Slo, TimeSplit
 from benchmarks.measure.stats import summarize
 from benchmarks.report.tables import CLIENT_BOUND, Table, every_step_table, size_table, step_table, summary_table

@@ -2,8 +2,6 @@
 
 It computes the load's own pairs, packed and cut before the clock starts, with the fastest of a few layouts. A server
 on the same cores has more to do; what it can save is that it cuts several requests together.
-
-Not known here: how the server cuts and schedules.
 """
 
 from __future__ import annotations
@@ -20,7 +18,7 @@ import numpy as np
 import onnxruntime
 
 from benchmarks.measure.schema import CeilingResult
-from benchmarks.measure.tokens import count_pairs
+from benchmarks.saturation.tokens import count_pairs
 from clickbert.tokenization import PackedPairs
 from export.graph.packing import add_longest
 from export.tensorrt.runtime import LoadedPlan, load_tensorrt
@@ -57,7 +55,7 @@ class MergedLayout:
         return f"{self.requests} requests at a time"
 
 
-Layout = CoreLayout | MergedLayout
+AnyLayout = CoreLayout | MergedLayout
 MERGED = (MergedLayout(1), MergedLayout(4), MergedLayout(8))
 
 
@@ -65,8 +63,8 @@ MERGED = (MergedLayout(1), MergedLayout(4), MergedLayout(8))
 class Ceiling:
     """A published version in process, in its fastest layout; measured a round at a time, between the loads."""
 
-    layout: Layout
-    tried: Mapping[Layout, float]  # pairs per second of every layout
+    layout: AnyLayout
+    tried: Mapping[AnyLayout, float]  # pairs per second of every layout
     turn: Callable[[], float]  # computes the requests once; returns pairs per second
     rounds: list[float] = field(default_factory=list)
 
@@ -90,13 +88,7 @@ def open_ceiling(
 ) -> Iterator[Ceiling]:
     """The fastest way to compute given requests with a published version; what it loaded is freed after the block.
 
-    Every layout takes one turn on a few of the requests, and the fastest of them one on all.
-
-    Args:
-        version: its folder, with an ONNX graph or a TensorRT plan.
-        packed: the requests.
-        quick: on so many of them all layouts are tried.
-        finalists: so many layouts are tried on all.
+    Every layout takes one turn on the first `quick` requests, and the fastest, the `finalists`, take one on all.
 
     Raises:
         PlanError: a plan cannot be run here.
@@ -104,7 +96,7 @@ def open_ceiling(
     with contextlib.ExitStack() as loaded:
         if (version / PLAN_FILE).exists():
             plan = loaded.enter_context(LoadedPlan(load_tensorrt(), (version / PLAN_FILE).read_bytes()))
-            ways: dict[Layout, Speed] = {layout: partial(plan_speed, plan, layout) for layout in MERGED}
+            ways: dict[AnyLayout, Speed] = {layout: partial(plan_speed, plan, layout) for layout in MERGED}
         else:
             ways = core_layouts(version / MODEL_FILE)
         for speed in ways.values():
@@ -115,10 +107,10 @@ def open_ceiling(
         yield Ceiling(layout, tried, partial(ways[layout], packed))
 
 
-def core_layouts(graph: Path) -> dict[Layout, Speed]:
+def core_layouts(graph: Path) -> dict[AnyLayout, Speed]:
     """The ways to compute a graph on all cores."""
     cores = usable_cores()
-    ways: dict[Layout, Speed] = {}
+    ways: dict[AnyLayout, Speed] = {}
     for workers, threads in dict.fromkeys(((1, cores), (cores, 1))):
         run = open_graph(graph, threads)
         for budget in BUDGETS:

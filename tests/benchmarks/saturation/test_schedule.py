@@ -13,11 +13,11 @@ from benchmarks import BenchmarkError
 from benchmarks.load_gen.pool import Load
 from benchmarks.load_gen.target import Target
 from benchmarks.load_gen.workload import Selection
-from benchmarks.measure import schedule as scheduling
-from benchmarks.measure.ceiling import Ceiling, CoreLayout
-from benchmarks.measure.schedule import Run, Schedule
 from benchmarks.measure.schema import GeneratorUse, Latency, ModelResult, Slo, Step
 from benchmarks.measure.stats import summarize
+from benchmarks.saturation import schedule as scheduling
+from benchmarks.saturation.ceiling import Ceiling, CoreLayout
+from benchmarks.saturation.schedule import SaturationRun, Schedule
 from clickbert.connection import Connection
 
 SCHEDULE = Schedule(
@@ -67,7 +67,7 @@ class World:
         assert load.distinct == (SCHEDULE.distinct if users else None)
         own = (model, users is not None)
         assert own not in self.open, "one pool a model"
-        assert users or not any(closed for _, closed in self.open), "no closed loop beside the open ones"
+        assert users or not any(closed for _, closed in self.open), "no closed loop while open ones run"
         self.open.add(own)
         yield FakePool(self, model, users)
         self.open.remove(own)
@@ -85,7 +85,7 @@ class World:
 
     def saturate(self, slo: Slo | None = None) -> Iterator[dict[str, ModelResult]]:
         target = FakeServer(Connection("a:1"), self.folder if self.ceilings else None)
-        run = Run(target, Load(Selection(Path("log")), processes=4), self.folder, SCHEDULE)
+        run = SaturationRun(target, Load(Selection(Path("log")), processes=4), self.folder, SCHEDULE)
         return run.saturate(dict.fromkeys(self.speeds, "1"), [0] * 30, slo)
 
     def result(self, slo: Slo | None = None) -> dict[str, ModelResult]:
@@ -140,7 +140,7 @@ def test_models_take_turns_between_rounds_of_their_ceilings(monkeypatch: pytest.
     assert a.config == "of a"
 
 
-def test_what_is_known_is_told_each_time_that_it_is_more(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_each_step_yields_everything_found_so_far(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     world = World(monkeypatch, {"a": {1: 10.0, 3: 10.0}}, tmp_path)
     counts = [(len(each["a"].closed), len(each["a"].rounds), len(each["a"].open)) for each in world.saturate()]
     assert counts == [(1, 0, 0), (2, 0, 0), (2, 1, 0), (2, 2, 0), (2, 2, 1), (2, 2, 2)]

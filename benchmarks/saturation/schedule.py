@@ -1,9 +1,7 @@
 """How models are brought to saturation, in turns: each part for all models before the next part. And the SLO search.
 
 The speed of a shared machine changes within minutes. So figures that are compared are measured side by side: one model
-beside another, and what was served between two rounds of its ceiling.
-
-Not known here: how the figures are shown, kept, or compared with an earlier result's.
+next to another, and what was served between two rounds of its ceiling.
 """
 
 from __future__ import annotations
@@ -19,9 +17,9 @@ from tqdm import tqdm
 
 from benchmarks import BenchmarkError
 from benchmarks.load_gen.pool import Load, Pool, open_pool
-from benchmarks.load_gen.target import Target, newest_version
-from benchmarks.measure.ceiling import Ceiling, open_ceiling
+from benchmarks.load_gen.target import Target, published_version
 from benchmarks.measure.schema import ModelResult, OpenStep, Round, Slo, SloResult, Step
+from benchmarks.saturation.ceiling import Ceiling, open_ceiling
 from clickbert.tokenization import PackedPairs
 from release.names import CONFIG_FILE
 from serving.backends.onnxruntime.workers import usable_cores
@@ -29,7 +27,7 @@ from serving.backends.onnxruntime.workers import usable_cores
 
 @dataclass(frozen=True)
 class Schedule:
-    """What is measured, for how many seconds. Why these: docs/benchmarks.md."""
+    """What is measured, for how many seconds. docs/benchmarks.md has the reasons."""
 
     users: tuple[int, ...] = (1, 4, 8)  # closed loop; then twice as many each time while that brings more
     most_users: int = 128  # the config's queue takes so many
@@ -53,13 +51,13 @@ class Schedule:
         yield from itertools.takewhile(lambda users: users <= self.most_users, doubled)
 
     def rises(self, closed: Sequence[Step]) -> bool:
-        """Whether the last step, without an error, brought more than all before it, beyond noise."""
+        """Whether the last step clearly beat all earlier ones, without an error."""
         *before, last = closed
         most = max((step.pairs_per_second for step in before), default=0.0)
         return last.server_bound and not last.errors and last.pairs_per_second > (1 + self.gain) * most
 
     def saturating_users(self, closed: Sequence[Step]) -> int:
-        """The least number of users that saturates the server but for noise, from the last of `users` on.
+        """The least number of users, from the last of `users` on, that saturates the server, within noise.
 
         Fewer are taken only if they are faster by more than `gain`: less is noise, and two runs are to choose the same.
         Steps with errors count only if all have some.
@@ -77,16 +75,10 @@ class Schedule:
 SCHEDULE = Schedule()
 
 
-class Run:
-    """Brings models to saturation. `found` is all that is known, at any moment.
+class SaturationRun:
+    """Brings models to saturation. `found` is everything found so far.
 
-    A model that has no figures drops out, and its result says why; the others go on.
-
-    Args:
-        server: what serves them.
-        load: what is sent.
-        folder: for logs and recordings.
-        schedule: what is measured.
+    A model without figures drops out, and its result says why; the others go on. `folder` takes logs and recordings.
     """
 
     def __init__(self, server: Target, load: Load, folder: Path, schedule: Schedule) -> None:
@@ -102,10 +94,10 @@ class Run:
         Args:
             models: their names and versions.
             packed: the `distinct` requests, for the ceilings of a server that was started here.
-            slo: searched, too, if it is given.
+            slo: the objective to search for.
 
         Yields:
-            All that is known, each time that it is more, so that nothing need be lost.
+            Everything found so far, after each step, so that an interruption loses nothing.
 
         Raises:
             BenchmarkError: the server or a generator ended, or no model has figures.
@@ -117,7 +109,7 @@ class Run:
                 if repository:
                     config = (repository / model / CONFIG_FILE).read_text(encoding="utf-8")
                     self.found[model] = ModelResult(version, config)
-                    ceiling = open_ceiling(newest_version(repository, model), packed)
+                    ceiling = open_ceiling(published_version(repository, model), packed)
                     self.ceilings[model] = opened.enter_context(ceiling)
             steps = len(models) * (len(self.schedule.users) + self.schedule.rounds + len(self.schedule.shares))
             progress = opened.enter_context(tqdm(total=steps, unit="step", leave=False, disable=None))
@@ -241,7 +233,7 @@ class Run:
 
 
 def why_no_figures(steps: Sequence[Step]) -> str | None:
-    """Why steps say nothing of the server; None if one does."""
+    """Why no step measured the server; None if one did."""
     sound = [step for step in steps if step.server_bound]
     if not sound:
         return f"client-bound ({steps[-1].client_bound}); give more --processes"

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.load_gen.target import newest_version
+from benchmarks.load_gen.target import published_version
 from benchmarks.load_gen.workload import Selection
-from benchmarks.measure import ceiling
-from benchmarks.measure.ceiling import (
+from benchmarks.saturation import ceiling
+from benchmarks.saturation.ceiling import (
     BUDGETS,
     Ceiling,
     CoreLayout,
@@ -20,7 +20,7 @@ from benchmarks.measure.ceiling import (
     open_graph,
     to_requests,
 )
-from benchmarks.measure.tokens import pack, published_tokenizer
+from benchmarks.saturation.tokens import pack, published_tokenizer
 from clickbert.tokenization import PackedPairs
 from release.names import MODEL_FILE
 from serving.backends.onnxruntime.chunks import cut
@@ -30,7 +30,7 @@ CLICK_MODEL = "clickbert_onnx"
 
 @pytest.fixture(scope="module")
 def version(published_repository: Path) -> Path:
-    return newest_version(published_repository, CLICK_MODEL)
+    return published_version(published_repository, CLICK_MODEL)
 
 
 @pytest.fixture(scope="module")

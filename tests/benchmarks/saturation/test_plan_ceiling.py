@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.measure.ceiling import MERGED, MergedLayout, open_ceiling
+from benchmarks.saturation.ceiling import MERGED, MergedLayout, open_ceiling
 from clickbert.tokenization import PackedPairs
 from export.graph.packing import Feed, Logits
 from export.tensorrt.runtime import LoadedPlan

@@ -6,6 +6,10 @@ import json
 from dataclasses import asdict, dataclass
 from typing import NamedTuple, Self
 
+# Classes of requests by their size: the smaller half, the LARGE share of all, and what is between.
+LARGE = 0.05
+SMALL, MIDDLE, LARGEST = CLASSES = ("smaller half", "middle", f"largest {LARGE:.0%}")
+
 
 class Sample(NamedTuple):
     """One request; times in seconds."""
@@ -15,14 +19,14 @@ class Sample(NamedTuple):
     latency: float  # from the intended start to the answer
     pairs: int
     error: str | None  # its class; None: answered
-    size: str  # its size class (`workload.CLASSES`)
+    size: str  # its size class (CLASSES)
 
 
 @dataclass(frozen=True)
 class Recording:
     """A round of one generator.
 
-    All users run in one thread. Where it never rests (`busy`), the latencies are its own and not the server's.
+    All users run in one thread. If it is always busy (`busy`), the latencies are its own and not the server's.
     """
 
     samples: list[Sample]

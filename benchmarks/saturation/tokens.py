@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from benchmarks.load_gen.target import newest_version
+from benchmarks.load_gen.target import published_version
 from benchmarks.load_gen.workload import Request
 from clickbert.tokenization import PackedPairs, PairTokenizer
 from release.names import MAX_LENGTH, MODEL_FILE, TOKENIZER_JSON, TOKENIZER_MODEL
@@ -16,7 +16,7 @@ from release.names import MAX_LENGTH, MODEL_FILE, TOKENIZER_JSON, TOKENIZER_MODE
 
 def published_tokenizer(repository: Path) -> PairTokenizer:
     """The newest tokenizer in a model repository, read without a server. Raises BenchmarkError if none is published."""
-    graph = newest_version(repository, TOKENIZER_MODEL) / MODEL_FILE
+    graph = published_version(repository, TOKENIZER_MODEL) / MODEL_FILE
     session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
     content, max_length = session.run([TOKENIZER_JSON, MAX_LENGTH], {})
     return PairTokenizer(content.tobytes(), int(max_length[0]))
