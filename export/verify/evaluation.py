@@ -72,7 +72,7 @@ def read_checkpoint(folder: Path, click_label: str | None) -> Checkpoint:
     model, tokenizer, max_length = load_checkpoint(folder, click_label)
     labels = label_names(model)
     return Checkpoint(
-        CheckpointRecord(**hash_checkpoint(folder)),
+        hash_checkpoint(folder),
         model,
         tokenizer,
         served_tokenizer(tokenizer),
