@@ -43,9 +43,7 @@ class EngineBuilder:
     def fit(self, keep_fp32: Collection[str], *, signed: bool) -> dict[str, QuantParams]:
         """How each linear layer that does not stay in float32 computes in integers, by its name.
 
-        Args:
-            keep_fp32: layers that stay in float32.
-            signed: inputs as -127..127 (TensorRT); else as 0..255 (CPUs).
+        Signed inputs are -127..127 (TensorRT), others 0..255 (CPUs).
         """
         linears = self.linears_without(keep_fp32)
         missing = [linear for linear in linears if (linear.name, signed) not in self.params]

@@ -24,7 +24,7 @@ from export.graph.layer_names import LayerNameError
 from export.graph.lint import LintError
 from export.graph.onnx_export import GraphError, write_click_model, write_tokenizer
 from export.graph.packed_bert import UnsupportedModelError
-from export.graph.packing import Feed, Logits
+from export.graph.packing import Logits
 from export.graph.session import open_graph
 from export.publish import PublishError, find_too_old, staged
 from export.quantize.calibration import CalibrationError, calibration_batches
@@ -102,10 +102,6 @@ class Published:
 def export_checkpoint(request: ExportRequest, say: Say) -> Published:
     """Publishes the checkpoint as the requested engines and as `clickbert_tokenizer`, once all engines have passed.
 
-    Args:
-        request: what, where to, how good.
-        say: gets a line at each step.
-
     Raises:
         GateError: an engine does not keep the ranking, or the checkpoint has none.
         CheckpointError, ClickLogError, ...: one of REFUSALS. Nothing was published, whichever it is; once the
@@ -122,7 +118,8 @@ def export_checkpoint(request: ExportRequest, say: Say) -> Published:
     evaluation: Evaluation | None = None
     try:
         check_layer_names(request.keep_fp32, request.engines, checkpoint.linear_names)
-        feeds = calibrate(checkpoint, calibration)
+        texts = tokenize_pairs(checkpoint.tokenizer, calibration, checkpoint.max_length)
+        feeds = calibration_batches(texts) if texts else []
         with (
             TemporaryDirectory(prefix="clickbert-export-") as scratch,
             staged(request.repository, models, len(checkpoint.labels)) as (version, folders),
@@ -174,11 +171,6 @@ def read_calibration(request: ExportRequest, say: Say) -> list[ClickRow]:
 def calibration_file(request: ExportRequest) -> Path:
     """The click log for calibration. Raises ClickLogError if none was given and there is none."""
     return request.calibration or find_split(request.evaluation.parent, "train")
-
-
-def calibrate(checkpoint: Checkpoint, rows: Sequence[ClickRow]) -> list[Feed]:
-    """The calibration batches. Raises CalibrationError if there are some rows, but too few."""
-    return calibration_batches(tokenize_pairs(checkpoint.tokenizer, rows, checkpoint.max_length)) if rows else []
 
 
 def prove_source(

@@ -23,6 +23,7 @@ from typing import Any
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
+from export.cli import say
 from export.engines import find_gates
 from export.tensorrt.build import Run, read_limits, rebuild
 from export.tensorrt.runtime import load_tensorrt
@@ -127,8 +128,3 @@ def run_gate(version: Path, run: Run) -> None:
     from export.verify.saved_gate import gate  # noqa: PLC0415 (it imports scikit-learn, which `--help` does not need)
 
     gate(version, run, find_gates())
-
-
-def say(step: str) -> None:
-    """Progress, on stderr: stdout carries the result."""
-    print(f"export: {step}", file=sys.stderr, flush=True)

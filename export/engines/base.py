@@ -38,20 +38,13 @@ class Engine(ABC):
 
     @abstractmethod
     def reduced_layers(self, linears: Sequence[str]) -> list[str]:
-        """The layers that it computes in less than float32, which are those that `--keep-fp32` may name.
-
-        Args:
-            linears: the names of all linear layers.
-        """
+        """The layers that it computes in less than float32, of all `linears`: those that `--keep-fp32` may name."""
 
     @abstractmethod
     def write(self, builder: EngineBuilder, target: Path, keep_fp32: Collection[str] = ()) -> None:
-        """Builds its graph, checks it by `lint`, and writes it to `target`.
+        """Builds its graph, checks it by `lint`, and writes it to the file `target`.
 
-        Args:
-            builder: the packed fp32 graph, and what engines share.
-            target: the file.
-            keep_fp32: layers that stay in float32: their names, or what their names begin with (`layers.0`).
+        Layers in `keep_fp32` stay in float32; a name covers every layer whose name begins with it (`layers.0`).
 
         Raises:
             LintError: the graph breaks a rule.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from export.engines.base import Engine, Say
 from export.verify.gates import Limits
+from release.stamp import PlanError, PlanMachine, find_machine
 
 if TYPE_CHECKING:
     import onnx
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from export.builder import EngineBuilder
     from export.engines.base import Run
     from export.verify.evaluation import Evaluation
-    from release.stamp import PlanMachine
 
 
 class TensorRTEngine(Engine):
@@ -28,8 +28,6 @@ class TensorRTEngine(Engine):
 
     def missing(self) -> str | None:
         """Plans are built with TensorRT, on the GPU that runs them."""
-        from release.stamp import PlanError  # noqa: PLC0415
-
         try:
             find_tensorrt()
         except PlanError as exc:
@@ -90,7 +88,6 @@ class TensorRTEngine(Engine):
         """Builds the plan and gates it where a GPU is; elsewhere `python -m export plan` does."""
         from export.tensorrt.build import rebuild  # noqa: PLC0415
         from export.verify.saved_gate import gate  # noqa: PLC0415
-        from release.stamp import PlanError  # noqa: PLC0415
 
         try:
             trt, machine = find_tensorrt()
@@ -104,7 +101,6 @@ class TensorRTEngine(Engine):
 def find_tensorrt() -> tuple[Any, PlanMachine]:
     """TensorRT's Python package, and this machine for its plans. Raises PlanError if one is missing."""
     from export.tensorrt.runtime import load_tensorrt  # noqa: PLC0415
-    from release.stamp import find_machine  # noqa: PLC0415
 
     trt = load_tensorrt()
     return trt, find_machine(str(trt.__version__))

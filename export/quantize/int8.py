@@ -29,12 +29,9 @@ MICROSOFT = "com.microsoft"  # ONNX Runtime's own operators; Triton's C++ backen
 
 
 def make_int8(model: onnx.ModelProto, params: Mapping[str, QuantParams], keep_fp32: Collection[str] = ()) -> None:
-    """Makes linear layers and word embeddings INT8 for ONNX Runtime's CPU provider.
+    """Makes linear layers and word embeddings INT8 for ONNX Runtime's CPU provider, in place.
 
-    Args:
-        model: the packed fp32 graph; changed in place.
-        params: the layers to change, by name; unsigned.
-        keep_fp32: with EMBEDDINGS in it, the word embeddings stay as they are.
+    `params` has the layers to change, by name, unsigned. With EMBEDDINGS in `keep_fp32`, the embeddings stay.
     """
     replace_layers(model, params, int8_nodes)
     if EMBEDDINGS not in keep_fp32:

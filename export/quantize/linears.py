@@ -7,7 +7,7 @@ MatMul without constants, and stay as they are. A layer has the name of its modu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,24 +35,17 @@ class Linear:
 def find_linears(model: onnx.ModelProto) -> list[Linear]:
     """The linear layers of a packed graph, in the order of computation."""
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
-    return [read_linear(node, constants) for node in model.graph.node if is_linear(node, constants)]
-
-
-def is_linear(node: onnx.NodeProto, constants: Collection[str]) -> bool:
-    """Whether a node is a linear layer with a constant weight."""
-    return node.op_type == "Gemm" and node.input[1] in constants
-
-
-def read_linear(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -> Linear:
-    """A node as a linear layer."""
-    weight = node.input[1]
-    return Linear(
-        name=weight.removesuffix(WEIGHT),
-        input=node.input[0],
-        output=node.output[0],
-        weight=numpy_helper.to_array(constants[weight]).astype(np.float32),
-        bias=node.input[2] if len(node.input) > 2 and node.input[2] else None,
-    )
+    return [
+        Linear(
+            name=node.input[1].removesuffix(WEIGHT),
+            input=node.input[0],
+            output=node.output[0],
+            weight=numpy_helper.to_array(constants[node.input[1]]).astype(np.float32),
+            bias=node.input[2] if len(node.input) > 2 and node.input[2] else None,
+        )
+        for node in model.graph.node
+        if node.op_type == "Gemm" and node.input[1] in constants
+    ]
 
 
 def rewrite(

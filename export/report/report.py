@@ -84,11 +84,7 @@ def reference_metrics(results: Sequence[Result]) -> dict[str, float]:
 def write_report(path: Path, about: About, results: Sequence[Result], evaluation: Evaluation | None) -> None:
     """Writes the page, whole or not at all: the former one stays until this one is complete.
 
-    Args:
-        path: where to.
-        about: which export it was, and how it ended.
-        results: the engines that were compared; none if the export failed before.
-        evaluation: what they were compared with.
+    An export that failed before an engine was compared has no results, and one that failed earlier no evaluation.
 
     Raises:
         OSError: it cannot be written.

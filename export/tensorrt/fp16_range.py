@@ -19,12 +19,7 @@ from export.tensorrt.typed_graph import body, float_tensors
 
 
 def largest_activations(model: onnx.ModelProto, feeds: Sequence[Feed]) -> dict[str, float]:
-    """The largest magnitude of every tensor that `to_float16` will make FP16, by name; NaN counts as infinite.
-
-    Args:
-        model: the graph for TensorRT before it is made FP16; not changed.
-        feeds: packed batches.
-    """
+    """The largest magnitude of every tensor that `to_float16` will make FP16 in `model`; NaN counts as infinite."""
     watched = onnx.ModelProto()
     watched.CopyFrom(model)
     names = sorted(body(model) & float_tensors(model))

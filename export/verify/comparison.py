@@ -134,13 +134,7 @@ def changed(
 def bootstrap(
     rows: Sequence[ClickRow], probabilities: Sequence[FloatArray], draws: int
 ) -> dict[str, tuple[float, float]]:
-    """The 95 % confidence interval of each metric's difference, over draws of groups with replacement.
-
-    Args:
-        rows: the evaluation file.
-        probabilities: the reference's, and the engine's.
-        draws: how many.
-    """
+    """The 95 % confidence interval of each metric's difference between the two, over draws of whole groups."""
     groups = group_rows(rows)
     clicks, impressions = (np.array([getattr(row, name) for row in rows]) for name in ("clicks", "impressions"))
     group_of = np.empty(len(rows), dtype=np.int64)

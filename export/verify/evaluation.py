@@ -60,11 +60,7 @@ class Evaluation:
 
 
 def read_checkpoint(folder: Path, click_label: str | None) -> Checkpoint:
-    """Loads a checkpoint.
-
-    Args:
-        folder: Hugging Face's.
-        click_label: name or index of the label that ranks; None if the checkpoint's own names say it.
+    """Loads a checkpoint; `click_label` is None if its own label names say which one ranks.
 
     Raises:
         CheckpointError, MetricError, UnsupportedModelError: it cannot be served; says why.
@@ -119,13 +115,7 @@ def evaluate(checkpoint: Checkpoint, rows: list[ClickRow], limits: Limits) -> Ev
 
 
 def prove_tokenizer(tokenizer_json: bytes, rows: Sequence[ClickRow], pairs: Sequence[Pair], max_length: int) -> None:
-    """Holds the served tokenizer's tokens against Hugging Face's, on every row.
-
-    Args:
-        tokenizer_json: exactly the bytes that are served.
-        rows: the evaluation file.
-        pairs: the rows as Hugging Face's tokenizer makes them.
-        max_length: tokens of a pair at most.
+    """Holds the tokens of exactly the bytes that are served against `pairs`, Hugging Face's, on every row.
 
     Raises:
         TokenizerError: a pair differs in an id or a token type; names the first, and says what to do.

@@ -118,11 +118,7 @@ def check(
 ) -> list[Check]:
     """Holds a comparison against the gates of its engine.
 
-    Args:
-        gates: the engine's.
-        comparison: the engine beside the reference.
-        limits: what is allowed.
-        largest_fp16: the largest magnitude that an FP16 tensor of the engine would have to hold; None if it has none.
+    `largest_fp16` is the largest magnitude that one of its FP16 tensors would have to hold; None if it has none.
     """
     checks = [Check(gate.figure, gate.measure(comparison), gate.of(limits)) for gate in gates]
     return checks if largest_fp16 is None else [*checks, Check(LARGEST_ACTIVATION, largest_fp16, LARGEST_FP16)]

@@ -40,17 +40,7 @@ def save_gate(
     gates: Iterable[Gate],
     limits: Limits,
 ) -> None:
-    """Writes `gate.npz` into a version's folder.
-
-    Args:
-        folder: the version's.
-        rows: the evaluation file.
-        pairs: the rows, tokenized.
-        reference: PyTorch's logits [rows, labels].
-        labels: the labels' names.
-        gates: the engine's.
-        limits: what is allowed.
-    """
+    """Writes `gate.npz` into a version's folder; `reference` is PyTorch's logits [rows, labels]."""
     allowed = {gate.name: gate.of(limits) for gate in gates}
     names = {name: number for number, name in enumerate(dict.fromkeys(row.group for row in rows))}
     np.savez_compressed(

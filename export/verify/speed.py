@@ -20,21 +20,12 @@ ROUNDS = 4
 
 
 def measure_speed(runs: Mapping[str, Callable[[Feed], Logits]], pairs: Sequence[Pair]) -> dict[str, float]:
-    """Pairs per second of each engine.
-
-    Args:
-        runs: the engines as functions of one packed batch, by name.
-        pairs: what to score.
-    """
-    ordered = sorted(pairs, key=lambda pair: len(pair["input_ids"]))
-    batches = [ordered[start : start + PAIRS_A_BATCH] for start in range(0, len(ordered), PAIRS_A_BATCH)]
-    return take_turns(runs, [pack([batch]) for batch in batches[:: max(1, len(batches) // BATCHES)]])
-
-
-def take_turns(runs: Mapping[str, Callable[[Feed], Logits]], feeds: Sequence[Feed]) -> dict[str, float]:
-    """Pairs per second of each engine on these batches: the best of ROUNDS rounds, in which all take turns."""
+    """Pairs per second of each engine, given as a function of one packed batch: the best of ROUNDS rounds."""
     if not runs:
         return {}
+    ordered = sorted(pairs, key=lambda pair: len(pair["input_ids"]))
+    batches = [ordered[start : start + PAIRS_A_BATCH] for start in range(0, len(ordered), PAIRS_A_BATCH)]
+    feeds = [pack([batch]) for batch in batches[:: max(1, len(batches) // BATCHES)]]
     count = sum(len(feed["lengths"]) for feed in feeds)
     best = dict.fromkeys(runs, float("inf"))
     largest = max(feeds, key=lambda feed: int(feed["lengths"].max()))
