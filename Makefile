@@ -53,8 +53,8 @@ check: install ## lint, and check the format and the types
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-test: install ## run all tests, in two processes
-	$(VENV)/bin/pytest --numprocesses 2 --dist loadfile
+test: install ## run all tests, in three processes
+	$(VENV)/bin/pytest --numprocesses 3 --dist loadfile
 
 clean: ## remove what the targets made, published versions too; keep .venv and measured results
 	rm -rf data/sample checkpoints/demo checkpoints/demo-triton.log
