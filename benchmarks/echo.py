@@ -86,7 +86,7 @@ class Stopwatch(GrpcTransport):
 
 
 def run(options: argparse.Namespace, calls: int = 1000, warm_up: int = 100) -> int:
-    """Measures so many calls after the warm-up, and prints the figures.
+    """Measures this many calls after the warm-up, and prints the figures.
 
     Raises:
         EXPECTED: the click log or the repository cannot be used, or the server could not be started.

@@ -107,7 +107,7 @@ def run(
     timing: Timing = TIMING,
     limits: ClientLimits = LIMITS,
 ) -> int:
-    """Sweeps in trials of so many seconds, shows the diff, asks, then writes. Prints what was tried and chosen.
+    """Sweeps in trials of this many seconds, shows the diff, asks, then writes. Prints what was tried and chosen.
 
     Raises:
         EXPECTED: the config cannot be read or changed, or its own settings cannot be measured.

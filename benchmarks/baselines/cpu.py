@@ -63,7 +63,7 @@ WORKLOADS = {"mixed lengths": ALL, "titles": TITLES}
 WIDTH = 128  # tokens; what others pad to
 INT8 = f"{DEFAULT_MODEL}_int8"
 OURS = (DEFAULT_MODEL, INT8)
-# A turn: so many requests, two for each caller. A fast contender computes them several times: since lengths differ, all
+# A turn: this many requests, two for each caller. A fast contender computes them several times: since lengths differ, all
 # must compute the same ones. (Nobody here caches results.)
 REQUESTS = 2 * CALLERS
 TIMEOUT = 60.0  # seconds: how long a call takes on a busy machine is a figure, not an error
@@ -88,7 +88,7 @@ EXACT, LOOSE = ScoreDifference(largest=1e-4, mean=1.0), ScoreDifference(largest=
 
 @dataclass(frozen=True)
 class Contender:
-    """One way to rank: a request's click probabilities, in its candidates' order, for so many callers at a time."""
+    """One way to rank: a request's click probabilities, in its candidates' order, for this many callers at a time."""
 
     score: Score
     callers: int = CALLERS
@@ -142,7 +142,7 @@ class BaselineResult:
 
 
 def run(options: argparse.Namespace, turn: float = 4.0, rounds: int = 3) -> int:
-    """Measures all contenders on all workloads, in turns of about so many seconds, and prints the figures.
+    """Measures all contenders on all workloads, in turns of about this many seconds, and prints the figures.
 
     Raises:
         EXPECTED: what is to be measured cannot be used, does not answer, or does not score as PyTorch does.
@@ -186,7 +186,7 @@ def rows(request: Request) -> list[ClickRow]:
 
 
 def widen(batch: dict[str, torch.Tensor], width: int) -> dict[str, torch.Tensor]:
-    """Pads a batch to so many tokens a pair; one that is longer stays as it is."""
+    """Pads a batch to this many tokens a pair; one that is longer stays as it is."""
     missing = max(0, width - batch["input_ids"].shape[1])
     return {name: torch.nn.functional.pad(values, (0, missing)) for name, values in batch.items()}
 

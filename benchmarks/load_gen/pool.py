@@ -49,7 +49,7 @@ class Load:
 
     selection: Selection
     processes: int = 1
-    distinct: int | None = None  # so many of the requests, over and over; None: all
+    distinct: int | None = None  # this many of the requests, over and over; None: all
     timing: Timing = TIMING
     limits: ClientLimits = LIMITS
 

@@ -104,7 +104,7 @@ def group_requests(rows: Sequence[ClickRow]) -> list[Request]:
 
 
 def resize(request: Request, candidates: int, texts: Sequence[str], chance: random.Random) -> Request:
-    """A request with exactly so many candidates, filled up from `texts`, which are distinct.
+    """A request with exactly this many candidates, filled up from `texts`, which are distinct.
 
     No candidate is in it twice while there are others: a client scores a repeated candidate only once.
     """
@@ -135,7 +135,7 @@ def spread(requests: Sequence[Request], chance: random.Random) -> list[Request]:
 
 
 def sample_of_all_sizes(requests: Sequence[Request], count: int | None) -> list[Request]:
-    """So many of the requests, evenly from the smallest to the largest, spread; all of them if there are no more."""
+    """This many of the requests, evenly from the smallest to the largest, spread; all of them if there are no more."""
     if count is None or count >= len(requests):
         return list(requests)
     ordered = sorted(requests, key=lambda request: request.characters)

@@ -34,7 +34,7 @@ Speed = Callable[[Sequence[PackedPairs]], float]  # computes requests; returns p
 
 @dataclass(frozen=True)
 class CoreLayout:
-    """A way to use the cores: so many chunks at a time, so many threads each; requests cut to chunks of `budget`."""
+    """A way to use the cores: this many chunks at a time, this many threads each; requests cut to chunks of `budget`."""
 
     workers: int
     threads: int
@@ -47,7 +47,7 @@ class CoreLayout:
 
 @dataclass(frozen=True)
 class MergedLayout:
-    """A way to use a GPU: so many requests at a time."""
+    """A way to use a GPU: this many requests at a time."""
 
     requests: int
 
@@ -69,7 +69,7 @@ class Ceiling:
     rounds: list[float] = field(default_factory=list)
 
     def measure(self, seconds: float) -> None:
-        """One more round: turns until so many seconds have passed."""
+        """One more round: turns until this many seconds have passed."""
         began, speeds = time.perf_counter(), [self.turn()]
         while time.perf_counter() - began < seconds:
             speeds.append(self.turn())
@@ -136,7 +136,7 @@ def plan_speed(plan: LoadedPlan, layout: MergedLayout, requests: Sequence[Packed
 
 
 def open_graph(graph: Path, threads: int) -> Callable[[Arrays], Array]:
-    """A graph as a function of one feed, with so many threads within an operator."""
+    """A graph as a function of one feed, with this many threads within an operator."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     keep_products_whole(options)

@@ -30,13 +30,13 @@ class Schedule:
     """What is measured, for how many seconds. docs/benchmarks.md has the reasons."""
 
     users: tuple[int, ...] = (1, 4, 8)  # closed loop; then twice as many each time while that brings more
-    most_users: int = 128  # the config's queue takes so many
+    most_users: int = 128  # the config's queue takes this many
     gain: float = 0.2  # what more users must bring; less is noise of a machine whose speed changes
     closed_seconds: int = 4
     rounds: int = 8  # at saturation: a round's share of its ceiling varies by a tenth, and many even that out
     round_seconds: int = 5
     ceiling_seconds: float = 2.5  # of a ceiling's round, at least; one turn may take longer
-    # So many requests are sent in closed loops and computed for ceilings, over and over: few enough that a round holds
+    # This many requests are sent in closed loops and computed for ceilings, over and over: few enough that a round holds
     # each of them where six are answered a second, with as many tokens on average as all have.
     distinct: int = 30
     # Shares of the saturated rate, and the seconds of each: where the tail is looked at, it needs requests.
