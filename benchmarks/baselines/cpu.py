@@ -63,8 +63,8 @@ WORKLOADS = {"mixed lengths": ALL, "titles": TITLES}
 WIDTH = 128  # tokens; what others pad to
 INT8 = f"{DEFAULT_MODEL}_int8"
 OURS = (DEFAULT_MODEL, INT8)
-# A turn: this many requests, two for each caller. A fast contender computes them several times: since lengths differ, all
-# must compute the same ones. (Nobody here caches results.)
+# Requests of a turn, two for each caller. Lengths differ, so all contenders compute the same ones; a fast one computes
+# them several times. (Nobody here caches results.)
 REQUESTS = 2 * CALLERS
 TIMEOUT = 60.0  # seconds: how long a call takes on a busy machine is a figure, not an error
 EXPECTED = (*target.EXPECTED, CheckpointError, MetricError)

@@ -205,7 +205,7 @@ def add_options(parser: LocustArgumentParser) -> None:
     Connection.add_arguments(parser)
     workload.add_workload_options(parser)
     parser.add_argument("--model", default=DEFAULT_MODEL, help="the click model on the server")
-    parser.add_argument("--distinct", type=int, help="send only this many of the requests, over and over (default: all)")
+    parser.add_argument("--distinct", type=int, help="send only this many requests, over and over (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="of the order of requests, and of the open loop's moments")
     parser.add_argument("--paused", metavar="STEM", type=Path, help="start paused, and obey stdin (see the file)")
 
