@@ -34,7 +34,7 @@ Speed = Callable[[Sequence[PackedPairs]], float]  # computes requests; returns p
 
 @dataclass(frozen=True)
 class CoreLayout:
-    """A way to use the cores: `workers` chunks at a time, `threads` for each; requests are cut to chunks of `budget`."""
+    """A way to use the cores: `workers` chunks at a time, `threads` each; requests are cut to chunks of `budget`."""
 
     workers: int
     threads: int

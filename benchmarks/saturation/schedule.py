@@ -36,8 +36,8 @@ class Schedule:
     rounds: int = 8  # at saturation: a round's share of its ceiling varies by a tenth, and many even that out
     round_seconds: int = 5
     ceiling_seconds: float = 2.5  # of a ceiling's round, at least; one turn may take longer
-    # Closed loops and ceilings repeat this many requests: few enough that a round holds each of them if six are answered
-    # a second. On average they have as many tokens as all requests have.
+    # Closed loops and ceilings repeat this many requests: few enough that a round holds each of them if six are
+    # answered a second. On average they have as many tokens as all requests have.
     distinct: int = 30
     # Shares of the saturated rate, and the seconds of each: where the tail is looked at, it needs requests.
     shares: tuple[tuple[float, int], ...] = ((0.3, 5), (0.5, 8), (0.7, 14), (0.9, 6))
