@@ -104,8 +104,9 @@ def export_checkpoint(request: ExportRequest, say: Say) -> Published:
 
     Raises:
         GateError: an engine does not keep the ranking, or the checkpoint has none.
-        CheckpointError, ClickLogError, ...: one of REFUSALS. Nothing was published, whichever it is; once the
-            checkpoint is read, the report says so, with the figures of the engines that were compared.
+        CheckpointError, ClickLogError, ...: one of REFUSALS. Nothing was published, whichever it is. Once the
+            checkpoint is read, the report says so, with the figures of the engines that were compared; but not if the
+            repository cannot be locked, because the report may then be another export's.
     """
     check_writable(request.report)
     calibration = read_calibration(request, say)
@@ -137,6 +138,8 @@ def export_checkpoint(request: ExportRequest, say: Say) -> Published:
             proofs = {result.engine.model: result.proof(parity) for result in results}
             fill_version(request, checkpoint, evaluation, version, proofs, folders, say)
             say(f"publish version {version}: {', '.join(models)}")
+    except LockError:  # the report may be that of the export which is at work there
+        raise
     except Exception as exc:
         report(request, replace(about, refusal=str(exc)), results, evaluation, say)
         raise
