@@ -18,6 +18,10 @@ import pytest
 if TYPE_CHECKING:
     from serving.server import Server
 
+# Before PyTorch is imported, here and in every process that a test starts: on models this small its threads only wait
+# for each other, and for those of the other test processes.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
