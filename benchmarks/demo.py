@@ -26,7 +26,7 @@ from clickbert import ClickBertError, RankedDocument, Ranker
 from clickbert.connection import Connection
 from finetune.checkpoint.files import hash_checkpoint
 from finetune.data.clicklog import ClickLogError, ClickRow, read_click_log
-from finetune.metrics import MetricError, evaluate_ranking
+from finetune.evaluation.metrics import MetricError, evaluate_ranking
 from release import versions
 from release.files import sha256
 from release.manifest import Manifest, ManifestError, read_manifest

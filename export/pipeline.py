@@ -54,10 +54,9 @@ from export.verify.parity import Parity, ParityError, prove, score_merged
 from export.verify.sensitivity import describe_sensitivity, measure_sensitivity
 from export.verify.speed import measure_speed
 from finetune.checkpoint.load import CheckpointError
-from finetune.data.clicklog import ClickLogError, ClickRow, read_click_log
-from finetune.metrics import MetricError
-from finetune.scoring import tokenize_pairs
-from finetune.training import find_split
+from finetune.data.clicklog import ClickLogError, ClickRow, find_split, read_click_log
+from finetune.evaluation.metrics import MetricError
+from finetune.evaluation.scoring import tokenize_pairs
 from release.files import sha256
 from release.lock import LockError
 from release.manifest import EvaluationRecord, Manifest, Proof, write_manifest

@@ -14,12 +14,18 @@ LONGEST = "longest"
 LONGEST_SHAPE = "longest_shape"
 TENSORRT_INPUTS = (*GRAPH_INPUTS, LONGEST, LONGEST_SHAPE)
 LOGITS = "logits"
+# Further outputs, of a checkpoint that was trained jointly; each is there only if the checkpoint has that head.
+TOPIC_LOGITS = "topic_logits"  # [pairs, topics]
+EMBEDDING = "embedding"  # [pairs, size], of length 1
+PASSAGE_LOGITS = "passage_logits"  # [pairs, 1]: how much a passage counts among its document's passages
+HEAD_OUTPUTS = (TOPIC_LOGITS, EMBEDDING, PASSAGE_LOGITS)
 
 TOKENIZER_JSON = "tokenizer_json"
 TOKENIZER_SHA256 = "tokenizer_sha256"
 MAX_LENGTH = "max_length"
 LABELS_JSON = "labels_json"
 CLICK_LABEL = "click_label"
+HEADS_JSON = "heads_json"
 
 ONNX_MODEL = "clickbert_onnx"
 TOKENIZER_MODEL = "clickbert_tokenizer"

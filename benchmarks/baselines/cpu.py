@@ -54,8 +54,8 @@ from clickbert import Ranker
 from clickbert.protocol import DEFAULT_MODEL
 from finetune.checkpoint.load import CheckpointError, label_names, load_checkpoint
 from finetune.data.clicklog import ClickRow
-from finetune.metrics import MetricError, click_probability
-from finetune.scoring import pad, tokenize_pairs
+from finetune.evaluation.metrics import MetricError, click_probability
+from finetune.evaluation.scoring import pad, tokenize_pairs
 from serving.backends.onnxruntime.workers import usable_cores
 
 CANDIDATES, CALLERS = 20, 8

@@ -33,7 +33,7 @@ from export.plan import newest_versions
 from export.tensorrt.runtime import LoadedPlan, load_tensorrt
 from finetune.checkpoint.load import CheckpointError, load_checkpoint
 from finetune.data.clicklog import ClickLogError, read_click_log
-from finetune.scoring import pad, tokenize_pairs
+from finetune.evaluation.scoring import pad, tokenize_pairs
 from release.names import PLAN_FILE
 from release.stamp import PlanError, find_machine
 

@@ -23,7 +23,7 @@ WIDTH = 880
 #
 #   from finetune.checkpoint.load import load_checkpoint
 #   from finetune.data.clicklog import read_click_log
-#   from finetune.scoring import tokenize_pairs
+#   from finetune.evaluation.scoring import tokenize_pairs
 #   model, tokenizer, max_length = load_checkpoint("checkpoints/demo")
 #   rows = [row for row in read_click_log("data/sample/test.jsonl") if row.group == "news-u0163-0"]
 #   print([len(pair["input_ids"]) for pair in tokenize_pairs(tokenizer, rows, max_length)])

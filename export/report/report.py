@@ -18,7 +18,7 @@ from export.report.page import image, render
 from export.report.result import Result
 from export.verify.comparison import DRAWS, METRICS
 from export.verify.evaluation import Evaluation
-from finetune.metrics import click_probability
+from finetune.evaluation.metrics import click_probability
 from release.files import write_whole
 
 METRIC_NAMES = {"auc": "AUC", "log_loss": "log-loss", "ece": "ECE", "ndcg_at_10": "NDCG@10"}

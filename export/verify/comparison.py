@@ -16,7 +16,7 @@ from scipy.stats import kendalltau
 from sklearn.metrics import ndcg_score
 
 from finetune.data.clicklog import ClickRow
-from finetune.metrics import CUTOFF, calibration_error, click_probability, evaluate_ranking, group_rows
+from finetune.evaluation.metrics import CUTOFF, calibration_error, click_probability, evaluate_ranking, group_rows
 
 METRICS = ("auc", "log_loss", "ece", "ndcg_at_10")
 DRAWS = 500

@@ -21,8 +21,8 @@ from export.verify.gates import MAX_UNKNOWN, MIN_AUC, GateError, Limits
 from export.verify.parity import name_row
 from finetune.checkpoint.load import hash_checkpoint, label_names, load_checkpoint
 from finetune.data.clicklog import ClickRow, read_click_log
-from finetune.metrics import click_column, click_probability, evaluate_ranking
-from finetune.scoring import score_rows, tokenize_pairs
+from finetune.evaluation.metrics import click_column, click_probability, evaluate_ranking
+from finetune.evaluation.scoring import score_rows, tokenize_pairs
 from release.manifest import CheckpointRecord
 
 

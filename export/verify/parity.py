@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from export.graph.packing import Feed, Logits, Pair, pack
 from finetune.data.clicklog import ClickRow
-from finetune.metrics import group_rows
+from finetune.evaluation.metrics import group_rows
 
 BATCH_SIZES = (1, 2, 5, 20, 64)  # pairs; the first batch, of short pairs, holds LARGEST
 LARGEST = 300

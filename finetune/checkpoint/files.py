@@ -28,6 +28,8 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 TOKENIZER_FILES = (
     TOKENIZER, TOKENIZER_CONFIG, VOCABULARY, "special_tokens_map.json", ADDED_TOKENS, "chat_template.jinja",
 )  # fmt: skip
+HEAD_SETTINGS = "clickbert.json"
+HEAD_WEIGHTS = "heads.safetensors"
 GIT_LFS = b"version https://git-lfs"
 
 
@@ -126,7 +128,8 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def hash_checkpoint(folder: Path) -> CheckpointRecord:
-    """Hash every file that loading reads: config, weights with their index and shards, tokenizer, adapter and its base.
+    """Hash every file that loading reads: config, weights with their index and shards, tokenizer, heads, adapter and
+    its base.
 
     The hash over them all is that of the sorted lines "hash  name". The names of an adapter's base begin with "base/".
     Other files in the folder (optimizer state, logs, other formats) do not count.
@@ -142,6 +145,7 @@ def hash_checkpoint(folder: Path) -> CheckpointRecord:
     paths += [path for name in (CONFIG, *TOKENIZER_FILES) if (path := sources.tokenizer / name).exists()]
     if sources.adapter:
         paths += [sources.adapter / ADAPTER_CONFIG, sources.adapter / ADAPTER_WEIGHTS]
+    paths += [path for name in (HEAD_SETTINGS, HEAD_WEIGHTS) if (path := folder / name).exists()]
     files = {}
     for path in dict.fromkeys(paths):
         check_file(path)

@@ -11,7 +11,8 @@ import gzip
 import json
 import math
 import zlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 
@@ -31,6 +32,27 @@ class ClickRow:
     document: str
     clicks: float
     impressions: float
+    topics: tuple[str, ...] = ()  # of the document
+    position: int | None = None  # where it was shown, from 1
+    user: str | None = None
+    time: float | None = None  # when it was shown, in seconds since 1970 UTC
+    features: Mapping[str, float] = field(default_factory=dict)
+    others: Mapping[str, str] = field(default_factory=dict)  # every other key that holds a text, number or truth value
+    line: int = 0  # in its file, from 1; 0: it comes from no file
+
+
+def find_split(data: Path, name: str) -> Path:
+    """Return `data`/`name`.jsonl or, if there is none, `data`/`name`.jsonl.gz.
+
+    Raises:
+        ClickLogError: neither exists.
+    """
+    for path in (data / f"{name}.jsonl", data / f"{name}.jsonl.gz"):
+        if path.is_file():
+            return path
+    raise ClickLogError(
+        f"{data}: has no {name}.jsonl or {name}.jsonl.gz; make a sample with `python -m finetune sample`"
+    )
 
 
 def read_click_log(path: str | Path) -> list[ClickRow]:

@@ -19,7 +19,7 @@ from typing import TypeVar
 
 from finetune.data.clicklog import ClickRow
 from finetune.data.sample_words import DOMAINS, SLOTS, USER_FILLER, Domain, Topic
-from finetune.metrics import evaluate_ranking
+from finetune.evaluation.metrics import evaluate_ranking
 
 T = TypeVar("T")
 SPLITS = {"train": 4000, "dev": 800, "test": 1200}  # at least this many rows

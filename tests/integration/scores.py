@@ -14,8 +14,8 @@ import tritonclient.grpc as triton
 from clickbert import Ranker
 from finetune.checkpoint.load import label_names, load_checkpoint
 from finetune.data.clicklog import ClickRow
-from finetune.metrics import click_probability
-from finetune.scoring import score_rows
+from finetune.evaluation.metrics import click_probability
+from finetune.evaluation.scoring import score_rows
 from serving.server import Server, open_directly
 from tests.processes import children, paused
 from tests.waiting import eventually

@@ -15,7 +15,7 @@ import pytest
 
 from clickbert import AsyncRanker, ConnectionFailedError, InvalidInputError, ModelNotFoundError, Ranker, ServerError
 from finetune.data.clicklog import ClickRow
-from finetune.metrics import evaluate_ranking
+from finetune.evaluation.metrics import evaluate_ranking
 from serving.server import LOOPBACK, Addresses, Server
 from tests.integration.scores import PATIENCE, Executions, as_rows, call_at_once, in_pytorch
 from tests.tiny import WORDS

@@ -16,7 +16,7 @@ from export.quantize.calibration import calibration_batches
 from export.verify.gates import FP32, INT8
 from finetune.checkpoint.load import load_tokenizer
 from finetune.data.clicklog import read_click_log
-from finetune.scoring import tokenize_pairs
+from finetune.evaluation.scoring import tokenize_pairs
 from release.manifest import read_manifest
 from release.names import TENSORRT_INPUTS
 from tests.export.command import WIDE, engines, run

@@ -23,7 +23,7 @@ from export.tensorrt.fp16_range import largest_activations
 from export.tensorrt.typed_graph import TypingError, double_queries, take_longest_as_shape, to_float16
 from finetune.checkpoint.load import load_tokenizer
 from finetune.data.clicklog import read_click_log
-from finetune.scoring import tokenize_pairs
+from finetune.evaluation.scoring import tokenize_pairs
 from release.names import LONGEST, LONGEST_SHAPE
 from tests.tiny import MAX_LENGTH, make_checkpoint
 

@@ -22,7 +22,7 @@ from export.verify.comparison import (
     tau,
 )
 from finetune.data.clicklog import ClickRow
-from finetune.metrics import MetricError, click_probability, evaluate_ranking
+from finetune.evaluation.metrics import MetricError, click_probability, evaluate_ranking
 
 TIE = 0.02
 

@@ -19,7 +19,7 @@ from export.verify.evaluation import (
 )
 from finetune.checkpoint.load import CheckpointError, load_tokenizer
 from finetune.data.clicklog import ClickRow, read_click_log
-from finetune.scoring import tokenize_pairs
+from finetune.evaluation.scoring import tokenize_pairs
 from tests.export.command import engines, run
 from tests.tiny import MAX_LENGTH, make_checkpoint, make_click_log
 

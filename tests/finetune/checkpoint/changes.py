@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from finetune.checkpoint.load import label_names, load_checkpoint
 from finetune.data.clicklog import ClickRow
-from finetune.metrics import click_probability
-from finetune.scoring import score_rows
+from finetune.evaluation.metrics import click_probability
+from finetune.evaluation.scoring import score_rows
 
 PAIRS = [("w1 w2", "w3"), ("w4", "w5 w6 w7"), ("", "w8"), ("w9 w10 w11", "w12 w13"), ("w14", "w15 w16 w17 w18 w19")]
 

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, BertForSequenceClassification
 
 from finetune.checkpoint.labels import CheckpointError, click_column, read_labels
 from finetune.checkpoint.load import label_names, load_checkpoint
-from finetune.metrics import click_probability
+from finetune.evaluation.metrics import click_probability
 from tests.finetune.checkpoint.changes import PAIRS, name_labels, score, set_config
 from tests.tiny import make_checkpoint
 
@@ -137,7 +137,9 @@ def test_a_reduced_model_can_be_saved_and_loaded(tmp_path: Path) -> None:
     model, tokenizer, _ = load_checkpoint(folder)
     model.save_pretrained(tmp_path / "reduced")
     tokenizer.save_pretrained(tmp_path / "reduced")
-    np.testing.assert_array_equal(score(tmp_path / "reduced"), score(folder))
+    np.testing.assert_allclose(
+        score(tmp_path / "reduced"), score(folder), rtol=1e-6
+    )  # one row of a product may round otherwise
 
 
 def test_default_names_of_a_multi_label_model_do_not_tell(tmp_path: Path) -> None:

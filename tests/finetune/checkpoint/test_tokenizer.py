@@ -11,7 +11,7 @@ from transformers import BertTokenizerFast
 
 from finetune.__main__ import main
 from finetune.checkpoint.load import CheckpointError, load_checkpoint, load_tokenizer
-from finetune.scoring import tokenize_pairs
+from finetune.evaluation.scoring import tokenize_pairs
 from tests.finetune.checkpoint.changes import PAIRS, score, set_config, set_json
 from tests.tiny import CHINESE, WORDS, make_checkpoint, make_click_log
 

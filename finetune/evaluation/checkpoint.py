@@ -7,8 +7,8 @@ import torch
 from finetune.checkpoint.base_model import check_encoder, resolve_base
 from finetune.checkpoint.load import label_names, load_incomplete
 from finetune.data.clicklog import ClickRow
-from finetune.metrics import click_probability, evaluate_ranking
-from finetune.scoring import score_rows
+from finetune.evaluation.metrics import click_probability, evaluate_ranking
+from finetune.evaluation.scoring import score_rows
 
 
 def evaluate(

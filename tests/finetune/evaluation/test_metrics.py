@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finetune.data.clicklog import ClickRow
-from finetune.metrics import MetricError, calibration_error, click_probability, evaluate_ranking
+from finetune.evaluation.metrics import MetricError, calibration_error, click_probability, evaluate_ranking
 
 
 def rows(*groups: list[float], impressions: float = 1.0) -> list[ClickRow]:

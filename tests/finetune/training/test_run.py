@@ -16,8 +16,8 @@ from finetune.checkpoint.base_model import load_base, resolve_base
 from finetune.checkpoint.load import CheckpointError, load_checkpoint
 from finetune.checkpoint.save import save_checkpoint
 from finetune.data.clicklog import ClickLogError, read_click_log
-from finetune.scoring import score_rows
-from finetune.training import TrainingError, TrainSettings, click_loss, length_batches, train
+from finetune.evaluation.scoring import score_rows
+from finetune.training.run import TrainingError, TrainSettings, click_loss, length_batches, train
 from tests.finetune.checkpoint.changes import name_labels
 from tests.tiny import make_checkpoint, make_click_log
 
@@ -229,7 +229,7 @@ def test_ctrl_c_writes_nothing(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("finetune.training.click_loss", interrupted)
+    monkeypatch.setattr("finetune.training.run.click_loss", interrupted)
     output = tmp_path / "out"
     arguments = ["train", "--data", str(click_folder), "--base-model", str(base), "--output", str(output)]
     assert main(arguments) == 130

@@ -19,9 +19,9 @@ from finetune.checkpoint.base_model import FRESH, load_base, resolve_base
 from finetune.checkpoint.load import label_names
 from finetune.checkpoint.save import check_output, save_checkpoint
 from finetune.checkpoint.tokenizer import SHORTEST
-from finetune.data.clicklog import ClickLogError, ClickRow, read_click_log
-from finetune.metrics import click_probability, evaluate_ranking
-from finetune.scoring import pad, score_rows, tokenize_pairs
+from finetune.data.clicklog import ClickRow, find_split, read_click_log
+from finetune.evaluation.metrics import click_probability, evaluate_ranking
+from finetune.evaluation.scoring import pad, score_rows, tokenize_pairs
 
 WARM_UP = 0.1  # of all steps
 WEIGHT_DECAY = 0.01
@@ -81,20 +81,6 @@ def train(data: Path, base: str, output: Path, settings: TrainSettings) -> dict[
     model.load_state_dict(best_weights)
     save_checkpoint(model, tokenizer, output)
     return best
-
-
-def find_split(data: Path, name: str) -> Path:
-    """Return `data`/`name`.jsonl or, if there is none, `data`/`name`.jsonl.gz.
-
-    Raises:
-        ClickLogError: neither exists.
-    """
-    for path in (data / f"{name}.jsonl", data / f"{name}.jsonl.gz"):
-        if path.is_file():
-            return path
-    raise ClickLogError(
-        f"{data}: has no {name}.jsonl or {name}.jsonl.gz; make a sample with `python -m finetune sample`"
-    )
 
 
 def click_loss(logits: torch.Tensor, clicks: torch.Tensor, impressions: torch.Tensor) -> torch.Tensor:

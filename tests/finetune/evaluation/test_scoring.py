@@ -7,7 +7,7 @@ import torch
 
 from finetune.checkpoint.load import load_checkpoint
 from finetune.data.clicklog import ClickRow
-from finetune.scoring import score_rows, tokenize_pairs
+from finetune.evaluation.scoring import score_rows, tokenize_pairs
 from tests.finetune.checkpoint.changes import set_config
 
 ROWS = [ClickRow("g", "likes tea " * users, "new moon " * items, 0, 1) for users in (0, 1, 9) for items in (1, 4, 30)]

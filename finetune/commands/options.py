@@ -1,0 +1,15 @@
+"""What the commands' options share: default paths, and kinds of numbers."""
+
+import argparse
+from pathlib import Path
+
+SAMPLE = Path("data/sample")
+DEMO = Path("checkpoints/demo")
+
+
+def positive(text: str) -> int:
+    """A whole number from 1, for argparse."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not 1 or more")
+    return number

@@ -1,0 +1,1 @@
+"""Scores a checkpoint and says how good it is."""

@@ -1,0 +1,135 @@
+"""The reference implementation: a checkpoint's logits by Hugging Face's own padded forward pass, in FP32.
+
+`export` proves its graphs against `score_rows`, so the code is plain: evaluation mode (no dropout), FP32 weights, one
+padded batch after another. Rows are sorted by length first, which saves padding and changes no result.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import BertForSequenceClassification, PreTrainedTokenizerFast
+
+from finetune.checkpoint.heads import MAX, MEAN, Heads, Passages
+from finetune.checkpoint.quiet import quiet_transformers
+from finetune.data.clicklog import ClickRow
+
+KEYS = ("input_ids", "token_type_ids")
+
+
+def score_rows(
+    model: BertForSequenceClassification,
+    tokenizer: PreTrainedTokenizerFast,
+    rows: Sequence[ClickRow],
+    max_length: int,
+    batch_size: int = 32,
+) -> NDArray[np.float32]:
+    """Score every row's pair `[CLS] user [SEP] candidate [SEP]`: FP32 logits [rows, labels] in the rows' order.
+
+    Pairs longer than `max_length` are cut by Hugging Face's "longest_first". Leaves the model in evaluation mode.
+    """
+    model.train(mode=False)
+    pairs = tokenize_pairs(tokenizer, rows, max_length)
+    logits = np.zeros((len(rows), int(model.config.num_labels or 0)), dtype=np.float32)
+    by_length = sorted(range(len(pairs)), key=lambda index: len(pairs[index]["input_ids"]))
+    with torch.inference_mode():
+        for start in range(0, len(rows), batch_size):
+            chosen = by_length[start : start + batch_size]
+            logits[chosen] = model(**pad(tokenizer, [pairs[index] for index in chosen])).logits.float().numpy()
+    return logits
+
+
+def score_texts(
+    model: BertForSequenceClassification,
+    heads: Heads,
+    tokenizer: PreTrainedTokenizerFast,
+    texts: Sequence[str],
+    max_length: int,
+    batch_size: int = 32,
+) -> dict[str, NDArray[np.float32]]:
+    """Compute the further heads' outputs of single texts `[CLS] text [SEP]`, token types 0: FP32, by output's name.
+
+    Texts longer than `max_length` are cut. Leaves both in evaluation mode.
+    """
+    model.train(mode=False)
+    heads.train(mode=False)
+    encoded = tokenizer(list(texts), truncation=True, max_length=max_length, return_attention_mask=False,
+                        return_token_type_ids=True) if texts else {"input_ids": []}  # fmt: skip
+    singles = [{key: encoded[key][index] for key in KEYS} for index in range(len(texts))]
+    order = sorted(range(len(texts)), key=lambda index: len(singles[index]["input_ids"]))
+    nothing = np.zeros(0, np.float32)
+    found: dict[str, list[NDArray[np.float32]]] = {name: [nothing] * len(texts) for name in heads.outputs}
+    with torch.inference_mode():
+        for start in range(0, len(texts), batch_size):
+            chosen = order[start : start + batch_size]
+            first = model.bert(**pad(tokenizer, [singles[index] for index in chosen])).last_hidden_state[:, 0]
+            for name, rows in heads(first).items():
+                for index, row in zip(chosen, rows.float().numpy(), strict=True):
+                    found[name][index] = row
+    return {name: np.stack(rows) if rows else np.zeros((0, 0), np.float32) for name, rows in found.items()}
+
+
+def tokenize_passages(
+    tokenizer: PreTrainedTokenizerFast, query: str, document: str, max_length: int, overlap: int
+) -> list[dict[str, list[int]]]:
+    """Tokenize a pair that may be too long as pairs of the user text with each passage of the document.
+
+    A pair that fits is one passage, the same tokens as `tokenize_pairs` gives. Else the user text keeps half of the
+    room, or what the document leaves of it, and the document is cut into windows that fill the rest, each sharing
+    `overlap` tokens with the one before (or as many as leave a step of one). The client has the same
+    rule (`clickbert.tokenization`).
+    """
+    plain = tokenizer.backend_tokenizer
+    plain.no_truncation()
+    plain.no_padding()
+    user = plain.encode(query, add_special_tokens=False)
+    text = plain.encode(document, add_special_tokens=False)
+    room = max_length - plain.num_special_tokens_to_add(is_pair=True)
+    if len(user) + len(text) > room:
+        user.truncate(max(room // 2, room - len(text)))
+        text.truncate(room - len(user), stride=min(overlap, room - len(user) - 1))
+    passages = [plain.post_process(user, window) for window in (text, *text.overflowing)]
+    return [{"input_ids": passage.ids, "token_type_ids": passage.type_ids} for passage in passages]
+
+
+def aggregate(logits: NDArray[np.float32], weights: NDArray[np.float32] | None, passages: Passages) -> float:
+    """Aggregate the logits [passages] of one document's passages (see `Passages`); `weights` are `passage_logits`."""
+    values = logits.astype(np.float64)
+    if passages.aggregate == MAX:
+        return float(values.max())
+    if passages.aggregate == MEAN:
+        return float(np.sort(values)[-passages.best :].mean())
+    if weights is None:
+        raise ValueError("attention over passages needs their passage_logits")
+    exponents = np.exp(weights.astype(np.float64) - weights.max())
+    return float((values * exponents).sum() / exponents.sum())
+
+
+def tokenize_pairs(
+    tokenizer: PreTrainedTokenizerFast, rows: Sequence[ClickRow], max_length: int
+) -> list[dict[str, list[int]]]:
+    """Tokenize every row's pair, unpadded: `input_ids` and `token_type_ids`, at most `max_length` tokens."""
+    if not rows:
+        return []
+    encoded = tokenizer(
+        [row.query for row in rows],
+        [row.document for row in rows],
+        truncation=True,
+        max_length=max_length,
+        return_attention_mask=False,
+        return_token_type_ids=True,
+    )
+    return [{key: encoded[key][index] for key in KEYS} for index in range(len(rows))]
+
+
+def pad(tokenizer: PreTrainedTokenizerFast, pairs: Sequence[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
+    """Pad pairs on the right to the longest of them: the model's three inputs, each int64 [pairs, longest].
+
+    The tokenizer's own `padding_side` is ignored: padding on the left would shift BERT's position ids.
+    """
+    with quiet_transformers():  # a fast tokenizer warns that pad() is slow; sorting by length needs it
+        padded = tokenizer.pad(
+            list(pairs), padding=True, padding_side="right", return_attention_mask=True, return_tensors="pt"
+        )
+    return {key: padded[key] for key in ("input_ids", "token_type_ids", "attention_mask")}
