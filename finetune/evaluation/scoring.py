@@ -40,6 +40,53 @@ def score_rows(
     return logits
 
 
+def score_documents(
+    model: BertForSequenceClassification,
+    heads: Heads,
+    tokenizer: PreTrainedTokenizerFast,
+    rows: Sequence[ClickRow],
+    max_length: int,
+    batch_size: int = 32,
+) -> NDArray[np.float32]:
+    """Score rows as the checkpoint is to be served: in passages if it was trained so, else as `score_rows` does.
+
+    Returns FP32 logits [rows, labels]; in passages, [rows, 1]. Leaves both in evaluation mode.
+    """
+    settings = heads.settings.passages
+    if settings is None:
+        return score_rows(model, tokenizer, rows, max_length, batch_size)
+    read = [tokenize_passages(tokenizer, row.query, row.document, max_length, settings.overlap) for row in rows]
+    flat = [passage for passages in read for passage in passages]
+    logits, weights = score_passages(model, heads, tokenizer, flat, batch_size)
+    ends = np.cumsum([len(passages) for passages in read])
+    spans = [slice(end - len(passages), end) for end, passages in zip(ends, read, strict=True)]
+    found = [aggregate(logits[span], None if weights is None else weights[span], settings) for span in spans]
+    return np.array(found, dtype=np.float32)[:, None]
+
+
+def score_passages(
+    model: BertForSequenceClassification,
+    heads: Heads,
+    tokenizer: PreTrainedTokenizerFast,
+    passages: Sequence[dict[str, list[int]]],
+    batch_size: int = 32,
+) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+    """Compute the click logits [passages] of tokenized passages, and their `passage_logits` if there is such a head."""
+    model.train(mode=False)
+    heads.train(mode=False)
+    logits = np.zeros(len(passages), dtype=np.float32)
+    weights = None if heads.passage is None else np.zeros(len(passages), dtype=np.float32)
+    order = sorted(range(len(passages)), key=lambda index: len(passages[index]["input_ids"]))
+    with torch.inference_mode():
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            states = model.bert(**pad(tokenizer, [passages[index] for index in chosen]))
+            logits[chosen] = model.classifier(states.pooler_output)[:, 0].float().numpy()
+            if weights is not None and heads.passage is not None:
+                weights[chosen] = heads.passage(states.last_hidden_state[:, 0])[:, 0].float().numpy()
+    return logits, weights
+
+
 def score_texts(
     model: BertForSequenceClassification,
     heads: Heads,
