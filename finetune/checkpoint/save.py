@@ -7,6 +7,7 @@ from pathlib import Path
 from transformers import BertForSequenceClassification, PreTrainedTokenizerFast
 
 from finetune.checkpoint.files import CONFIG, WEIGHTS, CheckpointError
+from finetune.checkpoint.heads import Heads, read_heads, write_heads
 from finetune.checkpoint.load import load_checkpoint
 from finetune.checkpoint.quiet import quiet_transformers
 
@@ -26,8 +27,10 @@ def check_output(folder: Path) -> None:
         raise CheckpointError(f"{folder}: is a file; choose another --output")
 
 
-def save_checkpoint(model: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Save model.safetensors, config.json and the tokenizer's files as `folder`, replacing an older checkpoint.
+def save_checkpoint(
+    model: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast, folder: Path, heads: Heads | None = None
+) -> None:
+    """Save a Hugging Face folder, with the further heads if there are any, replacing an older checkpoint.
 
     An error or Ctrl-C leaves `folder` as it was; a kill between the two renames leaves it as `.NAME.older-PID`. Other
     files in an older checkpoint's folder are removed with it.
@@ -48,7 +51,10 @@ def save_checkpoint(model: BertForSequenceClassification, tokenizer: PreTrainedT
         with quiet_transformers():
             model.save_pretrained(draft)
             tokenizer.save_pretrained(draft)
-        load_checkpoint(draft)
+        if heads is not None:
+            write_heads(heads, draft)
+        loaded, *_ = load_checkpoint(draft)
+        read_heads(draft, int(loaded.config.hidden_size))
         # safetensors makes its file readable by the owner alone; the server may run as another user.
         (draft / WEIGHTS).chmod((draft / CONFIG).stat().st_mode)
         if folder.exists():

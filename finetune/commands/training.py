@@ -7,7 +7,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from finetune.commands.options import DEMO, SAMPLE, positive
+from finetune.commands.options import DEMO, SAMPLE
+from finetune.training.settings import add_options, from_options
 
 
 def add_commands(commands: Any) -> None:
@@ -23,20 +24,17 @@ def add_commands(commands: Any) -> None:
         "--base-model", default="minilm", help='"minilm" (offline), a folder, or a hub name; default: %(default)s'
     )
     train.add_argument("--output", type=Path, default=DEMO, help="folder of the checkpoint; default: %(default)s")
-    train.add_argument("--epochs", type=positive, default=2, help="default: %(default)s")
-    train.add_argument("--batch-size", type=positive, default=8, help="default: %(default)s")
-    train.add_argument("--learning-rate", type=float, default=1e-4, help="default: %(default)s; for BERT-base, 3e-5")
-    train.add_argument("--max-length", type=positive, help="longest pair in tokens; default: what the base allows")
-    train.add_argument("--labels", type=int, choices=(1, 2), default=1, help="1 (sigmoid) or 2 (softmax); default: 1")
-    train.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    train.add_argument(
+        "--restart", action="store_true", help="drop a run that was stopped, instead of going on with it"
+    )
+    add_options(train)
     train.set_defaults(run=_train)
 
 
 def _train(options: argparse.Namespace) -> None:
-    from finetune.training.run import TrainSettings, train
+    from finetune.training.run import train
+    from finetune.training.trainer import SHOWN
 
-    settings = TrainSettings(
-        options.epochs, options.batch_size, options.learning_rate, options.max_length, options.labels, options.seed
-    )
-    metrics = train(options.data, options.base_model, options.output, settings)
-    print(f"{options.output}: saved, dev AUC {metrics['auc']:.4f}")
+    metrics = train(options.data, options.base_model, options.output, from_options(options), restart=options.restart)
+    shown = ", ".join(f"{name} {metrics[name]:.4f}" for name in SHOWN if name in metrics)
+    print(f"{options.output}: saved; dev {shown}")

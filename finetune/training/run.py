@@ -1,169 +1,295 @@
-"""Fine-tunes a BERT on clicks: a plain PyTorch loop, AdamW, linear warm-up and decay, batches of similar length.
+"""One run: from a base and a click log to a checkpoint.
 
-The loss is the negative log-likelihood of every impression's click or non-click, so a row with counts weighs as much as
-that many single rows. The epoch with the best AUC on dev is kept.
+Beside the checkpoint `NAME` lies the run's folder `NAME-run`: the Trainer's checkpoints while it is under way, then
+what is worth keeping: TensorBoard's events, the settings, and the estimated position bias. A run that was stopped goes
+on from there when the same command is given again.
 """
 
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import hashlib
+import json
+import math
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch.nn import functional
 from tqdm import tqdm
-from transformers import BertForSequenceClassification, PreTrainedTokenizerFast
+from transformers import EarlyStoppingCallback, PreTrainedTokenizerFast, TrainingArguments, set_seed
 
-from finetune.checkpoint.base_model import FRESH, load_base, resolve_base
+from finetune.checkpoint.base_model import load_base, resolve_base
+from finetune.checkpoint.heads import AGGREGATES, Heads, HeadSettings, Passages
 from finetune.checkpoint.load import label_names
+from finetune.checkpoint.quiet import quiet_transformers
 from finetune.checkpoint.save import check_output, save_checkpoint
 from finetune.checkpoint.tokenizer import SHORTEST
 from finetune.data.clicklog import ClickRow, find_split, read_click_log
 from finetune.evaluation.metrics import click_probability, evaluate_ranking
-from finetune.evaluation.scoring import pad, score_rows, tokenize_pairs
+from finetune.evaluation.scoring import score_documents
+from finetune.objectives.clicks import ClickLoss, ListwiseLoss, Objective, pairwise_loss
+from finetune.objectives.position_bias import ESTIMATED, NONE, PositionBias, PositionBiasError, read_odds
+from finetune.objectives.understanding import SIMILARITY, TOPIC, TaskWeights
+from finetune.training.batches import Collator, Items
+from finetune.training.model import JointModel
+from finetune.training.parameters import freeze
+from finetune.training.settings import (
+    CHOOSE,
+    CLICK,
+    LOWER_IS_BETTER,
+    PAIRWISE,
+    SettingsError,
+    TrainSettings,
+)
+from finetune.training.trainer import ClickTrainer, Metrics, StopAtStep, last_checkpoint
 
-WARM_UP = 0.1  # of all steps
-WEIGHT_DECAY = 0.01
-# The head starts untrained (and MiniLM's pooler nearly so): at the encoder's rate, it would slow learning down.
-HEAD_RATE = 10
-GRADIENT_NORM = 1.0
-# A click log holds few of the vocabulary's words. Training would move those away from their synonyms, and updating the
-# whole table, half of a small BERT, would cost as much as updating all the rest.
-FROZEN = "bert.embeddings.word_embeddings.weight"
-BUCKET = 64  # batches sorted by length together: little padding, and the batches still differ in each epoch
-
-
-class TrainingError(ValueError):
-    """Raised when training cannot go on; the message says at which step, and what to change."""
-
-
-@dataclass(frozen=True, slots=True)
-class TrainSettings:
-    """How to fine-tune. `max_length` is the longest pair in tokens; None means what the base allows."""
-
-    epochs: int = 2
-    batch_size: int = 8
-    learning_rate: float = 1e-4
-    max_length: int | None = None
-    labels: int = 1
-    seed: int = 0
+RUN_SETTINGS = "settings.json"
+POSITION_ODDS = "position_bias.json"
 
 
-def train(data: Path, base: str, output: Path, settings: TrainSettings) -> dict[str, float]:
-    """Fine-tune `base` on `data`/train.jsonl, and save the epoch with the best AUC on `data`/dev.jsonl as `output`.
+def train(data: Path, base: str, output: Path, settings: TrainSettings, *, restart: bool = False) -> Metrics:
+    """Fine-tune `base` on `data`/train.jsonl, and save the weights that were best on `data`/dev.jsonl as `output`.
 
-    Either split may be gzipped. Returns the dev metrics of the saved epoch. Nothing is written before the end.
+    Either split may be gzipped. With the same arguments it goes on where it was stopped; `restart` drops a stopped run.
+
+    Returns:
+        The dev metrics of what was saved.
 
     Raises:
         ClickLogError, MetricError: a split is missing or broken, or dev cannot be evaluated.
         CheckpointError: the base cannot be used, or `output` exists and is no checkpoint.
-        TrainingError: the loss became NaN or infinite, or `max_length` is out of range.
+        SettingsError, PositionBiasError: the settings do not fit the data, the base, or the run that was stopped.
+        TrainingError: the loss became NaN or infinite.
+        KeyboardInterrupt: with how to go on.
     """
+    settings.check()
     check_output(output)
+    if settings.passages == CHOOSE:
+        return _choose_passages(data, base, output, settings, restart=restart)
     train_rows, dev_rows = (read_click_log(find_split(data, name)) for name in ("train", "dev"))
     evaluate_ranking(dev_rows, [0.5] * len(dev_rows))  # refuses a dev split without clicks now, not after an epoch
-    model, tokenizer, longest = load_base(resolve_base(base), settings.labels, settings.seed)
+    run = output.with_name(f"{output.name}-run")
+    model, tokenizer, max_length = build(base, train_rows, settings)
+    _open_run(run, _describe(data, base, settings), restart=restart)
+    collator = Collator(train_rows, tokenizer, model.heads.settings, max_length)
+    labels = label_names(model.click)
+
+    def measure(current: JointModel) -> Metrics:
+        logits = score_documents(current.click, current.heads, tokenizer, dev_rows, max_length)
+        return evaluate_ranking(dev_rows, click_probability(logits, labels if logits.shape[1] > 1 else labels[-1:]))
+
+    stop = StopAtStep()
+    items = Items(train_rows, settings.by_group)
+    callbacks: list[Any] = [stop]
+    if settings.patience:
+        callbacks.append(EarlyStoppingCallback(settings.patience))
+    with quiet_transformers():
+        trainer = ClickTrainer(
+            model, _arguments(run, len(items), dev_rows, settings), items, collator, settings,
+            _objective(train_rows, settings), measure, callbacks,
+        )  # fmt: skip
+    metrics = _run(trainer, stop, run)
+    if model.bias is not None:
+        (run / POSITION_ODDS).write_text(json.dumps(model.bias.odds()) + "\n", encoding="utf-8")
+        tqdm.write(f"{run / POSITION_ODDS}: odds of a click by position")
+    save_checkpoint(model.click, tokenizer, output, model.heads)
+    for folder in run.glob("checkpoint-*"):
+        shutil.rmtree(folder)
+    return metrics
+
+
+def build(
+    base: str, rows: Sequence[ClickRow], settings: TrainSettings
+) -> tuple[JointModel, PreTrainedTokenizerFast, int]:
+    """Make the model to train on `rows`, its tokenizer, and its longest pair in tokens.
+
+    Raises:
+        CheckpointError, SettingsError, PositionBiasError: as `train`.
+    """
+    set_seed(settings.seed)
+    click, tokenizer, longest = load_base(resolve_base(base), settings.labels, settings.seed)
     max_length = settings.max_length or longest
     if not SHORTEST <= max_length <= longest:
-        raise TrainingError(f"--max-length is {max_length}; this base takes {SHORTEST} to {longest} tokens")
+        raise SettingsError(f"--max-length is {max_length}; this base takes {SHORTEST} to {longest} tokens")
     tokenizer.model_max_length = max_length  # saved with the tokenizer, so the model is served as it was trained
-    best: dict[str, float] = {}
-    best_weights: dict[str, torch.Tensor] = {}
-    labels = label_names(model)
-    for epoch in _epochs(model, tokenizer, train_rows, max_length, settings):
-        probabilities = click_probability(score_rows(model, tokenizer, dev_rows, max_length), labels)
-        metrics = evaluate_ranking(dev_rows, probabilities)
-        tqdm.write(f"epoch {epoch}: dev AUC {metrics['auc']:.4f}, log loss {metrics['log_loss']:.4f}")
-        if not best or metrics["auc"] > best["auc"]:
-            best = metrics
-            best_weights = {name: weight.clone() for name, weight in model.state_dict().items()}
-    model.load_state_dict(best_weights)
-    save_checkpoint(model, tokenizer, output)
-    return best
+    set_dropout(click, settings.dropout)
+    torch.manual_seed(settings.seed)
+    heads = Heads(_head_settings(rows, settings), int(click.config.hidden_size))
+    weights = TaskWeights(("click", *settings.understanding), settings.task_weights)
+    model = JointModel(click, heads, _position_bias(rows, settings), weights)
+    freeze(model, settings.freeze)
+    return model, tokenizer, max_length
 
 
-def click_loss(logits: torch.Tensor, clicks: torch.Tensor, impressions: torch.Tensor) -> torch.Tensor:
-    """Sum the negative log-likelihood over all impressions, in nats: a scalar.
+def set_dropout(model: torch.nn.Module, share: float) -> None:
+    """Set every dropout of a BERT, attention's included."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = share
 
-    `logits` are [rows, 1] (binary cross-entropy) or [rows, 2] (cross-entropy of "no click", "click"); `clicks` and
-    `impressions` are counts [rows].
+
+def _head_settings(rows: Sequence[ClickRow], settings: TrainSettings) -> HeadSettings:
+    topics: tuple[str, ...] = ()
+    if TOPIC in settings.understanding:
+        topics = tuple(sorted({topic for row in rows for topic in row.topics}))
+        if len(topics) < 2:
+            raise SettingsError(
+                f"--understanding topic needs rows with a 'topic', of two or more; the training split has {len(topics)}"
+            )
+    if SIMILARITY in settings.understanding and not any(row.query and row.clicks for row in rows):
+        raise SettingsError("--understanding similarity needs user texts with clicks; the training split has none")
+    passages = None
+    if settings.passages in AGGREGATES:
+        passages = Passages(settings.passages, settings.passage_overlap, settings.passage_best)
+    return HeadSettings(
+        topics=topics,
+        several_topics=any(len(row.topics) > 1 for row in rows) and bool(topics),
+        embedding_size=settings.embedding_size if SIMILARITY in settings.understanding else 0,
+        passages=passages,
+    )
+
+
+def _position_bias(rows: Sequence[ClickRow], settings: TrainSettings) -> PositionBias | None:
+    if settings.position_bias == NONE:
+        return None
+    deepest = max((row.position or 0 for row in rows), default=0)
+    if deepest == 0:
+        raise PositionBiasError(
+            "--position-bias needs rows with a 'position'; the training split has none: leave it out, or import them"
+        )
+    if settings.position_bias == ESTIMATED:
+        return PositionBias(deepest)
+    return PositionBias(deepest, read_odds(Path(settings.position_bias)))
+
+
+def _objective(rows: Sequence[ClickRow], settings: TrainSettings) -> Objective:
+    if settings.objective == CLICK:
+        return ClickLoss(float(np.mean([row.impressions for row in rows])))
+    if settings.objective == PAIRWISE:
+        return pairwise_loss
+    clicks: dict[str, float] = {}
+    for row in rows:
+        clicks[row.group] = clicks.get(row.group, 0.0) + row.clicks
+    return ListwiseLoss(float(np.mean([count for count in clicks.values() if count])))
+
+
+def _arguments(run: Path, items: int, dev: Sequence[ClickRow], settings: TrainSettings) -> TrainingArguments:
+    steps = math.ceil(math.ceil(items / settings.items) / settings.accumulate)  # an epoch
+    every = max(1, steps // settings.evaluations)
+    metric = settings.metric or _default_metric(dev, settings)
+    known = evaluate_ranking(dev, [0.5] * len(dev))
+    if metric not in known:
+        raise SettingsError(f"--metric is {metric!r}; dev has {', '.join(sorted(known))}")
+    by_step: dict[str, Any] = {"eval_steps": every, "save_steps": every} if settings.evaluations > 1 else {}
+    when = "steps" if by_step else "epoch"
+    return TrainingArguments(
+        output_dir=str(run),
+        num_train_epochs=settings.epochs,
+        per_device_train_batch_size=settings.items,
+        gradient_accumulation_steps=settings.accumulate,
+        learning_rate=settings.learning_rate,
+        warmup_steps=max(1, round(settings.warm_up * steps * settings.epochs)),
+        weight_decay=settings.weight_decay,
+        optim=settings.optimizer,
+        bf16=settings.precision == "bf16",
+        fp16=settings.precision == "fp16",
+        gradient_checkpointing=settings.gradient_checkpointing,
+        eval_strategy=when,
+        save_strategy=when,
+        **by_step,
+        save_total_limit=2,  # the best and the last
+        metric_for_best_model=metric,
+        greater_is_better=metric not in LOWER_IS_BETTER,
+        logging_steps=max(1, steps // 20),
+        report_to=["tensorboard", *settings.report_to],
+        run_name=run.name,
+        remove_unused_columns=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        seed=settings.seed,
+        data_seed=settings.seed,
+        disable_tqdm=True,
+    )
+
+
+def _default_metric(dev: Sequence[ClickRow], settings: TrainSettings) -> str:
+    if settings.objective == CLICK:
+        return "auc"
+    known = evaluate_ranking(dev, [0.5] * len(dev))
+    if "significant_pair_accuracy" in known:
+        return "significant_pair_accuracy"
+    return "pairwise_accuracy" if settings.objective == PAIRWISE else "ndcg_at_10"
+
+
+def _run(trainer: ClickTrainer, stop: StopAtStep, run: Path) -> Metrics:
+    """Train to the end, load the best weights into the model, and return their metrics on dev.
+
+    Raises:
+        KeyboardInterrupt: with how to go on.
     """
-    if logits.shape[1] == 1:
-        losses = functional.binary_cross_entropy_with_logits(logits[:, 0], clicks / impressions, reduction="none")
-        return (losses * impressions).sum()
-    likelihood = functional.log_softmax(logits, dim=1)
-    return -((impressions - clicks) * likelihood[:, 0] + clicks * likelihood[:, 1]).sum()
+    checkpoint = last_checkpoint(run)
+    if checkpoint:
+        tqdm.write(f"{checkpoint}: going on from there")
+    try:
+        with stop.listening():
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except KeyboardInterrupt:
+        stop.asked = True
+    if stop.asked and trainer.state.global_step < trainer.state.max_steps:
+        kept = last_checkpoint(run)
+        how = f"{kept} is kept: give the same command again to go on" if kept else "no checkpoint was written yet"
+        raise KeyboardInterrupt(how)
+    best = trainer.state.best_global_step
+    trainer.load_weights(run / f"checkpoint-{best}")
+    history = [entry for entry in trainer.state.log_history if entry.get("step") == best and "eval_auc" in entry]
+    return {name.removeprefix("eval_"): value for name, value in history[-1].items() if name.startswith("eval_")}
 
 
-def length_batches(lengths: Sequence[int], batch_size: int, generator: torch.Generator) -> list[list[int]]:
-    """Draw one epoch's batches of row indices: every row once, similar lengths in a batch, batches shuffled."""
-    order: list[int] = torch.randperm(len(lengths), generator=generator).tolist()
-    span = batch_size * BUCKET
-    batches = []
-    for start in range(0, len(order), span):
-        bucket = sorted(order[start : start + span], key=lambda row: lengths[row])
-        batches += [bucket[first : first + batch_size] for first in range(0, len(bucket), batch_size)]
-    return [batches[index] for index in torch.randperm(len(batches), generator=generator).tolist()]
+def _describe(data: Path, base: str, settings: TrainSettings) -> dict[str, Any]:
+    """What must be the same for a stopped run to go on."""
+    files = {name: hashlib.sha256(find_split(data, name).read_bytes()).hexdigest() for name in ("train", "dev")}
+    chosen = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(settings).items()}
+    described: dict[str, Any] = json.loads(json.dumps({"base": base, "data": files, **chosen}))
+    return described
 
 
-def _epochs(
-    model: BertForSequenceClassification,
-    tokenizer: PreTrainedTokenizerFast,
-    rows: Sequence[ClickRow],
-    max_length: int,
-    settings: TrainSettings,
-) -> Iterator[int]:
-    """Train, pausing after each epoch with its number (from 1)."""
-    pairs = tokenize_pairs(tokenizer, rows, max_length)
-    lengths = [len(pair["input_ids"]) for pair in pairs]
-    clicks = torch.tensor([row.clicks for row in rows])
-    impressions = torch.tensor([row.impressions for row in rows])
-    # A batch's loss is divided by an average row's impressions, not by its own: rows beside busy ones count in full.
-    row_weight = float(impressions.mean())
-    generator = torch.Generator().manual_seed(settings.seed)
-    optimizer, schedule = _optimizer(model, settings, steps=settings.epochs * -(-len(rows) // settings.batch_size))
-    for epoch in range(1, settings.epochs + 1):
-        model.train()
-        average = None
-        with tqdm(length_batches(lengths, settings.batch_size, generator), f"epoch {epoch}", unit="batch") as bar:
-            for step, batch in enumerate(bar, start=1):
-                logits = model(**pad(tokenizer, [pairs[index] for index in batch])).logits
-                loss = click_loss(logits, clicks[batch], impressions[batch]) / (len(batch) * row_weight)
-                if not torch.isfinite(loss):
-                    raise TrainingError(f"epoch {epoch}, step {step}: the loss is {loss:g}; lower --learning-rate")
-                torch.autograd.backward(loss)
-                torch.nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_NORM)
-                optimizer.step()
-                schedule.step()
-                optimizer.zero_grad()
-                average = loss.item() if average is None else 0.98 * average + 0.02 * loss.item()
-                bar.set_postfix(loss=f"{average:.4f}", refresh=False)
-        yield epoch
+def _open_run(run: Path, described: dict[str, Any], *, restart: bool) -> None:
+    """Make the run's folder, or find that a stopped run there can go on.
+
+    Raises:
+        SettingsError: a run with other settings or data was stopped there.
+    """
+    path = run / RUN_SETTINGS
+    if restart:
+        shutil.rmtree(run, ignore_errors=True)
+    if last_checkpoint(run) is not None:
+        before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        changed = [name for name in described if described[name] != before.get(name)]
+        if changed:
+            raise SettingsError(
+                f"{run}: a run with another {', '.join(changed)} was stopped here; give its command again to go on, "
+                "or --restart to drop it"
+            )
+        return
+    shutil.rmtree(run, ignore_errors=True)  # a finished run, or one that was stopped before its first checkpoint
+    run.mkdir(parents=True)
+    path.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
 
 
-def _optimizer(
-    model: BertForSequenceClassification, settings: TrainSettings, steps: int
-) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """Make AdamW (no decay of biases and layer norms), and a rate that rises over the warm-up, then falls to 0."""
-    groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = defaultdict(list)
-    for name, weight in model.named_parameters():
-        if name == FROZEN:
-            weight.requires_grad = False
-            continue
-        groups[name.startswith(FRESH), weight.ndim >= 2].append(weight)
-    parameter_groups: list[dict[str, Any]] = [
-        {
-            "params": weights,
-            "lr": settings.learning_rate * (HEAD_RATE if in_head else 1),
-            "weight_decay": WEIGHT_DECAY if is_matrix else 0.0,
-        }
-        for (in_head, is_matrix), weights in groups.items()
-    ]
-    warm_up = max(1, round(WARM_UP * steps))
-
-    def rate(step: int) -> float:
-        return (step + 1) / warm_up if step < warm_up else (steps - step) / max(1, steps - warm_up)
-
-    optimizer = torch.optim.AdamW(parameter_groups, fused=True)
-    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+def _choose_passages(data: Path, base: str, output: Path, settings: TrainSettings, *, restart: bool) -> Metrics:
+    """Train once for each way to aggregate passages, and keep the one that is best on dev."""
+    dev = read_click_log(find_split(data, "dev"))
+    metric = settings.metric or _default_metric(dev, settings)
+    sign = -1 if metric in LOWER_IS_BETTER else 1
+    found: dict[str, Metrics] = {}
+    folders = {way: output.with_name(f"{output.name}-{way}") for way in AGGREGATES}
+    for way, folder in folders.items():
+        found[way] = train(data, base, folder, replace(settings, passages=way), restart=restart)
+        tqdm.write(f"passages by {way}: dev {metric} {found[way][metric]:.4f}")
+    best = max(found, key=lambda way: sign * found[way][metric])
+    check_output(output)
+    shutil.rmtree(output, ignore_errors=True)
+    folders.pop(best).rename(output)
+    for folder in folders.values():
+        shutil.rmtree(folder)
+    return found[best]

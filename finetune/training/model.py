@@ -1,0 +1,81 @@
+"""The model in training: a click model with further heads, each reading the hidden state of [CLS]."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import BertForSequenceClassification
+
+from finetune.checkpoint.heads import ATTENTION, MAX, MEAN, Heads, Passages
+from finetune.objectives.position_bias import PositionBias
+from finetune.objectives.understanding import TaskWeights
+
+Batch = dict[str, Any]
+
+
+class JointModel(nn.Module):
+    """A `BertForSequenceClassification` with its further heads, and what is only there in training."""
+
+    accepts_loss_kwargs = False  # the Trainer divides by the number of accumulated batches
+
+    def __init__(
+        self, click: BertForSequenceClassification, heads: Heads, bias: PositionBias | None, weights: TaskWeights
+    ) -> None:
+        super().__init__()
+        self.click = click
+        self.heads = heads
+        self.bias = bias
+        self.weights = weights
+
+    def forward(self, **batch: Any) -> dict[str, Tensor]:
+        """Computes a batch (see `finetune.training.batches.Collator`).
+
+        Returns:
+            `logits` [rows, labels] with the position's offset added, and the heads' outputs for `texts`.
+        """
+        states = self.click.bert(**batch["pairs"])
+        logits = self.click.classifier(self.click.dropout(states.pooler_output)).float()
+        passages = self.heads.settings.passages
+        if passages is not None:
+            weights = None if self.heads.passage is None else self.heads.passage(states.last_hidden_state[:, 0])
+            logits = aggregate(logits, weights, batch["row_of_pair"], batch["place_of_pair"], passages)
+        if self.bias is not None:
+            # The last label is "click".
+            logits = torch.cat([logits[:, :-1], logits[:, -1:] + self.bias(batch["positions"])[:, None]], dim=1)
+        if "texts" not in batch:
+            return {"logits": logits}
+        first = self.click.bert(**batch["texts"]).last_hidden_state[:, 0]
+        return {"logits": logits, **{name: output.float() for name, output in self.heads(first).items()}}
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
+        """What the Trainer calls for `gradient_checkpointing`."""
+        click: Any = self.click  # typed in part only
+        click.gradient_checkpointing_enable(gradient_checkpointing_kwargs=gradient_checkpointing_kwargs)
+
+
+def aggregate(logits: Tensor, weights: Tensor | None, rows: Tensor, places: Tensor, passages: Passages) -> Tensor:
+    """One logit a row, of its passages' logits: `finetune.evaluation.scoring.aggregate`, differentiable.
+
+    Args:
+        logits: [passages, 1].
+        weights: [passages, 1], passage_logits; None but for attention.
+        rows: [passages], the row of each passage, from 0 without a gap.
+        places: [passages], its place in its row.
+        passages: how to aggregate.
+
+    Returns:
+        [rows, 1]
+    """
+    shape = (int(rows.max()) + 1, int(places.max()) + 1)
+    table = logits.new_full(shape, -torch.inf).index_put((rows, places), logits[:, 0])
+    if passages.aggregate == MAX:
+        return table.amax(dim=1, keepdim=True)
+    there = table > -torch.inf
+    if passages.aggregate == MEAN:
+        best = table.topk(min(passages.best, shape[1]), dim=1).values
+        counted = best > -torch.inf
+        return torch.where(counted, best, 0.0).sum(1, keepdim=True) / counted.sum(1, keepdim=True)
+    if passages.aggregate != ATTENTION or weights is None:
+        raise ValueError(f"{passages.aggregate} over passages needs their passage_logits")
+    shares = logits.new_full(shape, -torch.inf).index_put((rows, places), weights[:, 0].float()).softmax(dim=1)
+    return (shares * torch.where(there, table, 0.0)).sum(1, keepdim=True)
