@@ -21,6 +21,7 @@ def test_the_public_names():
         *("ClickBertError", "InvalidInputError", "RankerClosedError", "ServerError", "ConnectionFailedError"),
         *("ServerTimeoutError", "ServerOverloadedError", "ServerUnavailableError", "AuthenticationError"),
         *("ModelNotFoundError", "ProtocolError"),
+        "user_text",
     }
     assert all(hasattr(clickbert, name) for name in clickbert.__all__)
 
