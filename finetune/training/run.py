@@ -71,7 +71,6 @@ def train(data: Path, base: str, output: Path, settings: TrainSettings, *, resta
     evaluate_ranking(dev_rows, [0.5] * len(dev_rows))  # refuses a dev split without clicks now, not after an epoch
     run = output.with_name(f"{output.name}-run")
     model, tokenizer, max_length = build(base, train_rows, settings)
-    _open_run(run, _describe(data, base, settings), restart=restart)
     collator = Collator(train_rows, tokenizer, model.heads.settings, max_length)
     labels = label_names(model.click)
 
@@ -84,12 +83,19 @@ def train(data: Path, base: str, output: Path, settings: TrainSettings, *, resta
     callbacks: list[Any] = [stop]
     if settings.patience:
         callbacks.append(EarlyStoppingCallback(settings.patience))
+    arguments = _arguments(run, len(items), dev_rows, settings)
+    _open_run(run, _describe(data, base, settings), restart=restart)
     with quiet_transformers():
         trainer = ClickTrainer(
-            model, _arguments(run, len(items), dev_rows, settings), items, collator, settings,
+            model, arguments, items, collator, settings,
             _objective(train_rows, settings), measure, callbacks,
         )  # fmt: skip
-    metrics = _run(trainer, stop, run)
+    try:
+        metrics = _run(trainer, stop, run)
+    except BaseException:
+        if last_checkpoint(run) is None:
+            shutil.rmtree(run, ignore_errors=True)
+        raise
     if model.bias is not None:
         (run / POSITION_ODDS).write_text(json.dumps(model.bias.odds()) + "\n", encoding="utf-8")
         tqdm.write(f"{run / POSITION_ODDS}: odds of a click by position")
