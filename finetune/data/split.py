@@ -7,13 +7,13 @@ dev earlier than test. A group is never torn: its candidates compete with each o
 The log is read line by line and may be larger than memory. Only a few numbers are kept for each group and each user.
 """
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from finetune.data.clicklog import iterate_click_log, iterate_with_lines
+from finetune.data.hashing import hash_text
 from finetune.data.row import ClickLogError, ClickRow
 from finetune.data.writing import whole_files
 
@@ -48,7 +48,7 @@ def split_log(
     """
     shares = _shares(dev, test)
     _check_folder(path, folder, list(shares))
-    choose = _by_time(path, shares, watch) if by == "time" else _by_hash(path, by, shares, seed)
+    choose = _by_time(path, shares, watch) if by == "time" else _byhash_text(path, by, shares, seed)
     summaries = {name: SplitSummary() for name in shares}
     users: dict[str, set[int]] = {name: set() for name in shares}
     homes: dict[int, str] = {}  # of the groups
@@ -56,7 +56,7 @@ def split_log(
         files = dict(zip(shares, opened, strict=True))
         for row, line in iterate_with_lines(path, watch):
             name = choose(row)
-            if homes.setdefault(_hash(row.group), name) != name:
+            if homes.setdefault(hash_text(row.group), name) != name:
                 raise ClickLogError(
                     f"{path}, line {row.line}: group {row.group!r} has rows of two users, who are in two splits; "
                     "name groups so that each is what one user saw together, or split by group"
@@ -64,7 +64,7 @@ def split_log(
             files[name].write(line + "\n")
             _add(summaries[name], row)
             if row.user is not None:
-                users[name].add(_hash(row.user))
+                users[name].add(hash_text(row.user))
         for name, summary in summaries.items():
             if not summary.rows:
                 raise ClickLogError(f"{path}: {name} would get no row; give it a larger share, or take another --seed")
@@ -94,12 +94,12 @@ def _check_folder(path: Path, folder: Path, names: Sequence[str]) -> None:
             )
 
 
-def _by_hash(path: Path, by: str, shares: dict[str, float], seed: int) -> Callable[[ClickRow], str]:
+def _byhash_text(path: Path, by: str, shares: dict[str, float], seed: int) -> Callable[[ClickRow], str]:
     def choose(row: ClickRow) -> str:
         key = row.user if by == "user" else row.group
         if key is None:
             raise ClickLogError(f"{path}, line {row.line}: has no 'user'; add it to each row, or split by group")
-        place = _hash(f"{seed} {key}") / 2**64
+        place = hash_text(f"{seed} {key}") / 2**64
         for name, share in shares.items():
             place -= share
             if place < 0:
@@ -115,7 +115,7 @@ def _by_time(path: Path, shares: dict[str, float], watch: Watch) -> Callable[[Cl
     for row in iterate_click_log(path, watch):
         if row.time is None:
             raise ClickLogError(f"{path}, line {row.line}: has no 'time'; add it to each row, or split by group")
-        group = groups.setdefault(_hash(row.group), [row.time, row.time, 0])
+        group = groups.setdefault(hash_text(row.group), [row.time, row.time, 0])
         group[0], group[1], group[2] = min(group[0], row.time), max(group[1], row.time), group[2] + 1
     ends = _cuts(sorted(groups.values()), list(shares.values()))
     if len(ends) < len(shares) - 1:
@@ -162,8 +162,3 @@ def _add(summary: SplitSummary, row: ClickRow) -> None:
     if row.time is not None:
         summary.start = row.time if summary.start is None else min(summary.start, row.time)
         summary.end = row.time if summary.end is None else max(summary.end, row.time)
-
-
-def _hash(text: str) -> int:
-    """Return 64 bits, the same in every process; two of a million texts share them once in 30 million logs."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())

@@ -1,12 +1,13 @@
 """Click logs that are written whole or not at all."""
 
 import gzip
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from io import TextIOWrapper
 from pathlib import Path
 from typing import IO, TextIO, cast
 
+from finetune.data.row import ClickLogError, ClickRow, format_row
 from release.files import STAGING, sync
 
 LEVEL = 6  # of compression, gzip's own default: 9 takes twice as long for a percent
@@ -35,6 +36,23 @@ def whole_files(paths: Sequence[Path]) -> Iterator[list[TextIO]]:
     finally:
         for draft in drafts:
             draft.unlink(missing_ok=True)
+
+
+def write_rows(path: Path, rows: Iterable[ClickRow]) -> int:
+    """Write a click log from rows as they come, and return how many came.
+
+    Raises:
+        ClickLogError: there is none, so nothing is written; or the rows' own.
+        OSError: the file cannot be written.
+    """
+    count = 0
+    with whole_files([path]) as (file,):
+        for row in rows:
+            file.write(format_row(row))
+            count += 1
+        if not count:
+            raise ClickLogError(f"{path}: there is no row to write; check the file that was read")
+    return count
 
 
 @contextmanager
