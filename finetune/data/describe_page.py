@@ -6,6 +6,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from math import sqrt
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -20,7 +21,7 @@ TEMPLATE = Path(__file__).with_name("describe_page.html.j2")
 COLOURS = ("#3b6ea5", "#c8553d")
 MOST_POSITIONS = 50
 BARS = 60
-SETTINGS = {
+SETTINGS: Any = {
     "text.parse_math": False,  # a "$" in a topic is no formula
     "svg.fonttype": "none",  # texts stay texts
     "svg.hashsalt": "clickbert",  # the same log gives the same page
@@ -103,9 +104,7 @@ def _line(axes: Axes, rates: dict[int, Rate]) -> None:
     """Click rates, with their standard errors."""
     values = [rate.value for rate in rates.values()]
     errors = [sqrt(rate.value * (1 - rate.value) / rate.impressions) for rate in rates.values()]
-    axes.errorbar(
-        list(rates), values, errors, color=COLOURS[0], marker="o", markersize=3, linewidth=1.2, elinewidth=0.8
-    )
+    axes.errorbar(list(rates), values, errors, color=COLOURS[0], marker="o", markersize=3, elinewidth=0.8)
 
 
 def _topics(axes: Axes, found: Description) -> None:

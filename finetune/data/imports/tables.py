@@ -117,9 +117,7 @@ def count_rows(path: Path) -> int:
 def _present(path: Path, names: list[str], columns: Sequence[str], optional: Sequence[str]) -> list[str]:
     for name in columns:
         if name not in names:
-            raise ClickLogError(
-                f"{path}: has no column {name!r}, but {', '.join(names)}; give the name of the right one"
-            )
+            raise ClickLogError(f"{path}: has no column {name!r}; name the right one of {', '.join(names)}")
     present = list(dict.fromkeys([*columns, *(name for name in optional if name in names)]))
     for name in present:
         if names.count(name) > 1:
