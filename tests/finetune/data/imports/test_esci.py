@@ -1,6 +1,7 @@
 """ESCI in its own layout, as Parquet and as CSV."""
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -32,7 +33,7 @@ PRODUCTS = {
 }
 
 
-def write(folder: Path, suffix: str, examples: dict[str, list[object]] = EXAMPLES) -> tuple[Path, Path]:  # type: ignore[assignment]
+def write(folder: Path, suffix: str, examples: Mapping[str, Sequence[object]] = EXAMPLES) -> tuple[Path, Path]:
     paths = folder / f"examples{suffix}", folder / f"products{suffix}"
     for path, columns in zip(paths, (examples, PRODUCTS), strict=True):
         (parquet.write_table if suffix == ".parquet" else csv.write_csv)(pa.table(columns), path)

@@ -45,9 +45,9 @@ def test_csv_fields_have_the_columns_of_their_names(tmp_path: Path) -> None:
     )
     rows = read(path, Columns(features=["price"], others=["domain"]))
     full = {"topics": ("shop",), "position": 3, "time": 1767225600.0}
-    price = {"price": 9.5}
+    price = {"features": {"price": 9.5}}
     assert rows == [
-        ClickRow("1", "tea, green", 'a "pot"\nof clay', 1, 1, **full, user="u7", features=price, others={"domain": "x"}),
+        ClickRow("1", "tea, green", 'a "pot"\nof clay', 1, 1, **full, user="u7", **price, others={"domain": "x"}),
         ClickRow("1", "tea", "", 0, 1, others={"domain": ""}),
         ClickRow("2", "tea", "cup", 0, 1, **full, user="u8", others={"domain": "y"}),
     ]  # fmt: skip
