@@ -23,6 +23,7 @@ from typing import TypeVar
 
 from finetune.data.row import ClickRow, format_row
 from finetune.data.sample_words import DOMAINS, SLOTS, USER_FILLER, Domain, Topic
+from finetune.data.writing import whole_files
 from finetune.evaluation.metrics import evaluate_ranking
 
 T = TypeVar("T")
@@ -75,16 +76,9 @@ def write_sample(folder: Path, seed: int) -> dict[str, dict[str, float]]:
     The files get their names once all three are written, so an error or Ctrl-C leaves older ones untouched.
     """
     splits = generate_sample(seed)
-    folder.mkdir(parents=True, exist_ok=True)
-    drafts = {folder / f".{name}.jsonl.draft": folder / f"{name}.jsonl" for name in splits}
-    try:
-        for draft, rows in zip(drafts, splits.values(), strict=True):
-            draft.write_text("".join(format_row(sample.row) for sample in rows), encoding="utf-8", newline="\n")
-        for draft, final in drafts.items():
-            draft.replace(final)
-    finally:
-        for draft in drafts:
-            draft.unlink(missing_ok=True)
+    with whole_files([folder / f"{name}.jsonl" for name in splits]) as files:
+        for file, rows in zip(files, splits.values(), strict=True):
+            file.writelines(format_row(sample.row) for sample in rows)
     return {name: _summary(rows) for name, rows in splits.items()}
 
 

@@ -164,19 +164,3 @@ def test_writes_the_same_bytes_again(tmp_path: Path, splits: dict[str, list[Samp
 
 def test_another_seed_is_another_log(splits: dict[str, list[SampleRow]]) -> None:
     assert generate_sample(1)["dev"] != splits["dev"]
-
-
-def test_a_failed_write_keeps_the_older_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_sample(tmp_path, 0)
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    write_text = Path.write_text
-
-    def full_disk(path: Path, *args: object, **options: object) -> int:
-        if "test" in path.name:
-            raise OSError(28, "No space left on device")
-        return write_text(path, *args, **options)
-
-    monkeypatch.setattr(Path, "write_text", full_disk)
-    with pytest.raises(OSError, match="No space left"):
-        write_sample(tmp_path, 1)
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
