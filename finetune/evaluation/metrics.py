@@ -11,6 +11,7 @@ Not known here: position bias. Clicks are taken as they were logged.
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import comb
 from typing import Any
 
@@ -32,7 +33,7 @@ from finetune.evaluation.significance import differ_significantly
 
 __all__ = [
     "MetricError", "ScoredLog", "calibration_error", "check_clicks", "click_column", "click_probability",
-    "evaluate_ranking", "group_rows", "measure", "ranking_sums", "reciprocal_rank",
+    "evaluate_ranking", "group_rows", "measure", "reciprocal_rank",
 ]  # fmt: skip
 
 FloatArray = NDArray[np.float64]
@@ -73,7 +74,7 @@ def click_probability(logits: ArrayLike, labels: Sequence[str]) -> FloatArray:
     return np.asarray(exponents[:, column] / exponents.sum(axis=1))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ScoredLog:
     """A click log's columns beside the click probabilities `scores`; all [rows], in the log's order."""
 
@@ -92,6 +93,35 @@ class ScoredLog:
         scores = _checked(rows, probabilities)
         clicks, impressions = (np.array([getattr(row, name) for row in rows]) for name in ("clicks", "impressions"))
         return cls(scores, clicks, impressions, group_rows(rows))
+
+    @cached_property
+    def ranking_sums(self) -> dict[str, Sums]:
+        """What each group adds to the ranking metrics, by name: numerators [groups] and denominators [groups].
+
+        A metric is the sum of its numerators over that of its denominators. A group without contrast adds nothing.
+        """
+        ndcg, rank, ranked, right, compared, right_significant, significant = np.zeros((7, len(self.groups)))
+        counted = bool((self.impressions > 1).any())
+        for number, group in enumerate(self.groups):
+            clicks, impressions, scores = self.clicks[group], self.impressions[group], self.scores[group]
+            gains = clicks / impressions
+            if np.ptp(gains) == 0:
+                continue
+            ranked[number] = 1
+            ndcg[number] = ndcg_score([gains], [scores], k=CUTOFF)
+            rank[number] = reciprocal_rank(gains > 0, scores)
+            better = gains[:, None] > gains
+            credit = 0.5 + 0.5 * np.sign(scores[:, None] - scores)
+            right[number], compared[number] = (better * credit).sum(), better.sum()
+            if counted:
+                better &= differ_significantly(clicks, impressions)
+                right_significant[number], significant[number] = (better * credit).sum(), better.sum()
+        return {
+            "ndcg_at_10": (ndcg, ranked),
+            "mrr": (rank, ranked),
+            "pairwise_accuracy": (right, compared),
+            "significant_pair_accuracy": (right_significant, significant),
+        }
 
 
 def evaluate_ranking(rows: Sequence[ClickRow], probabilities: ArrayLike) -> dict[str, float]:
@@ -137,11 +167,11 @@ def check_clicks(log: ScoredLog) -> None:
 
 
 def measure(log: ScoredLog) -> dict[str, float]:
-    """Measure what `evaluate_ranking` says of a log with clicks and non-clicks, without the metrics it leaves undefined.
+    """Measure what `evaluate_ranking` names, of a log that has clicks and non-clicks.
 
-    Without contrast in any group, the ranking metrics are absent.
+    Ranking metrics are absent, not refused, where no group has contrast.
     """
-    sums = ranking_sums(log)
+    sums = log.ranking_sums
     ranking = {name: float(above.sum() / below.sum()) for name, (above, below) in sums.items() if below.any()}
     if "significant_pair_accuracy" in ranking:
         ranking["significant_pairs"] = int(sums["significant_pair_accuracy"][1].sum())
@@ -154,35 +184,6 @@ def measure(log: ScoredLog) -> dict[str, float]:
         "ranked_groups": int(sums["mrr"][1].sum()),
         "impressions": float(log.impressions.sum()),
         "clicks": float(log.clicks.sum()),
-    }
-
-
-def ranking_sums(log: ScoredLog) -> dict[str, Sums]:
-    """What each group adds to the ranking metrics, by name: numerators [groups] and denominators [groups].
-
-    A metric is the sum of its numerators over that of its denominators. A group without contrast adds nothing.
-    """
-    ndcg, rank, ranked, right, compared, right_significant, significant = np.zeros((7, len(log.groups)))
-    counted = bool((log.impressions > 1).any())
-    for number, group in enumerate(log.groups):
-        clicks, impressions, scores = log.clicks[group], log.impressions[group], log.scores[group]
-        gains = clicks / impressions
-        if np.ptp(gains) == 0:
-            continue
-        ranked[number] = 1
-        ndcg[number] = ndcg_score([gains], [scores], k=CUTOFF)
-        rank[number] = reciprocal_rank(gains > 0, scores)
-        better = gains[:, None] > gains
-        credit = 0.5 + 0.5 * np.sign(scores[:, None] - scores)
-        right[number], compared[number] = (better * credit).sum(), better.sum()
-        if counted:
-            better &= differ_significantly(clicks, impressions)
-            right_significant[number], significant[number] = (better * credit).sum(), better.sum()
-    return {
-        "ndcg_at_10": (ndcg, ranked),
-        "mrr": (rank, ranked),
-        "pairwise_accuracy": (right, compared),
-        "significant_pair_accuracy": (right_significant, significant),
     }
 
 
