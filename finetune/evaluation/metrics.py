@@ -12,7 +12,6 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import comb
 from typing import Any
 
 import numpy as np
@@ -208,9 +207,11 @@ def reciprocal_rank(clicked: NDArray[np.bool_], scores: FloatArray) -> float:
     above = int((scores > best).sum())
     tied = int((scores == best).sum())
     tied_clicked = int((clicked & (scores == best)).sum())
-    # The first of `c` clicked among `t` tied places is at place j in C(t - j, c - 1) of C(t, c) equally likely ways.
-    ways = ((place, comb(tied - place, tied_clicked - 1)) for place in range(1, tied - tied_clicked + 2))
-    return sum(count / (above + place) for place, count in ways) / comb(tied, tied_clicked)
+    # The first of `c` clicked among `t` tied places is at place j with the chance C(t - j, c - 1) / C(t, c): at place 1
+    # with c / t, and each next place is (t - j - c + 1) / (t - j) times as likely. (C itself outgrows a float.)
+    places = np.arange(1, tied - tied_clicked + 2)
+    steps = (tied - places[:-1] - tied_clicked + 1) / (tied - places[:-1])
+    return float((np.cumprod([tied_clicked / tied, *steps]) / (above + places)).sum())
 
 
 def _checked(rows: Sequence[ClickRow], probabilities: ArrayLike) -> FloatArray:

@@ -1,4 +1,4 @@
-"""Metrics by a field's values: each is that of its rows alone, none is dropped, and the gap names who is served worse."""
+"""Metrics by a field's values: those of its rows alone; no value is dropped, and a gap names who is served worse."""
 
 import numpy as np
 import pytest
@@ -102,7 +102,7 @@ def test_one_value_has_no_gap() -> None:
 def test_a_field_that_no_row_has_is_refused_and_the_others_named() -> None:
     rows, scores = make_log()
     assert find_fields(rows) == ["topic", "position", "user", "device", "domain"]
-    with pytest.raises(MetricError, match="has the field 'colour'; .*topic, position, user, device, domain$"):
+    with pytest.raises(MetricError, match=r"has the field 'colour'; .*topic, position, user, device, domain$"):
         measure_by(rows, scores, ["domain", "colour"], draws=0)
     plain = [ClickRow("g", "q", "d", click, 1) for click in (0, 1)]
     with pytest.raises(MetricError, match="'user'; it can be measured by nothing"):
