@@ -35,7 +35,7 @@ class Gap:
     """The largest difference of a metric between two values of a field: `worse` is served worst, `better` best."""
 
     metric: str
-    gap: float  # not negative
+    gap: float  # positive
     worse: str
     better: str
 
@@ -46,7 +46,7 @@ class FieldReport:
 
     field: str
     values: tuple[ValueReport, ...]
-    gaps: tuple[Gap, ...]  # one a metric that two values or more have
+    gaps: tuple[Gap, ...]  # one a metric in which two values differ
     pairs_without: int  # rows that lack the field
 
 
@@ -131,8 +131,9 @@ def _find_gaps(values: Sequence[ValueReport]) -> tuple[Gap, ...]:
             key=lambda report: report.metrics[metric],
             reverse=metric in LOWER_IS_BETTER,
         )
-        if len(measured) > 1:
-            worse, better = measured[0], measured[-1]
-            gap = abs(better.metrics[metric] - worse.metrics[metric])
+        if not measured:
+            continue
+        worse, better = measured[0], measured[-1]
+        if gap := abs(better.metrics[metric] - worse.metrics[metric]):
             gaps.append(Gap(metric, gap, worse.value, better.value))
     return tuple(gaps)
