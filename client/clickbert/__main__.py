@@ -3,6 +3,7 @@
 clickbert rank --query "coffee near me" --documents candidates.txt
 cat candidates.txt | clickbert rank --query "coffee near me" --documents - --top-k 5 --json
 clickbert rank --url triton:8001 --model clickbert_trt_fp16 --query "coffee near me" --documents candidates.txt
+clickbert rank --query "coffee near me" --documents articles.txt --long-documents passages
 CLICKBERT_TOKEN=... clickbert rank --url grpcs://gateway:443 --query "coffee near me" --documents candidates.txt
 
 A server or gateway that wants a token gets the one in the environment variable CLICKBERT_TOKEN. There is no option for

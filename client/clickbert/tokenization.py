@@ -67,12 +67,12 @@ class PairTokenizer:
             self._tokenizer = Tokenizer.from_str(tokenizer_json.decode("utf-8"))
             self._tokenizer.no_truncation()
             self._tokenizer.no_padding()
-            empty = self._tokenizer.encode("", "")
+            single, empty = self._tokenizer.encode(""), self._tokenizer.encode("", "")
             # Too long a word for any vocabulary: a tokenizer without its [UNK] fails here, not on some user's text.
             filled = self._tokenizer.encode("a" * 1000, "a")
         except Exception as exc:  # the library raises nothing more special
             raise ValueError(f"not a usable tokenizer.json: {exc}") from exc
-        self._cls, self._sep = _special_ids(empty, filled)
+        self._cls, self._sep = _special_ids(single, empty, filled)
         self.max_length = max_length
         self._room = max_length - 3
         if self._room < 0:
@@ -205,13 +205,15 @@ def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
     return (longer, shorter) if first > second else (shorter, longer)
 
 
-def _special_ids(empty: Encoding, filled: Encoding) -> tuple[int, int]:
-    """Return the ids of [CLS] and [SEP], as they occur in an empty and a filled pair: names may differ."""
+def _special_ids(single: Encoding, empty: Encoding, filled: Encoding) -> tuple[int, int]:
+    """Return the ids of [CLS] and [SEP], as they occur in empty texts and a filled pair: names may differ."""
     parts = list(zip(filled.sequence_ids, filled.type_ids, strict=True))
     runs = [part for part, _ in groupby(parts)]
     # [CLS] a [SEP] b [SEP], seen as (text or None, type): the query's [SEP] is of type 0, the document's of type 1.
     if len(empty.ids) != 3 or empty.ids[1] != empty.ids[2] or runs != [(None, 0), (0, 0), (None, 0), (1, 1), (None, 1)]:
         raise ValueError("not BERT's tokenizer: a pair must become [CLS] a [SEP] b [SEP] with token types 0 and 1")
+    if single.ids != empty.ids[:2] or any(single.type_ids):
+        raise ValueError("not BERT's tokenizer: a single text must become [CLS] a [SEP] with token types 0")
     return empty.ids[0], empty.ids[1]
 
 

@@ -345,6 +345,18 @@ def grpc_server(
         grpc_side.stop(0.2).wait()
 
 
+@contextmanager
+def calls(server: FakeTriton, blocking: bool) -> Iterator[Callable[..., Any]]:
+    """Yields a function that calls a method of one `Ranker`, or of one `AsyncRanker`, over the in-memory transport."""
+    if blocking:
+        ranker = Ranker("localhost:8001", transport=FakeTransport(server))
+        yield lambda method, *arguments, **options: getattr(ranker, method)(*arguments, **options)
+    else:
+        awaited = AsyncRanker("localhost:8001", transport=AsyncFakeTransport(server))
+        with asyncio.Runner() as runner:
+            yield lambda method, *arguments, **options: runner.run(getattr(awaited, method)(*arguments, **options))
+
+
 def call_once(connection: Connection | str, blocking: bool, method: str, *arguments: Any, **options: Any) -> Any:
     """One call of a method of `Ranker`, or of `AsyncRanker`, made for it."""
     if blocking:

@@ -1,6 +1,6 @@
 """`long_documents="passages"`: how documents are read to their end, packed, and aggregated.
 
-Every test that calls a server runs for `Ranker` and for `AsyncRanker`.
+Every test of a server's answers runs for `Ranker` and for `AsyncRanker`.
 """
 
 import math
@@ -11,7 +11,7 @@ import pytest
 
 from clickbert import InvalidInputError, ProtocolError, Ranker
 from clickbert.__main__ import main
-from tests.client.fakes import WORDS, FakeTransport, FakeTriton, Published, call_once, grpc_server, sigmoid
+from tests.client.fakes import WORDS, FakeTransport, FakeTriton, Published, call_once, calls, grpc_server, sigmoid
 
 RANDOM = random.Random(0)
 DOCUMENTS = [" ".join(RANDOM.choices(WORDS[:16], k=length)) for length in (0, 3, 12, 13, 26, 27, 28, 60, 200, 500)]
@@ -103,13 +103,13 @@ def test_documents_that_fit_score_as_when_they_are_cut(blocking):
         assert calls[0] == calls[1] == call_once(url, blocking, "rank", "tea", DOCUMENTS[:4])
 
 
-def test_words_after_the_limit_count_only_in_passages():
+def test_words_after_the_limit_count_only_in_passages(blocking):
     start = "the " * 100
     server = FakeTriton({1: Published(heads=heads("mean", 50))})
-    with Ranker("localhost:8001", transport=FakeTransport(server)) as ranker:
+    with calls(server, blocking) as call:
         pairs = [("tea", start + end) for end in ("a bar", "a museum")]
-        cut = ranker.score_pairs(pairs)
-        read = ranker.score_pairs(pairs, long_documents="passages")
+        cut = call("score_pairs", pairs)
+        read = call("score_pairs", pairs, long_documents="passages")
     assert cut[0] == cut[1] and read[0] != read[1]
 
 
@@ -150,12 +150,12 @@ CHANGES = {
 
 @pytest.mark.parametrize("name", CHANGES)
 @pytest.mark.parametrize("requests_before", [0, 1, 2])
-def test_a_version_published_at_any_moment_is_noticed(name, requests_before):
+def test_a_version_published_at_any_moment_is_noticed(blocking, name, requests_before):
     server = FakeTriton({1: Published(heads=heads())})
     server.parameters = {"max_elements.lengths": "12"}
     pairs = [("tea", document) for document in DOCUMENTS]
-    with Ranker("localhost:8001", transport=FakeTransport(server)) as ranker:
-        ranker.score_pairs(pairs, long_documents="passages")
+    with calls(server, blocking) as call:
+        call("score_pairs", pairs, long_documents="passages")
         server.published[2] = Published(heads=CHANGES[name], max_length=24 if name == "more overlap" else 32, shift=0.5)
         seen = 0
 
@@ -166,22 +166,22 @@ def test_a_version_published_at_any_moment_is_noticed(name, requests_before):
                 server.serving = 2
 
         server.before_infer = publish
-        scores = ranker.score_pairs(pairs, long_documents="passages")
+        scores = call("score_pairs", pairs, long_documents="passages")
     assert seen > 3
     assert scores == pytest.approx([expected(server.published[2], *pair) for pair in pairs], abs=1e-6)
 
 
-def test_a_version_that_no_longer_reads_passages_is_refused():
+def test_a_version_that_no_longer_reads_passages_is_refused(blocking):
     server = FakeTriton({1: Published(heads=heads("attention"))})
-    with Ranker("localhost:8001", transport=FakeTransport(server)) as ranker:
-        ranker.rank("tea", DOCUMENTS, long_documents="passages")
+    with calls(server, blocking) as call:
+        call("rank", "tea", DOCUMENTS, long_documents="passages")
         server.published[2], server.serving = Published(), 2
         with pytest.raises(InvalidInputError, match="version 2 of the model was trained on cut documents"):
-            ranker.rank("tea", DOCUMENTS, long_documents="passages")
-        assert len(ranker.rank("tea", DOCUMENTS)) == len(DOCUMENTS)
+            call("rank", "tea", DOCUMENTS, long_documents="passages")
+        assert len(call("rank", "tea", DOCUMENTS)) == len(DOCUMENTS)
 
 
-def test_weights_that_are_not_finite_are_a_protocol_error():
+def test_weights_that_are_not_finite_are_a_protocol_error(blocking):
     server = FakeTriton({1: Published(heads=heads("attention"))})
 
     def spoil(answer):
@@ -190,9 +190,9 @@ def test_weights_that_are_not_finite_are_a_protocol_error():
         return answer
 
     server.after_infer = spoil
-    with Ranker("localhost:8001", transport=FakeTransport(server)) as ranker:
+    with calls(server, blocking) as call:
         with pytest.raises(ProtocolError, match="passage_logits of 1 of"):
-            ranker.rank("tea", DOCUMENTS, long_documents="passages")
+            call("rank", "tea", DOCUMENTS, long_documents="passages")
 
 
 def test_the_command_takes_passages(tmp_path, capsys):

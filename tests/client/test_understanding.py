@@ -1,6 +1,6 @@
 """`classify`, `embed` and `similarity`: what they return, how they are sent, and models that lack the head.
 
-Every test that calls a server runs for `Ranker` and for `AsyncRanker`.
+Every test of a server's answers runs for `Ranker` and for `AsyncRanker`.
 """
 
 import math
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from clickbert import InvalidInputError, Ranker, RankerClosedError
-from tests.client.fakes import FakeTransport, FakeTriton, Published, call_once, grpc_server, sigmoid
+from tests.client.fakes import FakeTransport, FakeTriton, Published, call_once, calls, grpc_server, sigmoid
 
 HEADS = {"topics": ["sports", "food", "news"], "several_topics": False, "embedding_size": 5, "passages": None}
 TEXTS = ["a cheap bar", "", "the coffee cafe", "tea [SEP] [MASK]", "museum of the city " * 40, "中文", "a bar"]
@@ -98,25 +98,21 @@ def test_a_model_without_the_head_says_how_to_get_it(server, url, blocking, meth
     assert len(call_once(url, blocking, "rank", "tea", ["a bar"])) == 1
 
 
-def in_memory(server: FakeTriton, **settings) -> Ranker:
-    return Ranker("localhost:8001", transport=FakeTransport(server), **settings)
-
-
-def test_a_version_published_later_may_have_the_head(server):
+def test_a_version_published_later_may_have_the_head(server, blocking):
     server.published[3] = Published()
-    with in_memory(server) as ranker:
+    with calls(server, blocking) as call:
         with pytest.raises(InvalidInputError, match="no topic head"):
-            ranker.classify(["a bar"])
+            call("classify", ["a bar"])
         server.published[4], server.serving = Published(heads=HEADS), 4
-        assert set(ranker.classify(["a bar"])[0]) == set(HEADS["topics"])
+        assert set(call("classify", ["a bar"])[0]) == set(HEADS["topics"])
 
 
-def test_a_version_published_later_may_lack_the_head(server):
-    with in_memory(server) as ranker:
-        ranker.classify(["a bar"])
+def test_a_version_published_later_may_lack_the_head(server, blocking):
+    with calls(server, blocking) as call:
+        call("classify", ["a bar"])
         server.published[4], server.serving = Published(), 4
         with pytest.raises(InvalidInputError, match="version 4 of the model has no topic head"):
-            ranker.classify(["a bar"])
+            call("classify", ["a bar"])
 
 
 CHANGES = {
@@ -130,10 +126,10 @@ CHANGES = {
 
 @pytest.mark.parametrize("name", CHANGES)
 @pytest.mark.parametrize("requests_before", [0, 1])
-def test_a_version_that_comes_between_or_during_calls_answers_whole(server, name, requests_before):
+def test_a_version_that_comes_between_or_during_calls_answers_whole(server, blocking, name, requests_before):
     server.parameters = {"max_elements.lengths": "4"}
-    with in_memory(server) as ranker:
-        ranker.classify(TEXTS)
+    with calls(server, blocking) as call:
+        call("classify", TEXTS)
         server.published[4] = Published(heads=CHANGES[name], shift=0.5)
         seen = 0
 
@@ -144,7 +140,7 @@ def test_a_version_that_comes_between_or_during_calls_answers_whole(server, name
                 server.serving = 4
 
         server.before_infer = publish
-        topics, embeddings = ranker.classify(TEXTS), ranker.embed(TEXTS)
+        topics, embeddings = call("classify", TEXTS), call("embed", TEXTS)
     expected = [server.published[4].of_text(text) for text in TEXTS]
     names = CHANGES[name]["topics"]
     for found, row in zip(topics, expected, strict=True):
@@ -155,7 +151,7 @@ def test_a_version_that_comes_between_or_during_calls_answers_whole(server, name
 
 
 def test_bad_arguments_send_nothing(server):
-    with in_memory(server, max_documents=5) as ranker:
+    with Ranker("localhost:8001", max_documents=5, transport=FakeTransport(server)) as ranker:
         for texts in [[], "one text", None, {"a"}, ["fine", 7], ["\ud800"], ["fine"] * 6]:
             for call in (ranker.classify, ranker.embed, lambda others: ranker.similarity("fine", others)):
                 with pytest.raises(InvalidInputError):
