@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from finetune.checkpoint.load import label_names
 from finetune.checkpoint.quiet import quiet_transformers
 from finetune.checkpoint.save import check_output, save_checkpoint
 from finetune.checkpoint.tokenizer import SHORTEST
+from finetune.data.checks import check_log, check_splits
 from finetune.data.clicklog import ClickRow, find_split, read_click_log
 from finetune.evaluation.metrics import click_probability, evaluate_ranking
 from finetune.evaluation.scoring import score_documents
@@ -68,6 +70,8 @@ def train(data: Path, base: str, output: Path, settings: TrainSettings, *, resta
     if settings.passages == CHOOSE:
         return _choose_passages(data, base, output, settings, restart=restart)
     train_rows, dev_rows = (read_click_log(find_split(data, name)) for name in ("train", "dev"))
+    for warning in [f"train: {line}" for line in check_log(train_rows)] + check_splits(train_rows, dev_rows):
+        _say(f"warning: {warning}")
     evaluate_ranking(dev_rows, [0.5] * len(dev_rows))  # refuses a dev split without clicks now, not after an epoch
     run = output.with_name(f"{output.name}-run")
     model, tokenizer, max_length = build(base, train_rows, settings)
@@ -84,7 +88,9 @@ def train(data: Path, base: str, output: Path, settings: TrainSettings, *, resta
     if settings.patience:
         callbacks.append(EarlyStoppingCallback(settings.patience))
     arguments = _arguments(run, len(items), dev_rows, settings)
-    _open_run(run, _describe(data, base, settings), restart=restart)
+    with arguments.main_process_first(local=False):
+        if arguments.process_index == 0:
+            _open_run(run, _describe(data, base, settings), restart=restart)
     with quiet_transformers():
         trainer = ClickTrainer(
             model, arguments, items, collator, settings,
@@ -93,16 +99,23 @@ def train(data: Path, base: str, output: Path, settings: TrainSettings, *, resta
     try:
         metrics = _run(trainer, stop, run)
     except BaseException:
-        if last_checkpoint(run) is None:
+        if last_checkpoint(run) is None and arguments.process_index == 0:
             shutil.rmtree(run, ignore_errors=True)
         raise
+    if arguments.process_index == 0:
+        _keep(model, tokenizer, run, output)
+    trainer.accelerator.wait_for_everyone()
+    return metrics
+
+
+def _keep(model: JointModel, tokenizer: PreTrainedTokenizerFast, run: Path, output: Path) -> None:
+    """Save what was trained, and remove the run's checkpoints."""
     if model.bias is not None:
         (run / POSITION_ODDS).write_text(json.dumps(model.bias.odds()) + "\n", encoding="utf-8")
-        tqdm.write(f"{run / POSITION_ODDS}: odds of a click by position")
+        _say(f"{run / POSITION_ODDS}: odds of a click by position")
     save_checkpoint(model.click, tokenizer, output, model.heads)
     for folder in run.glob("checkpoint-*"):
         shutil.rmtree(folder)
-    return metrics
 
 
 def build(
@@ -211,6 +224,7 @@ def _arguments(run: Path, items: int, dev: Sequence[ClickRow], settings: TrainSe
         report_to=["tensorboard", *settings.report_to],
         run_name=run.name,
         remove_unused_columns=False,
+        ddp_find_unused_parameters=False,  # all are used, some (the weights of tasks) only behind the forward pass
         dataloader_pin_memory=torch.cuda.is_available(),
         seed=settings.seed,
         data_seed=settings.seed,
@@ -235,7 +249,7 @@ def _run(trainer: ClickTrainer, stop: StopAtStep, run: Path) -> Metrics:
     """
     checkpoint = last_checkpoint(run)
     if checkpoint:
-        tqdm.write(f"{checkpoint}: going on from there")
+        _say(f"{checkpoint}: going on from there")
     try:
         with stop.listening():
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -291,7 +305,7 @@ def _choose_passages(data: Path, base: str, output: Path, settings: TrainSetting
     folders = {way: output.with_name(f"{output.name}-{way}") for way in AGGREGATES}
     for way, folder in folders.items():
         found[way] = train(data, base, folder, replace(settings, passages=way), restart=restart)
-        tqdm.write(f"passages by {way}: dev {metric} {found[way][metric]:.4f}")
+        _say(f"passages by {way}: dev {metric} {found[way][metric]:.4f}")
     best = max(found, key=lambda way: sign * found[way][metric])
     check_output(output)
     shutil.rmtree(output, ignore_errors=True)
@@ -299,3 +313,7 @@ def _choose_passages(data: Path, base: str, output: Path, settings: TrainSetting
     for folder in folders.values():
         shutil.rmtree(folder)
     return found[best]
+
+
+def _say(text: str) -> None:
+    tqdm.write(text, file=sys.stderr)  # does not break a progress bar
