@@ -13,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from finetune.data.describe import EPOCH, SHOWN, Description, Rate, quantile, tables
 from release.files import write_whole
@@ -85,11 +86,13 @@ def _group_sizes(axes: Axes, found: Description) -> None:
     for size, count in found.group_sizes.items():
         bars[min(size, most)] += count
     axes.bar(range(1, most + 1), bars[1:], 0.9, color=COLOURS[0])
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel=f"candidates (the last bar: {most} or more)", ylabel="groups")
 
 
 def _positions(axes: Axes, found: Description) -> None:
     _line(axes, {place: found.positions[place] for place in sorted(found.positions)[:MOST_POSITIONS]})
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="position", ylabel="click rate", ylim=(0, None))
 
 

@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -84,6 +86,12 @@ def test_reads_the_further_fields(tmp_path: Path) -> None:
 def test_reads_times_without_an_offset_as_utc(tmp_path: Path, time: object, seconds: float) -> None:
     (row,) = read_click_log(write(tmp_path / "log.jsonl", {**GOOD, "time": time}))
     assert row.time == seconds
+
+
+def test_importing_it_imports_nothing_heavy() -> None:
+    script = "import sys, finetune.data.clicklog; print(*{name.split('.')[0] for name in sys.modules})"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert not {"torch", "transformers", "pyarrow", "numpy", "tqdm"} & set(done.stdout.split())
 
 
 def test_a_row_is_read_before_the_next_line_is(tmp_path: Path) -> None:
