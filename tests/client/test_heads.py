@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from clickbert import ProtocolError, Ranker
-from clickbert.heads import Heads, Passages, read_heads, topic_probabilities
+from clickbert.heads import Heads, Passages, cosines, read_heads, topic_probabilities
 from tests.client.fakes import FakeTransport, FakeTriton, Published
 
 hypothesis = pytest.importorskip("hypothesis", reason="hypothesis is not installed: properties are not checked")
@@ -154,3 +154,8 @@ def test_probabilities_of_extreme_logits_stay_finite():
 def test_the_earlier_topic_wins_a_tie():
     (found,) = topic_probabilities(np.zeros((1, 3), np.float32), Heads(("b", "a", "c")))
     assert list(found) == ["b", "a", "c"]
+
+
+def test_rounding_leads_to_no_cosine_beyond_one():
+    row = np.full(3, 0.5774, np.float32)  # a little longer than 1
+    assert cosines(np.stack([row, row, -row])) == [1.0, -1.0]

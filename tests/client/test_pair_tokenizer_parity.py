@@ -110,7 +110,7 @@ def test_ids_types_and_truncation_equal_hugging_face(tokenizers, queries, data):
     assert alone.lengths.tolist() == [len(expected["input_ids"][index]) for index in first]
 
 
-@hypothesis.settings(max_examples=60, deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
+@hypothesis.settings(max_examples=30, deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
 @hypothesis.given(st.lists(texts([1, 7, 60]), min_size=1, max_size=5), st.sampled_from([3, 4, 7, 16, 128, 512]))
 def test_single_texts_equal_hugging_face(tokenizers, singles, max_length):
     reference, content = tokenizers
