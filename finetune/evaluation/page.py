@@ -37,7 +37,8 @@ def write_page(path: Path, checkpoint: str, data: str, evaluation: Evaluation) -
     Raises:
         OSError: it cannot be written.
     """
-    style: Any = {"text.parse_math": False, "font.size": 10, "axes.titlesize": 11}  # a "$" in a value is no formula
+    # A "$" in a value is no formula; and an offset beside an axis is easily missed.
+    style: Any = {"text.parse_math": False, "axes.formatter.useoffset": False, "font.size": 10, "axes.titlesize": 11}
     with mpl.rc_context(style):
         page = render(
             TEMPLATE,
@@ -115,6 +116,9 @@ def plot_calibration(log: ScoredLog) -> Figure:
     upper.set(title="calibration", ylabel="click rate")
     lower.bar(edges[:-1], shown, width=np.diff(edges), align="edge", color=OTHERS)
     lower.set(xlabel="click probability, mean of each bin", ylabel="impressions", yscale="log")
+    lower.minorticks_off()
+    lower.yaxis.set_major_formatter("{x:,.0f}")  # the default is a formula
+    lower.tick_params(axis="x", labelrotation=30, labelsize=8)
     return figure
 
 
