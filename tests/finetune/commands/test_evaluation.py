@@ -18,7 +18,7 @@ def log(tmp_path: Path) -> Path:
     """Twelve groups with counts; the first candidate of each is clicked significantly more often than the others."""
     lines = [
         {"group": f"{user}{n}", "query": f"likes {user}", "document": f"new {topic}", "impressions": 100 + n,
-         "clicks": 30 if topic == user else 10, "topic": topic, "position": place, "domain": ("sports", "news")[n % 2]}
+         "clicks": 30 if topic == user else 10 - 5 * (n % 2), "topic": topic, "position": place, "domain": ("sports", "news")[n % 2]}
         for n in range(3)
         for user in TOPICS
         for place, topic in enumerate(TOPICS, start=1)
