@@ -16,6 +16,7 @@ from finetune.evaluation.report import (
     embedding_lines,
     field_notes,
     oddity_notes,
+    shorten_value,
     show,
     show_interval,
     shown_metrics,
@@ -156,6 +157,7 @@ def plot_values(report: FieldReport, overall: dict[str, float]) -> Figure | None
             axes.axvline(overall[name], color=GREY, linewidth=1, zorder=0)
         axes.set_title(name)
         axes.tick_params(axis="x", labelrotation=45, labelsize=8)
-    panels[0].set_yticks(range(len(values)), [f"{value.value} ({value.clicks:,.0f} clicks)" for value in values])
+    labels = [f"{shorten_value(value.value)} ({value.clicks:,.0f} clicks)" for value in values]
+    panels[0].set_yticks(range(len(values)), labels)
     panels[0].set_ylim(len(values) - 0.5, -0.5)
     return figure

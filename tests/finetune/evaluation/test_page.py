@@ -17,6 +17,7 @@ from finetune.evaluation.checkpoint import Evaluation, Oddities
 from finetune.evaluation.heads import EmbeddingReport, TopicReport, TopicScore
 from finetune.evaluation.metrics import ScoredLog, measure
 from finetune.evaluation.page import plot_calibration, plot_roc, plot_scores, plot_values, write_page
+from finetune.evaluation.report import field_lines
 from finetune.evaluation.slices import measure_by
 
 
@@ -131,6 +132,29 @@ def test_calibration_worked_out_by_hand() -> None:
     upper, _ = plot_calibration(ScoredLog.of(rows, [0.10, 0.11, 0.80])).axes
     points = np.column_stack(upper.lines[1].get_data())
     np.testing.assert_allclose(points, [[0.105, 0.2], [0.8, 0.9]])
+
+
+def test_any_text_may_be_a_value(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    values = [
+        "</svg><script>",
+        "\x00\x1b[31m",
+        "\U0001f600 日本",
+        "long " * 30,
+        "$\\frac$",
+        '" onload="',
+        'id="a" xmlns="b"',
+        "",
+    ]
+    rows = [ClickRow(f"{n}", "q", "d", 20, 50, others={"key": value}) for n, value in enumerate(values)]
+    fields = measure_by(rows, np.full(len(rows), 0.5), ["key"], 0)
+    page = write(tmp_path / "page.html", replace(EVALUATION, by=fields))
+    assert page.count("<svg") == page.count("</svg>") == 4
+    assert not re.search(r"<script|<[^>]*onload=\"", page)
+    assert all(value in texts(page) or value == "" for value in ('" onload="', 'id="a" xmlns="b"', "</svg><script>"))
+    assert 'id="a" xmlns="b" (20 clicks)' in texts(page), "only tags are changed"
+    assert "\x1b" not in "".join(field_lines(fields[0]))
+    assert any(text.startswith("long long") and text.endswith("... (20 clicks)") for text in texts(page))
+    assert not list(recwarn)
 
 
 def test_a_field_without_a_value_to_measure_has_no_picture(tmp_path: Path) -> None:
