@@ -2,6 +2,7 @@
 
 import io
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,8 @@ def render(template: Path, **values: Any) -> bytes:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template(template.name).render(style=Markup(STYLE), **values).encode()
+    page = environment.get_template(template.name).render(style=Markup(STYLE), **values)
+    return page.encode(errors="replace")  # a file's name may hold half a character, which UTF-8 has not
 
 
 def picture(figure: Figure, name: str, alt: str) -> Markup:
@@ -42,12 +44,18 @@ def picture(figure: Figure, name: str, alt: str) -> Markup:
     Texts stay texts: a reader finds and copies them.
     """
     buffer = io.StringIO()
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}), warnings.catch_warnings():
+        # The reader's fonts draw the texts, so what matplotlib's own lack is no fault.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]  # a declaration and a doctype stand before
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg)  # HTML knows SVG without
-    # The ids of several pictures would collide in one page.
-    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
+    svg = re.sub(r"<[^>]+>", lambda tag: _adapt_tag(tag[0], name), svg)
     return Markup('<svg role="img" aria-label="{}"').format(alt) + Markup(svg.removeprefix("<svg"))
+
+
+def _adapt_tag(tag: str, name: str) -> str:
+    """Leave out what HTML knows without, and give ids the picture's name: those of several pictures would collide."""
+    tag = re.sub(r' xmlns(:\w+)?="[^"]*"', "", tag)
+    return re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", tag)

@@ -16,6 +16,7 @@ from finetune.evaluation.report import (
     embedding_lines,
     field_notes,
     oddity_notes,
+    shorten_value,
     show,
     show_interval,
     shown_metrics,
@@ -37,7 +38,8 @@ def write_page(path: Path, checkpoint: str, data: str, evaluation: Evaluation) -
     Raises:
         OSError: it cannot be written.
     """
-    style: Any = {"text.parse_math": False, "font.size": 10, "axes.titlesize": 11}  # a "$" in a value is no formula
+    # A "$" in a value is no formula; and an offset beside an axis is easily missed.
+    style: Any = {"text.parse_math": False, "axes.formatter.useoffset": False, "font.size": 10, "axes.titlesize": 11}
     with mpl.rc_context(style):
         page = render(
             TEMPLATE,
@@ -115,6 +117,9 @@ def plot_calibration(log: ScoredLog) -> Figure:
     upper.set(title="calibration", ylabel="click rate")
     lower.bar(edges[:-1], shown, width=np.diff(edges), align="edge", color=OTHERS)
     lower.set(xlabel="click probability, mean of each bin", ylabel="impressions", yscale="log")
+    lower.minorticks_off()
+    lower.yaxis.set_major_formatter("{x:,.0f}")  # the default is a formula
+    lower.tick_params(axis="x", labelrotation=30, labelsize=8)
     return figure
 
 
@@ -152,6 +157,7 @@ def plot_values(report: FieldReport, overall: dict[str, float]) -> Figure | None
             axes.axvline(overall[name], color=GREY, linewidth=1, zorder=0)
         axes.set_title(name)
         axes.tick_params(axis="x", labelrotation=45, labelsize=8)
-    panels[0].set_yticks(range(len(values)), [f"{value.value} ({value.clicks:,.0f} clicks)" for value in values])
+    labels = [f"{shorten_value(value.value)} ({value.clicks:,.0f} clicks)" for value in values]
+    panels[0].set_yticks(range(len(values)), labels)
     panels[0].set_ylim(len(values) - 0.5, -0.5)
     return figure

@@ -13,6 +13,7 @@ COUNTS = ("significant_pairs", "pairs", "groups", "ranked_groups", "impressions"
 # Of a value's metrics, those that a table and the page's pictures show. The JSON has all.
 SHOWN = ("auc", "log_loss", "ece", "ndcg_at_10", "pairwise_accuracy", "significant_pair_accuracy")
 SHOWN_VALUES = 20
+LONGEST_VALUE = 40
 ODDITIES = {
     "groups_of_one": "groups of one candidate, with nothing to rank",
     "empty_user_texts": "rows without a user text",
@@ -122,15 +123,24 @@ def field_lines(report: FieldReport) -> Iterator[str]:
     """A field's values with their counts and main metrics, then the gaps."""
     names = shown_metrics(report)
     shown = report.values[:SHOWN_VALUES]
-    width = max(len(report.field) + 3, *(len(value.value) for value in shown))
+    width = max(len(report.field) + 3, *(len(shorten_value(value.value)) for value in shown))
     heads = ["impressions", "clicks", *names]
     widths = [max(len(name) + 3, 10) for name in heads]
-    for first, cells in ((f"by {report.field}", heads), *((value.value, value_cells(value, names)) for value in shown)):
+    for first, cells in (
+        (f"by {report.field}", heads),
+        *((shorten_value(value.value), value_cells(value, names)) for value in shown),
+    ):
         yield f"{first:<{width}}" + "".join(f"{cell:>{room}}" for cell, room in zip(cells, widths, strict=False))
     if len(report.values) > len(shown):
         yield f"and {len(report.values) - len(shown):,} further values, which the JSON lists"
     for note in field_notes(report):
         yield f"  {note}"
+
+
+def shorten_value(value: str) -> str:
+    """A field's value on one line, at most 40 characters: it may be any text of the log."""
+    line = "".join(character if character.isprintable() else " " for character in value)
+    return line if len(line) <= LONGEST_VALUE else line[: LONGEST_VALUE - 3] + "..."
 
 
 def shown_metrics(report: FieldReport) -> list[str]:
@@ -162,4 +172,4 @@ def field_notes(report: FieldReport) -> Iterator[str]:
 
 def _named(value: ValueReport, metric: str) -> str:
     interval = show_interval(value.intervals.get(metric))
-    return f"{value.value} ({value.metrics[metric]:.4f}{interval and f', {interval}'})"
+    return f"{shorten_value(value.value)} ({value.metrics[metric]:.4f}{interval and f', {interval}'})"
