@@ -11,13 +11,14 @@ from tritonclient.grpc import model_config_pb2
 
 from export.publish import STAGING, PublishError, staged
 from release.lock import LockError
-from release.names import CONFIG_FILE, MODEL_FILE, ONNX_MODEL, TOKENIZER_MODEL
+from release.names import CONFIG_FILE, LOGITS, MODEL_FILE, ONNX_MODEL, TOKENIZER_MODEL
 
 MODELS = [TOKENIZER_MODEL, ONNX_MODEL]
+CLICK = {LOGITS: 1}
 
 
-def publish(repository: Path, content: bytes = b"weights", labels: int = 1) -> int:
-    with staged(repository, MODELS, labels) as (number, folders):
+def publish(repository: Path, content: bytes = b"weights", labels: int = 1, heads: dict[str, int] | None = None) -> int:
+    with staged(repository, MODELS, {LOGITS: labels} | (heads or {})) as (number, folders):
         for folder in folders.values():
             (folder / MODEL_FILE).write_bytes(content)
     return number
@@ -76,7 +77,7 @@ def test_a_failure_puts_the_changed_config_back(tmp_path: Path, monkeypatch: pyt
 def test_an_interruption_leaves_the_former_version_and_nothing_else(tmp_path: Path, error: type[BaseException]) -> None:
     publish(tmp_path)
     before = tree(tmp_path)
-    with pytest.raises(error), staged(tmp_path, MODELS, 1) as (_, folders):
+    with pytest.raises(error), staged(tmp_path, MODELS, CLICK) as (_, folders):
         (folders[ONNX_MODEL] / MODEL_FILE).write_bytes(b"half")
         raise error
     assert tree(tmp_path) == before
@@ -85,7 +86,7 @@ def test_an_interruption_leaves_the_former_version_and_nothing_else(tmp_path: Pa
 
 def test_a_failure_in_a_new_repository_leaves_none(tmp_path: Path) -> None:
     repository = tmp_path / "some" / "new" / "repository"
-    with pytest.raises(ZeroDivisionError), staged(repository, MODELS, 1):
+    with pytest.raises(ZeroDivisionError), staged(repository, MODELS, CLICK):
         raise ZeroDivisionError
     assert list(tmp_path.iterdir()) == []
 
@@ -95,7 +96,10 @@ def test_a_failure_takes_back_the_config_of_a_model_that_is_new(tmp_path: Path) 
     (tmp_path / "clickbert_onnx_int8").mkdir()
     (tmp_path / "clickbert_onnx_int8" / "notes.txt").write_text("the user's")
     before = tree(tmp_path)
-    with pytest.raises(ZeroDivisionError), staged(tmp_path, [*MODELS, "clickbert_onnx_int8", "clickbert_trt_fp16"], 1):
+    with (
+        pytest.raises(ZeroDivisionError),
+        staged(tmp_path, [*MODELS, "clickbert_onnx_int8", "clickbert_trt_fp16"], CLICK),
+    ):
         raise ZeroDivisionError
     assert tree(tmp_path) == before
     assert not (tmp_path / "clickbert_trt_fp16").exists()
@@ -106,7 +110,7 @@ def test_a_config_that_cannot_be_changed_is_refused_before_the_work(tmp_path: Pa
     publish(tmp_path)
     config = tmp_path / ONNX_MODEL / CONFIG_FILE
     config.write_text(config.read_text().replace("[ -1, 1 ]", "[-1,1]"))
-    with pytest.raises(PublishError, match="set the dims"), staged(tmp_path, MODELS, 2):
+    with pytest.raises(PublishError, match="set the dims"), staged(tmp_path, MODELS, {LOGITS: 2}):
         pytest.fail("the block ran")
 
 
@@ -132,7 +136,7 @@ def test_what_a_killed_export_left_is_cleared_away(tmp_path: Path) -> None:
     publish(tmp_path)
     code = (
         "import os, signal; from pathlib import Path; from export.publish import staged\n"
-        f"with staged(Path({str(tmp_path)!r}), {MODELS!r}, 1) as (number, folders):\n"
+        f"with staged(Path({str(tmp_path)!r}), {MODELS!r}, {CLICK!r}) as (number, folders):\n"
         "    (folders['clickbert_onnx'] / 'rubbish').write_bytes(b'x'); os.kill(os.getpid(), signal.SIGKILL)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode < 0
@@ -142,7 +146,7 @@ def test_what_a_killed_export_left_is_cleared_away(tmp_path: Path) -> None:
 
 
 def test_two_exports_at_once_are_refused(tmp_path: Path) -> None:
-    with staged(tmp_path, MODELS, 1) as (_, folders):
+    with staged(tmp_path, MODELS, CLICK) as (_, folders):
         with pytest.raises(LockError, match="another export"):
             publish(tmp_path)
         for folder in folders.values():  # and the refused one did not touch the first one's folders
@@ -157,7 +161,7 @@ def test_a_file_size_limit_stands_for_a_full_disk(tmp_path: Path) -> None:
         "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))\n"
         "from pathlib import Path; from export.publish import PublishError, staged\n"
         "try:\n"
-        f"    with staged(Path({str(tmp_path)!r}), {MODELS!r}, 1) as (number, folders):\n"
+        f"    with staged(Path({str(tmp_path)!r}), {MODELS!r}, {CLICK!r}) as (number, folders):\n"
         "        (folders['clickbert_onnx'] / 'model.onnx').write_bytes(bytes(1 << 20))\n"
         "except PublishError as error: sys.exit(str(error))"
     )
