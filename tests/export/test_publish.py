@@ -1,6 +1,7 @@
 """Publishing is whole or not at all: errors, Ctrl-C, kills, a full disk, two exports at once."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,17 @@ from tritonclient.grpc import model_config_pb2
 
 from export.publish import STAGING, PublishError, staged
 from release.lock import LockError
-from release.names import CONFIG_FILE, LOGITS, MODEL_FILE, ONNX_MODEL, TOKENIZER_MODEL
+from release.names import (
+    CONFIG_FILE,
+    EMBEDDING,
+    HEADS_JSON,
+    LOGITS,
+    MODEL_FILE,
+    ONNX_MODEL,
+    PASSAGE_LOGITS,
+    TOKENIZER_MODEL,
+    TOPIC_LOGITS,
+)
 
 MODELS = [TOKENIZER_MODEL, ONNX_MODEL]
 CLICK = {LOGITS: 1}
@@ -54,6 +65,80 @@ def test_the_config_has_as_many_labels_as_the_checkpoint(tmp_path: Path, labels:
     assert "# The click model as a packed ONNX graph" in text
 
 
+HEADS = {TOPIC_LOGITS: 4, EMBEDDING: 128}
+
+
+def read(repository: Path, model: str = ONNX_MODEL) -> model_config_pb2.ModelConfig:
+    text = (repository / model / CONFIG_FILE).read_text(encoding="utf-8")
+    return text_format.Parse(text, model_config_pb2.ModelConfig())
+
+
+@pytest.mark.parametrize("own", ["", "# the user's last line", "\n\n# the user's last lines\n\n"])
+def test_the_config_has_the_further_heads_of_the_newest_version(tmp_path: Path, own: str) -> None:
+    publish(tmp_path)
+    config = tmp_path / ONNX_MODEL / CONFIG_FILE
+    config.write_text(config.read_text() + own)
+    plain = config.read_text()
+    for heads in (HEADS, {EMBEDDING: 64, PASSAGE_LOGITS: 1}):
+        publish(tmp_path, heads=heads)
+        found = read(tmp_path)
+        widths = {output.name: list(output.dims) for output in found.output}
+        assert widths == {name: [-1, width] for name, width in (CLICK | heads).items()}
+        assert {output.data_type for output in found.output} == {model_config_pb2.TYPE_FP32}
+        assert [(list(one.target_name), list(one.source_input)) for one in found.batch_output] == [
+            ([name], ["lengths"]) for name in widths
+        ]
+        assert found.parameters["optional_outputs"].string_value.split() == list(heads)
+        assert config.read_text().startswith(plain), "nothing else has changed"
+    publish(tmp_path)
+    assert config.read_text() == plain
+
+
+def test_what_a_user_adds_behind_the_heads_stays(tmp_path: Path) -> None:
+    publish(tmp_path)
+    config = tmp_path / ONNX_MODEL / CONFIG_FILE
+    plain = config.read_text()
+    publish(tmp_path, heads=HEADS)
+    with config.open("a") as file:
+        file.write("# mine\n")
+    publish(tmp_path, heads={EMBEDDING: 2})
+    assert [output.name for output in read(tmp_path).output] == [LOGITS, EMBEDDING]
+    publish(tmp_path)
+    assert config.read_text() == f"{plain}# mine\n"
+
+
+def test_a_head_that_the_user_wrote_is_refused_before_the_work(tmp_path: Path) -> None:
+    publish(tmp_path)
+    config = tmp_path / ONNX_MODEL / CONFIG_FILE
+    config.write_text(config.read_text() + 'output [ { name: "embedding" data_type: TYPE_FP32 dims: [ -1, 3 ] } ]')
+    before = tree(tmp_path)
+    with pytest.raises(PublishError, match="remove the output embedding"), staged(tmp_path, MODELS, CLICK | HEADS):
+        pytest.fail("the block ran")
+    assert tree(tmp_path) == before
+
+
+def test_a_tokenizers_config_of_a_former_release_gets_the_output_that_it_lacks(tmp_path: Path) -> None:
+    publish(tmp_path)
+    config = tmp_path / TOKENIZER_MODEL / CONFIG_FILE
+    current = config.read_text()
+    names = [output.name for output in read(tmp_path, TOKENIZER_MODEL).output]
+    assert names[-1] == HEADS_JSON
+    publish(tmp_path, heads=HEADS)
+    assert config.read_text() == current
+    former = re.sub(r",( *#[^\n]*)\n *{ name: \"heads_json[^\n]*", r"\1", current)
+    config.write_text(former[: former.index("# For the stand-in")] + "version_policy { latest { num_versions: 4 } }\n")
+    former = config.read_text()
+    assert [output.name for output in read(tmp_path, TOKENIZER_MODEL).output] == names[:-1]
+    for _ in range(2):
+        publish(tmp_path)
+        found = read(tmp_path, TOKENIZER_MODEL)
+        assert [output.name for output in found.output] == names
+        assert (found.output[-1].data_type, list(found.output[-1].dims)) == (model_config_pb2.TYPE_UINT8, [-1])
+        assert found.parameters["optional_outputs"].string_value == HEADS_JSON
+        assert not found.batch_output
+        assert config.read_text().startswith(former)
+
+
 def test_a_config_that_cannot_be_changed_is_an_error_that_says_how(tmp_path: Path) -> None:
     publish(tmp_path)
     config = tmp_path / ONNX_MODEL / CONFIG_FILE
@@ -69,7 +154,7 @@ def test_a_failure_puts_the_changed_config_back(tmp_path: Path, monkeypatch: pyt
     before = tree(tmp_path)
     monkeypatch.setattr("export.publish.sync", lambda path: 1 / 0 if path.name == ONNX_MODEL else None)
     with pytest.raises(ZeroDivisionError):
-        publish(tmp_path, b"new", labels=2)
+        publish(tmp_path, b"new", labels=2, heads=HEADS)
     assert tree(tmp_path) == before
 
 
