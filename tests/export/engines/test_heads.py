@@ -10,7 +10,9 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from google.protobuf import text_format
 from onnx import TensorProto
+from tritonclient.grpc import model_config_pb2
 
 from export.engines import find_engines
 from export.graph.packing import Outputs, pack
@@ -19,7 +21,7 @@ from export.verify.evaluation import choose_texts, read_checkpoint, score_heads
 from finetune.data.clicklog import read_click_log
 from finetune.evaluation.scoring import tokenize_pairs
 from release.manifest import read_manifest
-from release.names import EMBEDDING, HEAD_OUTPUTS, HEADS_JSON, LOGITS, PASSAGE_LOGITS, TOPIC_LOGITS
+from release.names import CONFIG_FILE, EMBEDDING, HEAD_OUTPUTS, HEADS_JSON, LOGITS, PASSAGE_LOGITS, TOPIC_LOGITS
 from tests.export.command import WIDE, engines, run
 from tests.tiny import JOINT
 
@@ -53,6 +55,16 @@ def test_every_engine_has_the_outputs_in_float32_and_gates_them(joint_engines: P
     assert heads["max_abs_diff"].keys() == set(HEAD_OUTPUTS)
     assert max(heads["max_abs_diff"].values()) < {"fp32": 1e-4, "fp16": 0.05, "int8": 1}[proof.precision]
     assert heads["least_cosine"] > {"fp32": 0.999999, "fp16": 0.9999, "int8": 0.9}[proof.precision]
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_the_published_config_describes_the_graphs_outputs(joint_engines: Path, name: str) -> None:
+    text = (joint_engines / ENGINES[name].model / CONFIG_FILE).read_text(encoding="utf-8")
+    config = text_format.Parse(text, model_config_pb2.ModelConfig())
+    assert {output.name: list(output.dims) for output in config.output} == {
+        output: [-1, width] for output, width in WIDTHS.items()
+    }
+    assert [list(entry.target_name) for entry in config.batch_output] == [[output] for output in WIDTHS]
 
 
 @pytest.mark.parametrize("name", ENGINES)
