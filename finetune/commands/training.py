@@ -32,9 +32,10 @@ def add_commands(commands: Any) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from finetune.training.run import train
+    from finetune.training.run import is_first_process, train
     from finetune.training.trainer import SHOWN
 
     metrics = train(options.data, options.base_model, options.output, from_options(options), restart=options.restart)
     shown = ", ".join(f"{name} {metrics[name]:.4f}" for name in SHOWN if name in metrics)
-    print(f"{options.output}: saved; dev {shown}")
+    if is_first_process():
+        print(f"{options.output}: saved; dev {shown}")

@@ -8,6 +8,7 @@ on from there when the same command is given again.
 import hashlib
 import json
 import math
+import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -89,7 +90,7 @@ def train(data: Path, base: str, output: Path, settings: TrainSettings, *, resta
         callbacks.append(EarlyStoppingCallback(settings.patience))
     arguments = _arguments(run, len(items), dev_rows, settings)
     with arguments.main_process_first(local=False):
-        if arguments.process_index == 0:
+        if is_first_process():
             _open_run(run, _describe(data, base, settings), restart=restart)
     with quiet_transformers():
         trainer = ClickTrainer(
@@ -99,10 +100,10 @@ def train(data: Path, base: str, output: Path, settings: TrainSettings, *, resta
     try:
         metrics = _run(trainer, stop, run)
     except BaseException:
-        if last_checkpoint(run) is None and arguments.process_index == 0:
+        if last_checkpoint(run) is None and is_first_process():
             shutil.rmtree(run, ignore_errors=True)
         raise
-    if arguments.process_index == 0:
+    if is_first_process():
         _keep(model, tokenizer, run, output)
     trainer.accelerator.wait_for_everyone()
     return metrics
@@ -315,5 +316,11 @@ def _choose_passages(data: Path, base: str, output: Path, settings: TrainSetting
     return found[best]
 
 
+def is_first_process() -> bool:
+    """Whether this is the only process of a run, or the first: the one that writes and speaks."""
+    return os.environ.get("RANK", "0") == "0"  # set by every launcher
+
+
 def _say(text: str) -> None:
-    tqdm.write(text, file=sys.stderr)  # does not break a progress bar
+    if is_first_process():
+        tqdm.write(text, file=sys.stderr)  # does not break a progress bar
