@@ -225,6 +225,7 @@ def _arguments(run: Path, items: int, dev: Sequence[ClickRow], settings: TrainSe
         report_to=["tensorboard", *settings.report_to],
         run_name=run.name,
         remove_unused_columns=False,
+        use_cpu=not torch.accelerator.is_available(),  # bf16 on a CPU must be asked for so
         ddp_find_unused_parameters=False,  # all are used, some (the weights of tasks) only behind the forward pass
         dataloader_pin_memory=torch.cuda.is_available(),
         seed=settings.seed,

@@ -107,7 +107,7 @@ def joint_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def long_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A log whose deciding word stands last in documents of 40 words."""
+    """A log whose deciding word stands last, thrice, in documents of 41 words."""
     folder = tmp_path_factory.mktemp("long-data")
     dice = random.Random(0)
     for name, groups in (("train", 60), ("dev", 12)):
@@ -115,7 +115,7 @@ def long_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             {
                 "group": str(group),
                 "query": "likes",
-                "document": " ".join([*dice.choices(["new", "about", "a", "b", "c", "d"], k=40), topic]),
+                "document": " ".join([*dice.choices(["new", "about", "a", "b", "c", "d"], k=38), topic, topic, topic]),
                 "click": int(topic in LIKED),
             }
             for group in range(groups)

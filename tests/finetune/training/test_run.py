@@ -201,7 +201,7 @@ def test_evaluate_takes_the_click_label_where_the_names_do_not_tell(
 def test_joint_training_learns_clicks_topics_and_similarity(base: Path, joint_folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "joint"
     settings = TrainSettings(
-        epochs=12, batch_size=8, learning_rate=3e-3, understanding=("topic", "similarity"), embedding_size=16
+        epochs=20, batch_size=8, learning_rate=3e-3, understanding=("topic", "similarity"), embedding_size=16
     )
     assert train(joint_folder, str(base), output, settings)["auc"] > 0.95
     model, tokenizer, max_length = load_checkpoint(output)
@@ -226,10 +226,12 @@ def test_every_objective_learns_what_users_like(objective: str, base: Path, clic
     assert train(click_folder, str(base), tmp_path / "out", settings)["pairwise_accuracy"] > 0.95
 
 
-@pytest.mark.parametrize("way", ["max", "mean", "attention"])
-def test_passages_see_what_stands_beyond_the_limit(way: str, base: Path, long_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("way", "epochs"), [("max", 6), ("mean", 8), ("attention", 14)])
+def test_passages_see_what_stands_beyond_the_limit(
+    way: str, epochs: int, base: Path, long_folder: Path, tmp_path: Path
+) -> None:
     settings = TrainSettings(
-        epochs=4, batch_size=8, learning_rate=3e-3, max_length=24, passages=way, passage_overlap=4, passage_best=2
+        epochs=epochs, batch_size=8, learning_rate=3e-3, max_length=24, passages=way, passage_overlap=4, passage_best=2
     )
     assert train(long_folder, str(base), tmp_path / "read", settings)["auc"] > 0.9
     assert read_heads(tmp_path / "read", 32).settings.passages == Passages(way, 4, 2)
