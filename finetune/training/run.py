@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,7 +18,13 @@ from typing import Any
 import numpy as np
 import torch
 from tqdm import tqdm
-from transformers import EarlyStoppingCallback, PreTrainedTokenizerFast, TrainingArguments, set_seed
+from transformers import (
+    EarlyStoppingCallback,
+    PreTrainedTokenizerFast,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
 
 from finetune.checkpoint.base_model import load_base, resolve_base
 from finetune.checkpoint.heads import AGGREGATES, Heads, HeadSettings, Passages
@@ -29,16 +36,27 @@ from finetune.data.clicklog import ClickRow, find_split, read_click_log
 from finetune.evaluation.metrics import click_probability, evaluate_ranking
 from finetune.evaluation.scoring import score_documents
 from finetune.objectives.clicks import ClickLoss, ListwiseLoss, Objective, pairwise_loss
+from finetune.objectives.distillation import (
+    Distillation,
+    click_distillation,
+    listwise_distillation,
+    pairwise_distillation,
+)
 from finetune.objectives.position_bias import ESTIMATED, NONE, PositionBias, PositionBiasError, read_odds
 from finetune.objectives.understanding import SIMILARITY, TOPIC, TaskWeights
 from finetune.training.batches import Collator, Items
+from finetune.training.distil import Teachers
+from finetune.training.methods import Method, trained_share
 from finetune.training.model import JointModel
 from finetune.training.parameters import freeze
 from finetune.training.settings import (
     CHOOSE,
     CLICK,
+    FULL,
+    LISTWISE,
     LOWER_IS_BETTER,
     PAIRWISE,
+    PREFIX,
     SettingsError,
     TrainSettings,
 )
@@ -46,12 +64,27 @@ from finetune.training.trainer import ClickTrainer, Metrics, StopAtStep, last_ch
 
 RUN_SETTINGS = "settings.json"
 POSITION_ODDS = "position_bias.json"
+DISTILLATION = {CLICK: click_distillation, PAIRWISE: pairwise_distillation, LISTWISE: listwise_distillation}
+UNMERGED = (
+    "--method prefix: a prefix cannot be merged into the weights; it is saved as a PEFT adapter, which `evaluate` and "
+    "`export` refuse. For a checkpoint that can be served, use --method lora"
+)
 
 
-def train(data: Path, base: str, output: Path, settings: TrainSettings, *, restart: bool = False) -> Metrics:
+def train(
+    data: Path,
+    base: str,
+    output: Path,
+    settings: TrainSettings,
+    *,
+    restart: bool = False,
+    teachers: Teachers | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> Metrics:
     """Fine-tune `base` on `data`/train.jsonl, and save the weights that were best on `data`/dev.jsonl as `output`.
 
     Either split may be gzipped. With the same arguments it goes on where it was stopped; `restart` drops a stopped run.
+    `teachers` are learned from beside the clicks; `callbacks` are the Trainer's.
 
     Returns:
         The dev metrics of what was saved.
@@ -66,13 +99,22 @@ def train(data: Path, base: str, output: Path, settings: TrainSettings, *, resta
     settings.check()
     check_output(output)
     if settings.passages == CHOOSE:
-        return _choose_passages(data, base, output, settings, restart=restart)
+        return _choose_passages(data, base, output, settings, restart=restart, teachers=teachers, callbacks=callbacks)
     train_rows, dev_rows = (read_click_log(find_split(data, name)) for name in ("train", "dev"))
     evaluate_ranking(dev_rows, [0.5] * len(dev_rows))  # refuses a dev split without clicks now, not after an epoch
     run = output.with_name(f"{output.name}-run")
     model, tokenizer, max_length = build(base, train_rows, settings)
-    _open_run(run, _describe(data, base, settings), restart=restart)
+    trained, weights = trained_share(model)
+    tqdm.write(f"trained: {trained:,} of {weights:,} weights ({trained / weights:.2%})", file=sys.stderr)
+    if settings.method == PREFIX:
+        tqdm.write(UNMERGED, file=sys.stderr)
+    described = _describe(data, base, settings) | (teachers.describe() if teachers else {})
+    _open_run(run, described, restart=restart)
     collator = Collator(train_rows, tokenizer, model.heads.settings, max_length)
+    distillation = None
+    if teachers:
+        collator.teacher = torch.from_numpy(teachers.log_odds(train_rows))
+        distillation = Distillation(DISTILLATION[settings.objective], teachers.weight)
     labels = label_names(model.click)
 
     def measure(current: JointModel) -> Metrics:
@@ -81,19 +123,27 @@ def train(data: Path, base: str, output: Path, settings: TrainSettings, *, resta
 
     stop = StopAtStep()
     items = Items(train_rows, settings.by_group)
-    callbacks: list[Any] = [stop]
+    called: list[TrainerCallback] = [stop, *callbacks]
+    if model.method:
+        called += model.method.callbacks()
     if settings.patience:
-        callbacks.append(EarlyStoppingCallback(settings.patience))
+        called.append(EarlyStoppingCallback(settings.patience))
     with quiet_transformers():
         trainer = ClickTrainer(
             model, _arguments(run, len(items), dev_rows, settings), items, collator, settings,
-            _objective(train_rows, settings), measure, callbacks,
+            _objective(train_rows, settings), measure, called, distillation,
         )  # fmt: skip
     metrics = _run(trainer, stop, run)
     if model.bias is not None:
         (run / POSITION_ODDS).write_text(json.dumps(model.bias.odds()) + "\n", encoding="utf-8")
         tqdm.write(f"{run / POSITION_ODDS}: odds of a click by position")
-    save_checkpoint(model.click, tokenizer, output, model.heads)
+    if model.method and settings.method == PREFIX:
+        model.method.save(model.click, tokenizer, output, model.heads)
+        tqdm.write(UNMERGED, file=sys.stderr)
+    else:
+        if model.method:
+            model.method.merge()
+        save_checkpoint(model.click, tokenizer, output, model.heads)
     for folder in run.glob("checkpoint-*"):
         shutil.rmtree(folder)
     return metrics
@@ -109,15 +159,18 @@ def build(
     """
     set_seed(settings.seed)
     click, tokenizer, longest = load_base(resolve_base(base), settings.labels, settings.seed)
+    if settings.method == PREFIX:
+        longest -= settings.rank  # a prefix takes the first positions
     max_length = settings.max_length or longest
     if not SHORTEST <= max_length <= longest:
         raise SettingsError(f"--max-length is {max_length}; this base takes {SHORTEST} to {longest} tokens")
     tokenizer.model_max_length = max_length  # saved with the tokenizer, so the model is served as it was trained
     set_dropout(click, settings.dropout)
     torch.manual_seed(settings.seed)
+    method = Method(click, settings) if settings.method != FULL else None
     heads = Heads(_head_settings(rows, settings), int(click.config.hidden_size))
     weights = TaskWeights(("click", *settings.understanding), settings.task_weights)
-    model = JointModel(click, heads, _position_bias(rows, settings), weights)
+    model = JointModel(click, heads, _position_bias(rows, settings), weights, method)
     freeze(model, settings.freeze)
     return model, tokenizer, max_length
 
@@ -192,9 +245,10 @@ def _arguments(run: Path, items: int, dev: Sequence[ClickRow], settings: TrainSe
         warmup_steps=max(1, round(settings.warm_up * steps * settings.epochs)),
         weight_decay=settings.weight_decay,
         optim=settings.optimizer,
+        use_cpu=not torch.cuda.is_available(),  # else the Trainer takes bf16 for a GPU that is missing
         bf16=settings.precision == "bf16",
         fp16=settings.precision == "fp16",
-        gradient_checkpointing=settings.gradient_checkpointing,
+        activation_checkpointing=settings.gradient_checkpointing,
         eval_strategy=when,
         save_strategy=when,
         **by_step,
@@ -276,7 +330,7 @@ def _open_run(run: Path, described: dict[str, Any], *, restart: bool) -> None:
     path.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
 
 
-def _choose_passages(data: Path, base: str, output: Path, settings: TrainSettings, *, restart: bool) -> Metrics:
+def _choose_passages(data: Path, base: str, output: Path, settings: TrainSettings, **others: Any) -> Metrics:
     """Train once for each way to aggregate passages, and keep the one that is best on dev."""
     dev = read_click_log(find_split(data, "dev"))
     metric = settings.metric or _default_metric(dev, settings)
@@ -284,7 +338,7 @@ def _choose_passages(data: Path, base: str, output: Path, settings: TrainSetting
     found: dict[str, Metrics] = {}
     folders = {way: output.with_name(f"{output.name}-{way}") for way in AGGREGATES}
     for way, folder in folders.items():
-        found[way] = train(data, base, folder, replace(settings, passages=way), restart=restart)
+        found[way] = train(data, base, folder, replace(settings, passages=way), **others)
         tqdm.write(f"passages by {way}: dev {metric} {found[way][metric]:.4f}")
     best = max(found, key=lambda way: sign * found[way][metric])
     check_output(output)
