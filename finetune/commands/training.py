@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from finetune.commands.options import DEMO, SAMPLE, share
+from finetune.commands.options import DEMO, SAMPLE, positive, share
 from finetune.training.settings import add_options, from_options
 
 
@@ -30,6 +30,25 @@ def add_commands(commands: Any) -> None:
     _add_training(distil)
     distil.set_defaults(run=_distil)
 
+    pretrain = commands.add_parser(
+        "pretrain", help="go on pre-training a base on a domain's texts, by masked words", allow_abbrev=False
+    )
+    texts = pretrain.add_mutually_exclusive_group(required=True)
+    texts.add_argument("--texts", type=Path, metavar="FILE", help="a UTF-8 file with a text a line")
+    texts.add_argument("--data", type=Path, metavar="FOLDER", help="a folder whose train.jsonl[.gz] has the texts")
+    _add_base(pretrain)
+    pretrain.add_argument("--output", type=Path, required=True, help="folder of the new base, for train --base-model")
+    pretrain.add_argument("--epochs", type=positive, default=3, help="default: %(default)s")
+    pretrain.add_argument("--batch-size", type=positive, default=32, help="texts a step; default: %(default)s")
+    pretrain.add_argument("--learning-rate", type=float, default=1e-4, help="default: %(default)s")
+    pretrain.add_argument(
+        "--mask", type=share, default=0.15, help="share of words that are guessed; default: %(default)s"
+    )
+    pretrain.add_argument("--max-length", type=positive, help="longest text in tokens; default: what the base allows")
+    pretrain.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    _add_restart(pretrain)
+    pretrain.set_defaults(run=_pretrain)
+
 
 def _add_training(parser: argparse.ArgumentParser) -> None:
     """Add the options of a training run."""
@@ -39,14 +58,22 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
         default=SAMPLE,
         help="folder with train.jsonl[.gz] and dev.jsonl[.gz]; default: %(default)s",
     )
+    _add_base(parser)
+    parser.add_argument("--output", type=Path, default=DEMO, help="folder of the checkpoint; default: %(default)s")
+    _add_restart(parser)
+    add_options(parser)
+
+
+def _add_base(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--base-model", default="minilm", help='"minilm" (offline), a folder, or a hub name; default: %(default)s'
     )
-    parser.add_argument("--output", type=Path, default=DEMO, help="folder of the checkpoint; default: %(default)s")
+
+
+def _add_restart(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--restart", action="store_true", help="drop a run that was stopped, instead of going on with it"
     )
-    add_options(parser)
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -69,6 +96,18 @@ def _distil(options: argparse.Namespace) -> None:
         teachers=teachers,
     )  # fmt: skip
     print(f"{options.output}: saved; dev {_shown(metrics)}")
+
+
+def _pretrain(options: argparse.Namespace) -> None:
+    from finetune.training.pretrain import PretrainSettings, pretrain
+
+    settings = PretrainSettings(
+        options.epochs, options.batch_size, options.learning_rate, options.mask, options.max_length, options.seed
+    )
+    before, after = pretrain(
+        options.texts or options.data, options.base_model, options.output, settings, restart=options.restart
+    )
+    print(f"{options.output}: saved; masked-word loss on held-out texts {before:.4f} nats before, {after:.4f} after")
 
 
 def _shown(metrics: dict[str, float]) -> str:

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from transformers import (
     EarlyStoppingCallback,
     PreTrainedTokenizerFast,
+    Trainer,
     TrainerCallback,
     TrainingArguments,
     set_seed,
@@ -109,7 +110,7 @@ def train(
     if settings.method == PREFIX:
         tqdm.write(UNMERGED, file=sys.stderr)
     described = _describe(data, base, settings) | (teachers.describe() if teachers else {})
-    _open_run(run, described, restart=restart)
+    open_run(run, described, restart=restart)
     collator = Collator(train_rows, tokenizer, model.heads.settings, max_length)
     distillation = None
     if teachers:
@@ -133,7 +134,7 @@ def train(
             model, _arguments(run, len(items), dev_rows, settings), items, collator, settings,
             _objective(train_rows, settings), measure, called, distillation,
         )  # fmt: skip
-    metrics = _run(trainer, stop, run)
+    metrics = _metrics(trainer, run_to_end(trainer, stop, run))
     if model.bias is not None:
         (run / POSITION_ODDS).write_text(json.dumps(model.bias.odds()) + "\n", encoding="utf-8")
         tqdm.write(f"{run / POSITION_ODDS}: odds of a click by position")
@@ -275,15 +276,15 @@ def _default_metric(dev: Sequence[ClickRow], settings: TrainSettings) -> str:
     return "pairwise_accuracy" if settings.objective == PAIRWISE else "ndcg_at_10"
 
 
-def _run(trainer: ClickTrainer, stop: StopAtStep, run: Path) -> Metrics:
-    """Train to the end, load the best weights into the model, and return their metrics on dev.
+def run_to_end(trainer: Trainer, stop: StopAtStep, run: Path) -> Path:
+    """Train to the end, from the run's last checkpoint if it was stopped, and return the best checkpoint.
 
     Raises:
         KeyboardInterrupt: with how to go on.
     """
     checkpoint = last_checkpoint(run)
     if checkpoint:
-        tqdm.write(f"{checkpoint}: going on from there")
+        tqdm.write(f"{checkpoint}: going on from there", file=sys.stderr)
     try:
         with stop.listening():
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -293,10 +294,15 @@ def _run(trainer: ClickTrainer, stop: StopAtStep, run: Path) -> Metrics:
         kept = last_checkpoint(run)
         how = f"{kept} is kept: give the same command again to go on" if kept else "no checkpoint was written yet"
         raise KeyboardInterrupt(how)
-    best = trainer.state.best_global_step
-    trainer.load_weights(run / f"checkpoint-{best}")
-    history = [entry for entry in trainer.state.log_history if entry.get("step") == best and "eval_auc" in entry]
-    return {name.removeprefix("eval_"): value for name, value in history[-1].items() if name.startswith("eval_")}
+    return run / f"checkpoint-{trainer.state.best_global_step}"
+
+
+def _metrics(trainer: ClickTrainer, best: Path) -> Metrics:
+    """Load the best weights into the model, and return their metrics on dev."""
+    trainer.load_weights(best)
+    history = [entry for entry in trainer.state.log_history if "eval_auc" in entry]
+    (found,) = [entry for entry in history if best.name == f"checkpoint-{entry['step']}"][-1:]
+    return {name.removeprefix("eval_"): value for name, value in found.items() if name.startswith("eval_")}
 
 
 def _describe(data: Path, base: str, settings: TrainSettings) -> dict[str, Any]:
@@ -307,7 +313,7 @@ def _describe(data: Path, base: str, settings: TrainSettings) -> dict[str, Any]:
     return described
 
 
-def _open_run(run: Path, described: dict[str, Any], *, restart: bool) -> None:
+def open_run(run: Path, described: dict[str, Any], *, restart: bool) -> None:
     """Make the run's folder, or find that a stopped run there can go on.
 
     Raises:
