@@ -49,6 +49,13 @@ def add_commands(commands: Any) -> None:
     _add_restart(pretrain)
     pretrain.set_defaults(run=_pretrain)
 
+    mean = commands.add_parser(
+        "average", help="save the mean of the weights of checkpoints that began at one base", allow_abbrev=False
+    )
+    mean.add_argument("--checkpoints", type=Path, nargs="+", required=True, metavar="CHECKPOINT", help="two or more")
+    mean.add_argument("--output", type=Path, required=True, help="folder of the new checkpoint")
+    mean.set_defaults(run=_average)
+
 
 def _add_training(parser: argparse.ArgumentParser) -> None:
     """Add the options of a training run."""
@@ -108,6 +115,13 @@ def _pretrain(options: argparse.Namespace) -> None:
         options.texts or options.data, options.base_model, options.output, settings, restart=options.restart
     )
     print(f"{options.output}: saved; masked-word loss on held-out texts {before:.4f} nats before, {after:.4f} after")
+
+
+def _average(options: argparse.Namespace) -> None:
+    from finetune.training.averaging import average
+
+    average(options.checkpoints, options.output)
+    print(f"{options.output}: saved; the mean of {len(options.checkpoints)} checkpoints")
 
 
 def _shown(metrics: dict[str, float]) -> str:

@@ -9,7 +9,7 @@ import math
 import random
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -202,7 +202,7 @@ class _MaskedTrainer(Trainer):
         encoded: Sequence[Encoded],
         masking: Masking,
         settings: PretrainSettings,
-        measure: Any,
+        measure: Callable[[], float],
         callbacks: list[TrainerCallback],
     ) -> None:
         self.measure = measure
@@ -241,12 +241,10 @@ class _MaskedTrainer(Trainer):
 
     def evaluate(self, *unused: Any, **options: Any) -> dict[str, float]:
         """Measures the loss on the held-out texts."""
-        metrics = {"eval_loss": self.measure()}
-        self.model.train()
+        loss = self.measure()
+        metrics = {"eval_loss": loss}
         self.log(dict(metrics))
-        tqdm.write(
-            f"epoch {self.state.epoch:.3g}: held-out masked-word loss {metrics['eval_loss']:.4f}", file=sys.stderr
-        )
+        tqdm.write(f"epoch {self.state.epoch:.3g}: masked-word loss {loss:.4f} nats", file=sys.stderr)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 

@@ -45,6 +45,7 @@ from finetune.objectives.distillation import (
 )
 from finetune.objectives.position_bias import ESTIMATED, NONE, PositionBias, PositionBiasError, read_odds
 from finetune.objectives.understanding import SIMILARITY, TOPIC, TaskWeights
+from finetune.training.augment import Augmentation, read_translated
 from finetune.training.batches import Collator, Items
 from finetune.training.distil import Teachers
 from finetune.training.methods import Method, trained_share
@@ -103,6 +104,8 @@ def train(
         return _choose_passages(data, base, output, settings, restart=restart, teachers=teachers, callbacks=callbacks)
     train_rows, dev_rows = (read_click_log(find_split(data, name)) for name in ("train", "dev"))
     evaluate_ranking(dev_rows, [0.5] * len(dev_rows))  # refuses a dev split without clicks now, not after an epoch
+    if settings.translated:
+        train_rows += read_translated(Path(settings.translated), train_rows, dev_rows)
     run = output.with_name(f"{output.name}-run")
     model, tokenizer, max_length = build(base, train_rows, settings)
     trained, weights = trained_share(model)
@@ -125,6 +128,10 @@ def train(
     stop = StopAtStep()
     items = Items(train_rows, settings.by_group)
     called: list[TrainerCallback] = [stop, *callbacks]
+    if settings.word_dropout or settings.synonyms:
+        augmentation = Augmentation(tokenizer, settings)
+        collator.augment = augmentation
+        called.append(augmentation)
     if model.method:
         called += model.method.callbacks()
     if settings.patience:
@@ -307,7 +314,9 @@ def _metrics(trainer: ClickTrainer, best: Path) -> Metrics:
 
 def _describe(data: Path, base: str, settings: TrainSettings) -> dict[str, Any]:
     """What must be the same for a stopped run to go on."""
-    files = {name: hashlib.sha256(find_split(data, name).read_bytes()).hexdigest() for name in ("train", "dev")}
+    paths = {name: find_split(data, name) for name in ("train", "dev")}
+    paths |= {name: Path(path) for name in ("synonyms", "translated") if (path := getattr(settings, name))}
+    files = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in paths.items()}
     chosen = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(settings).items()}
     described: dict[str, Any] = json.loads(json.dumps({"base": base, "data": files, **chosen}))
     return described
