@@ -4,7 +4,7 @@
     python -m benchmarks saturate
     python -m benchmarks load --users 16 --duration 60
     python -m benchmarks tune --model clickbert_onnx_int8
-    python -m benchmarks baselines | echo | gpu
+    python -m benchmarks baselines | echo | heads | gpu
 
 The last line of the output is one JSON document.
 """
@@ -40,6 +40,7 @@ COMMANDS = {
     "tune": Command("benchmarks.tune", "find a model's settings for this machine", of_commands.tune),
     "baselines": Command("benchmarks.baselines.cpu", "compare with PyTorch and a rerank server", of_commands.baselines),
     "echo": Command("benchmarks.echo", "measure what the client costs", of_commands.echo),
+    "heads": Command("benchmarks.heads", "measure what unasked further heads cost", of_commands.heads),
     "gpu": Command("benchmarks.baselines.gpu", "compare TensorRT plans with PyTorch FP16", of_commands.gpu),
 }
 

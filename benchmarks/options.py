@@ -65,6 +65,12 @@ def echo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, default=DATA, help="click log (.jsonl[.gz])")
 
 
+def heads(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `heads`."""
+    parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT, help="Hugging Face folder")
+    parser.add_argument("--data", type=Path, default=DATA, help="click log (.jsonl[.gz])")
+
+
 def gpu(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `gpu`."""
     parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT, help="Hugging Face folder")

@@ -41,6 +41,7 @@ from export.verify.evaluation import (
     read_evaluation,
 )
 from export.verify.gates import (
+    HEAD_TOLERANCE,
     LARGEST_ACTIVATION,
     TIE,
     TOLERANCE,
@@ -50,7 +51,8 @@ from export.verify.gates import (
     check_finite,
     describe_failures,
 )
-from export.verify.parity import Parity, ParityError, prove, score_merged
+from export.verify.heads import compare_heads
+from export.verify.parity import Parity, ParityError, prove, prove_heads, score_heads_merged, score_merged
 from export.verify.sensitivity import describe_sensitivity, measure_sensitivity
 from export.verify.speed import measure_speed
 from finetune.checkpoint.load import CheckpointError
@@ -60,7 +62,7 @@ from finetune.evaluation.scoring import tokenize_pairs
 from release.files import sha256
 from release.lock import LockError
 from release.manifest import EvaluationRecord, Manifest, Proof, write_manifest
-from release.names import MODEL_FILE, TOKENIZER_MODEL
+from release.names import LOGITS, MODEL_FILE, TOKENIZER_MODEL
 from release.stamp import PlanError
 
 # Their versions go into the manifest.
@@ -122,7 +124,7 @@ def export_checkpoint(request: ExportRequest, say: Say) -> Published:
         feeds = calibration_batches(texts) if texts else []
         with (
             TemporaryDirectory(prefix="clickbert-export-") as scratch,
-            staged(request.repository, models, len(checkpoint.labels)) as (version, folders),
+            staged(request.repository, models, checkpoint.output_widths) as (version, folders),
         ):
             say(f"score {len(rows)} pairs in PyTorch, padded: the reference")
             evaluation = evaluate(checkpoint, rows, request.limits)
@@ -180,10 +182,13 @@ def prove_source(
 ) -> tuple[Parity, Logits]:
     """Writes the packed fp32 graph to `source` and proves it; returns the proof and the graph's logits."""
     say("build the packed graph")
-    write_click_model(checkpoint.model, source)
+    write_click_model(checkpoint.model, source, checkpoint.heads)
     say("prove its parity: the graph beside PyTorch, in merged batches")
-    tolerance, rows = TOLERANCE.of(request.limits), evaluation.rows
-    return prove(open_graph(source), rows, evaluation.pairs, evaluation.logits, tolerance, checkpoint.click_label)
+    run, tolerance, rows = open_graph(source), TOLERANCE.of(request.limits), evaluation.rows
+    proved = prove(run, rows, evaluation.pairs, evaluation.logits, tolerance, checkpoint.click_label)
+    if evaluation.heads:
+        prove_heads(run, evaluation.heads, HEAD_TOLERANCE.of(request.limits))
+    return proved
 
 
 def build_engines(
@@ -206,9 +211,12 @@ def build_engines(
         if filecmp.cmp(graph, builder.source, shallow=False):
             logits = source_logits
         else:
-            logits = score_merged(run, evaluation.pairs, len(evaluation.labels))
+            logits = score_merged(run, evaluation.pairs, {LOGITS: len(evaluation.labels)})[LOGITS]
         check_finite(engine.model, logits)
         comparison = compare(evaluation.rows, evaluation.logits, logits, evaluation.labels, TIE.of(request.limits))
+        if heads := evaluation.heads:
+            found = compare_heads(engine.model, score_heads_merged(run, heads), heads)
+            comparison = replace(comparison, heads=found)
         checks = check(engine.gates, comparison, request.limits, max(fp16_range.values(), default=None))
         results.append(Result(engine, comparison, checks, logits, graph.stat().st_size, fp16_range))
         if engine.serves_on_cpu:
@@ -259,7 +267,7 @@ def fill_version(
     """Writes what lies beside the graphs: the tokenizer, the manifests, and each engine's own files."""
     tokenizer_sha256 = write_tokenizer(
         checkpoint.tokenizer_json, checkpoint.max_length, checkpoint.labels, checkpoint.click_label,
-        folders[TOKENIZER_MODEL] / MODEL_FILE,
+        checkpoint.heads.settings, folders[TOKENIZER_MODEL] / MODEL_FILE,
     )  # fmt: skip
     manifest = Manifest(
         model=TOKENIZER_MODEL,

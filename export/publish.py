@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -21,10 +21,14 @@ from tritonclient.grpc import model_config_pb2
 from release import versions
 from release.files import STAGING, sync, write_whole
 from release.lock import locked
-from release.names import CONFIG_FILE, LOGITS
+from release.names import CONFIG_FILE, HEADS_JSON, LOGITS, REQUEST_INPUTS, TOKENIZER_MODEL
 
 # The configs in git. A repository elsewhere gets copies of them with its first version.
 TEMPLATES = Path(__file__).resolve().parent.parent / "model_repository"
+# What an export adds to a config lies between these lines, at its end.
+BEGIN = "# What follows is written by `python -m export`: outputs of the newest version. The next export replaces it.\n"
+END = "# Here ends what `python -m export` writes.\n"
+BLOCK = re.compile(rf"\n{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
 
 
 class PublishError(RuntimeError):
@@ -32,13 +36,13 @@ class PublishError(RuntimeError):
 
 
 @contextmanager
-def staged(repository: Path, models: list[str], labels: int) -> Iterator[tuple[int, dict[str, Path]]]:
+def staged(repository: Path, models: list[str], widths: Mapping[str, int]) -> Iterator[tuple[int, dict[str, Path]]]:
     """Gives each model an empty folder to write a version into, and publishes them all when the block ends well.
 
     Args:
         repository: the model repository; made if it is not there.
         models: names of folders with a config, there or in git, in the order of publication.
-        labels: how many logits a pair has; written into the configs.
+        widths: the click models' outputs, each with how many numbers a pair has; written into the configs.
 
     Yields:
         The new version's number, and the folder to fill for each model.
@@ -60,7 +64,7 @@ def staged(repository: Path, models: list[str], labels: int) -> Iterator[tuple[i
                 parts = (config.parent, config.parent / "warmup", config)
                 new_paths += [path for path in parts if not path.exists()]
                 copy_config(model, config.parent)
-                change_label_count(config.read_text(encoding="utf-8"), labels, config)  # refused now, not at the end
+                change_outputs(config.read_text(encoding="utf-8"), widths, config)  # refused now, not at the end
                 shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
                 folder.mkdir()
             yield number, folders
@@ -69,7 +73,7 @@ def staged(repository: Path, models: list[str], labels: int) -> Iterator[tuple[i
             for model, folder in folders.items():
                 config = repository / model / CONFIG_FILE
                 configs[config] = config.read_text(encoding="utf-8")
-                changed = change_label_count(configs[config], labels, config)
+                changed = change_outputs(configs[config], widths, config)
                 if changed != configs[config]:
                     write_whole(config, changed.encode())
                 target = repository / model / str(number)
@@ -135,29 +139,64 @@ def remove(new_paths: list[Path], new_folders: list[Path]) -> None:
             folder.rmdir()
 
 
-def change_label_count(text: str, labels: int, config: Path) -> str:
-    """A config's text, with logits as wide as the model's. Comments stay: only the number changes.
+def change_outputs(text: str, widths: Mapping[str, int], config: Path) -> str:
+    """A config's text, with the outputs that the new version has.
+
+    Of what the user may have written only the number of logits changes. The outputs that the config lacks are in a
+    block at its end: the further heads, and what a tokenizer's config of a former release lacks.
 
     Raises:
         PublishError: the config is not readable, or not as it is in git.
     """
-    if label_count(text, config) in (labels, None):
+    text = BLOCK.sub("", text)
+    outputs = read_outputs(text, config)
+    if config.parent.name == TOKENIZER_MODEL:
+        further = {name: "TYPE_UINT8 dims: [ -1 ]" for name in (HEADS_JSON,) if name not in outputs}
+        return text + block(further, "") if further else text
+    if LOGITS not in outputs:
         return text
-    changed = re.sub(rf'(name: "{LOGITS}"[^}}]*dims: \[ -1, )\d+( \])', rf"\g<1>{labels}\g<2>", text)
-    if label_count(changed, config) != labels:
-        raise PublishError(f'{config}: set the dims of the output "{LOGITS}" to [ -1, {labels} ], then export again')
-    return changed
+    labels = widths[LOGITS]
+    if outputs[LOGITS] != labels:
+        text = re.sub(rf'(name: "{LOGITS}"[^}}]*dims: \[ -1, )\d+( \])', rf"\g<1>{labels}\g<2>", text)
+        if read_outputs(text, config)[LOGITS] != labels:
+            raise PublishError(
+                f'{config}: set the dims of the output "{LOGITS}" to [ -1, {labels} ], then export again'
+            )
+    further = {name: f"TYPE_FP32 dims: [ -1, {width} ]" for name, width in widths.items() if name != LOGITS}
+    if twice := further.keys() & outputs.keys():
+        raise PublishError(f"{config}: remove the output {', '.join(sorted(twice))}, which the export writes itself")
+    return text + block(further, REQUEST_INPUTS[-1]) if further else text
 
 
-def label_count(text: str, config: Path) -> int | None:
-    """How many logits a pair has, by a config's text; None if the model has no logits."""
+def block(outputs: Mapping[str, str], source: str) -> str:
+    """The part of a config that adds outputs, given by name with type and dims; as many rows as `source` has elements.
+
+    An output that a former version lacks is left out of its answers by the stand-in backend (`optional_outputs`).
+    """
+    entries = ",\n".join(f'  {{ name: "{name}" data_type: {kind} }}' for name, kind in outputs.items())
+    scattered = ",\n".join(
+        f'  {{ kind: BATCH_SCATTER_WITH_INPUT_SHAPE target_name: "{name}" source_input: "{source}" }}'
+        for name in outputs
+        if source
+    )
+    optional = f'parameters {{ key: "optional_outputs" value {{ string_value: "{" ".join(outputs)}" }} }}\n'
+    batch = f"batch_output [\n{scattered}\n]\n" if scattered else ""
+    return f"\n{BEGIN}output [\n{entries}\n]\n{batch}{optional}{END}"
+
+
+def read_outputs(text: str, config: Path) -> dict[str, int]:
+    """The outputs of a config's text, each with its last dimension.
+
+    Raises:
+        PublishError: the text is no config.
+    """
     try:
         parsed = text_format.Parse(text, model_config_pb2.ModelConfig())
     except text_format.ParseError as exc:
         raise PublishError(
             f"{config} is not a valid model configuration: {exc}; correct it, then export again"
         ) from exc
-    return next((int(output.dims[-1]) for output in parsed.output if output.name == LOGITS), None)
+    return {output.name: int(output.dims[-1]) for output in parsed.output}
 
 
 def flush(folder: Path) -> None:

@@ -14,9 +14,9 @@ from pathlib import Path
 from platform import machine
 
 from release.hardware import Gpu, NoGpuError, has_vnni, query_gpus
-from release.names import CONFIG_FILE, MODEL_FILE
+from release.names import CONFIG_FILE, HEADS_JSON, MODEL_FILE, TOKENIZER_MODEL
 from release.stamp import misfit
-from release.versions import newest
+from release.versions import newest, published
 from serving.triton import PYTHON, ServingError, Triton, environment, missing_libraries
 
 
@@ -62,6 +62,8 @@ def published_models(repository: Path, triton: Triton) -> list[str]:
             continue
         if backend == "tensorrt":
             check_plan(version, gpus)
+        if model == TOKENIZER_MODEL and triton.has_onnxruntime:
+            check_tokenizers(config)
         # With numpy 2 the wheel's Python backend answers tensors of 0 bytes with status OK. The stand-in avoids its
         # conversion; somebody else's Python model may not.
         if backend == "python" and triton.is_wheel and int(installed("numpy").split(".")[0]) > 1:
@@ -108,6 +110,25 @@ def why_saturating(version: Path, triton: Triton) -> str | None:
         "it is INT8, this processor has no VNNI, and in Triton's C++ onnxruntime backend its integer products would "
         "saturate, which changes the ranking; the stand-in computes them exactly (Dockerfile, cpu)"
     )
+
+
+def check_tokenizers(config: Path) -> None:
+    """Checks that every tokenizer has the output that former releases did not publish, if its config names it.
+
+    Triton's C++ onnxruntime backend serves no version without it, and ends. The stand-in answers without it.
+
+    Raises:
+        ServingError: some have not; says what to do with them.
+    """
+    versions = published(config.parent.parent, config.parent.name)
+    graphs = [folder / MODEL_FILE for folder in versions if (folder / MODEL_FILE).exists()]
+    old = [str(graph.parent) for graph in graphs if HEADS_JSON.encode() not in graph.read_bytes()]
+    if old and HEADS_JSON in config.read_text(encoding="utf-8"):
+        raise ServingError(
+            f"{', '.join(reversed(old))}: published by a former release, without the output {HEADS_JSON!r} that "
+            f"{config} names, and Triton's C++ backend cannot serve that; export the model again, then move these "
+            "folders away"
+        )
 
 
 def look_for_gpus(triton: Triton) -> tuple[str | None, list[Gpu]]:

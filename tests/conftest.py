@@ -67,6 +67,23 @@ def published_engines(shared: Path, published_checkpoint: Path, published_log: P
 
 
 @pytest.fixture(scope="session")
+def joint_checkpoint(shared: Path) -> Path:
+    """A jointly trained one, with every further head."""
+    from tests.tiny import JOINT, make_checkpoint
+
+    return once(shared / "joint-checkpoint", lambda path: make_checkpoint(path, heads=JOINT))
+
+
+@pytest.fixture(scope="session")
+def joint_engines(shared: Path, joint_checkpoint: Path, published_log: Path) -> Path:
+    """A repository with version 1 of every engine of the jointly trained checkpoint."""
+    from export.engines import find_engines
+    from tests.published import publish
+
+    return once(shared / "joint-engines", lambda path: publish(joint_checkpoint, path, published_log, *find_engines()))
+
+
+@pytest.fixture(scope="session")
 def published_repository(shared: Path, published_engines: Path) -> Path:
     """The repository that is served: fp32 and INT8 on CPUs, and the tokenizer.
 

@@ -9,17 +9,26 @@ from pathlib import Path
 import torch
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
 
+from finetune.checkpoint.heads import ATTENTION, Heads, HeadSettings, Passages, write_heads
+
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = [f"w{number}" for number in range(150)]
 CHINESE = list("我想买一双跑步鞋轻便透气新闻体育今天的天气很好")
 LETTERS = [prefix + letter for letter in "abcdefghijklmnopqrstuvwxyz0123456789" for prefix in ("", "##")]
 MAX_LENGTH = 48
+JOINT = HeadSettings(("news", "sport", "größe"), embedding_size=8, passages=Passages(ATTENTION, overlap=4))
 
 
 def make_checkpoint(
-    folder: Path, labels: int = 1, seed: int = 0, words: list[str] = WORDS, lower_case: bool = True, **config: object
+    folder: Path,
+    labels: int = 1,
+    seed: int = 0,
+    words: list[str] = WORDS,
+    lower_case: bool = True,
+    heads: HeadSettings | None = None,
+    **config: object,
 ) -> Path:
-    """Writes a random 2-layer click model as a Hugging Face folder (safetensors), and returns the folder."""
+    """Writes a random 2-layer click model, with further heads if they are given, and returns its folder."""
     folder.mkdir(parents=True, exist_ok=True)
     vocabulary = list(dict.fromkeys(SPECIAL + words + LETTERS))
     (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
@@ -41,6 +50,8 @@ def make_checkpoint(
     model.config.label2id = {name: index for index, name in enumerate(names)}
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    if heads:
+        write_heads(Heads(heads, int(model.config.hidden_size)), folder)
     return folder
 
 

@@ -34,7 +34,7 @@ from export.tensorrt.runtime import LoadedPlan, load_tensorrt
 from finetune.checkpoint.load import CheckpointError, load_checkpoint
 from finetune.data.clicklog import ClickLogError, read_click_log
 from finetune.evaluation.scoring import pad, tokenize_pairs
-from release.names import PLAN_FILE
+from release.names import LOGITS, PLAN_FILE
 from release.stamp import PlanError, find_machine
 
 SIZES = (1, 32, 256)
@@ -134,7 +134,7 @@ def packed(engine: LoadedPlan) -> Contender:
 
     def compute(pairs: Sequence[Pair]) -> Logits:
         starts = range(0, len(pairs), PAIRS_A_REQUEST)
-        return engine.run(add_longest(pack([pairs[start : start + PAIRS_A_REQUEST] for start in starts])))
+        return engine.run(add_longest(pack([pairs[start : start + PAIRS_A_REQUEST] for start in starts])))[LOGITS]
 
     return compute
 

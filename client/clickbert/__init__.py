@@ -7,7 +7,8 @@
             print(result.score, result.text)
 
 The model's tokenizer comes from the server, so there is nothing to copy and nothing to go stale. `AsyncRanker` is the
-same for asyncio. All errors are `ClickBertError`s; `clickbert.errors` shows the family.
+same for asyncio. `user_text` makes the user text from the titles that a user clicked, as training does. All errors are
+`ClickBertError`s; `clickbert.errors` shows the family.
 """
 
 from clickbert.async_ranker import AsyncRanker
@@ -27,6 +28,7 @@ from clickbert.errors import (
 )
 from clickbert.ranker import Ranker
 from clickbert.session import RankedDocument
+from clickbert.user_text import user_text
 
 __all__ = [
     "AsyncRanker",
@@ -44,4 +46,5 @@ __all__ = [
     "ServerOverloadedError",
     "ServerTimeoutError",
     "ServerUnavailableError",
+    "user_text",
 ]

@@ -3,6 +3,7 @@
 clickbert rank --query "coffee near me" --documents candidates.txt
 cat candidates.txt | clickbert rank --query "coffee near me" --documents - --top-k 5 --json
 clickbert rank --url triton:8001 --model clickbert_trt_fp16 --query "coffee near me" --documents candidates.txt
+clickbert rank --query "coffee near me" --documents articles.txt --long-documents passages
 CLICKBERT_TOKEN=... clickbert rank --url grpcs://gateway:443 --query "coffee near me" --documents candidates.txt
 
 A server or gateway that wants a token gets the one in the environment variable CLICKBERT_TOKEN. There is no option for
@@ -19,6 +20,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from clickbert.arguments import LONG_DOCUMENTS, TRUNCATE
 from clickbert.connection import Connection
 from clickbert.errors import ClickBertError, InvalidInputError
 from clickbert.protocol import DEFAULT_MODEL
@@ -38,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         documents = _read_documents(arguments.documents)
         connection = Connection.from_arguments(arguments)
         with Ranker(connection, arguments.model, timeout=arguments.timeout) as ranker:
-            ranked = ranker.rank(arguments.query, documents, arguments.top_k)
+            ranked = ranker.rank(arguments.query, documents, arguments.top_k, long_documents=arguments.long_documents)
         print(_as_json(arguments, ranked) if arguments.json else _as_table(ranked), flush=True)
     except OSError as exc:
         if isinstance(exc, BrokenPipeError):  # the reader has seen enough; Python must not flush into it at exit
@@ -65,6 +67,12 @@ def _parser() -> argparse.ArgumentParser:
         "--documents", required=True, metavar="FILE", help="one document a line, UTF-8, empty lines skipped; - is stdin"
     )
     rank.add_argument("--top-k", type=_whole_number, metavar="N", help="only the N best")
+    rank.add_argument(
+        "--long-documents",
+        choices=LONG_DOCUMENTS,
+        default=TRUNCATE,
+        help="read a document beyond the model's limit cut off, or in passages (%(default)s)",
+    )
     rank.add_argument("--timeout", type=_seconds, default=10.0, metavar="SECONDS", help="for the whole call (10)")
     rank.add_argument("--json", action="store_true", help="print one JSON document instead of a table")
     Connection.add_arguments(rank)

@@ -1,15 +1,18 @@
 """Checks of what callers pass. Each raises `InvalidInputError`, before anything is sent."""
 
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 from clickbert.errors import InvalidInputError
 
 MAX_TIMEOUT = 365 * 24 * 3600.0  # seconds; gRPC's clock, in nanoseconds, overflows two centuries later
+LongDocuments = Literal["truncate", "passages"]
+TRUNCATE, PASSAGES = LONG_DOCUMENTS = get_args(LongDocuments)
 
 
 def check_settings(model: str, timeout: float, max_documents: int) -> None:
     """Check a ranker's own settings."""
-    _check_text(model, "model")
+    check_text(model, "model")
     if not model:
         raise InvalidInputError("model is empty, expected a model's name")
     if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout <= MAX_TIMEOUT:
@@ -17,17 +20,12 @@ def check_settings(model: str, timeout: float, max_documents: int) -> None:
     _check_count("max_documents", max_documents)
 
 
-def check_query(query: str) -> None:
-    """Check one query; it may be empty."""
-    _check_text(query, "query")
-
-
-def check_documents(documents: Sequence[str], max_documents: int) -> tuple[str, ...]:
-    """Return a copy of the documents: the caller may change the list while the call runs."""
-    _check_sequence(documents, "documents", "texts", max_documents)
-    for index, document in enumerate(documents):
-        _check_text(document, f"documents[{index}]")
-    return tuple(documents)
+def check_texts(texts: Sequence[str], name: str, limit: int) -> tuple[str, ...]:
+    """Return a copy of the texts: the caller may change the list while the call runs."""
+    _check_sequence(texts, name, "texts", limit)
+    for index, text in enumerate(texts):
+        check_text(text, f"{name}[{index}]")
+    return tuple(texts)
 
 
 def check_pairs(pairs: Sequence[tuple[str, str]], max_documents: int) -> tuple[tuple[str, str], ...]:
@@ -38,8 +36,8 @@ def check_pairs(pairs: Sequence[tuple[str, str]], max_documents: int) -> tuple[t
         if not isinstance(pair, Sequence) or isinstance(pair, str | bytes) or len(pair) != 2:
             raise InvalidInputError(f"pairs[{index}] is {_type_of(pair)}, expected (query, document)")
         query, document = pair
-        _check_text(query, f"pairs[{index}][0]")
-        _check_text(document, f"pairs[{index}][1]")
+        check_text(query, f"pairs[{index}][0]")
+        check_text(document, f"pairs[{index}][1]")
         checked.append((query, document))
     return tuple(checked)
 
@@ -48,6 +46,14 @@ def check_top_k(top_k: int | None) -> None:
     """Check how many results are wanted; None is all."""
     if top_k is not None:
         _check_count("top_k", top_k)
+
+
+def check_long_documents(long_documents: str) -> None:
+    """Check how documents beyond the model's limit are to be read."""
+    if long_documents not in LONG_DOCUMENTS:
+        raise InvalidInputError(
+            f"long_documents is {long_documents!r}, expected one of {', '.join(map(repr, LONG_DOCUMENTS))}"
+        )
 
 
 def _check_count(name: str, value: int) -> None:
@@ -67,7 +73,8 @@ def _check_sequence(values: object, name: str, of_what: str, limit: int) -> None
         )
 
 
-def _check_text(text: object, name: str) -> None:
+def check_text(text: object, name: str) -> None:
+    """Check one text; it may be empty."""
     if not isinstance(text, str):
         raise InvalidInputError(f"{name} is {_type_of(text)}, expected a str")
     try:

@@ -1,7 +1,7 @@
 """Every error of this package, and the one map that turns Triton's and gRPC's errors into them.
 
     ClickBertError
-    ├── InvalidInputError (also a ValueError)   the call is wrong: nothing was sent
+    ├── InvalidInputError (also a ValueError)   the call is wrong, or not for this model: nothing was computed
     ├── RankerClosedError                       the ranker was closed before or during the call
     └── ServerError                             the server failed in a way that has no class of its own
         ├── ConnectionFailedError               nothing answers there, it is no gRPC port, or TLS or a proxy fails
@@ -26,7 +26,7 @@ class ClickBertError(Exception):
 
 
 class InvalidInputError(ClickBertError, ValueError):
-    """The arguments are wrong. Nothing was sent to the server."""
+    """The arguments are wrong, or ask for a head that the model does not have. Nothing was computed."""
 
 
 class RankerClosedError(ClickBertError):

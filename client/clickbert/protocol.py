@@ -1,12 +1,15 @@
 """What goes over the wire: the names of models and tensors, the requests, and the answers with every field checked.
 
-Nothing here does I/O. The contract is that of `model_repository/`: a click model takes packed pairs. Version N of
-`clickbert_tokenizer` takes no inputs, and answers with the tokenizer of version N of the click models.
+Nothing here does I/O. The contract is that of `model_repository/`: a click model takes packed pairs, or
+packed texts. Version N of `clickbert_tokenizer` takes no inputs, and answers with the tokenizer of version N of the
+click models.
 """
 
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+import reprlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,18 +17,23 @@ import numpy as np
 import numpy.typing as npt
 
 from clickbert.errors import ProtocolError
+from clickbert.heads import Heads, read_heads
 from clickbert.tokenization import PackedPairs, PairTokenizer
 
 TOKENIZER_MODEL = "clickbert_tokenizer"
 DEFAULT_MODEL = "clickbert_onnx"
 INPUT_IDS, TOKEN_TYPE_IDS, LENGTHS, LOGITS = "input_ids", "token_type_ids", "lengths", "logits"
+# Further outputs, of a model that was trained jointly.
+TOPIC_LOGITS, EMBEDDING, PASSAGE_LOGITS = "topic_logits", "embedding", "passage_logits"
 LONGEST = "longest"  # TensorRT models only: as many zeros as the request's longest pair has tokens
 TOKENIZER_JSON, TOKENIZER_SHA256 = "tokenizer_json", "tokenizer_sha256"
 MAX_LENGTH, LABELS_JSON, CLICK_LABEL = "max_length", "labels_json", "click_label"
-TOKENIZER_OUTPUTS = (TOKENIZER_JSON, TOKENIZER_SHA256, MAX_LENGTH, LABELS_JSON, CLICK_LABEL)
+HEADS_JSON = "heads_json"  # servers of an older release lack it
+TOKENIZER_OUTPUTS = (TOKENIZER_JSON, TOKENIZER_SHA256, MAX_LENGTH, LABELS_JSON, CLICK_LABEL, HEADS_JSON)
 
 MAX_PAIRS_PARAMETER = "max_elements.lengths"
 DEFAULT_MAX_PAIRS = 64
+MAX_TOKENS_PARAMETER = "max_elements.input_ids"
 
 Array = npt.NDArray[Any]
 
@@ -67,24 +75,28 @@ class Release:
     labels: tuple[str, ...]
     click_label: int
     max_pairs: int  # in one request
-    takes_longest: bool = False  # whether a request has the input LONGEST
+    max_tokens: float  # in one request; infinite if the model's configuration does not say
+    takes_longest: bool  # whether a request has the input LONGEST
+    heads: Heads
 
     def is_interchangeable_with(self, other: "Release") -> bool:
-        """Tell whether both releases turn texts into the same requests, and logits into the same scores."""
+        """Tell whether both releases turn texts into the same requests, and outputs into the same results."""
         mine, theirs = (
-            (release.sha256, release.tokenizer.max_length, release.labels, release.click_label)
+            (release.sha256, release.tokenizer.max_length, release.labels, release.click_label, release.heads)
             for release in (self, other)
         )
         return mine == theirs
 
 
 def tokenizer_request(version: str) -> InferRequest:
-    """Ask for the tokenizer of `version`."""
-    return InferRequest(TOKENIZER_MODEL, version, {}, TOKENIZER_OUTPUTS)
+    """Ask for the tokenizer of `version`: all outputs that there are, because older servers lack HEADS_JSON."""
+    return InferRequest(TOKENIZER_MODEL, version, {}, ())
 
 
-def logits_request(model: str, version: str, packed: PackedPairs, *, takes_longest: bool) -> InferRequest:
-    """Ask `model` for the logits of packed pairs: int32 [1, tokens], [1, tokens] and [1, pairs].
+def model_request(
+    model: str, version: str, packed: PackedPairs, outputs: tuple[str, ...], *, takes_longest: bool
+) -> InferRequest:
+    """Ask `model` for these outputs of packed pairs or texts: int32 [1, tokens], [1, tokens] and [1, pairs].
 
     Where the model takes it, also int32 [1, longest]: TensorRT must know the longest pair as a shape.
     """
@@ -95,7 +107,7 @@ def logits_request(model: str, version: str, packed: PackedPairs, *, takes_longe
     }
     if takes_longest:
         inputs[LONGEST] = np.zeros((1, int(packed.lengths.max())), np.int32)
-    return InferRequest(model, version, inputs, (LOGITS,))
+    return InferRequest(model, version, inputs, outputs)
 
 
 def newest_version(description: ModelDescription, where: str) -> str:
@@ -111,13 +123,13 @@ def newest_version(description: ModelDescription, where: str) -> str:
     return max(description.versions, key=int)
 
 
-def read_max_pairs(description: ModelDescription, where: str) -> int:
-    """Return how many pairs a request may have: 64 if the model's configuration does not say."""
-    text = description.parameters.get(MAX_PAIRS_PARAMETER, str(DEFAULT_MAX_PAIRS)).strip()
+def read_limit(description: ModelDescription, parameter: str, default: float, where: str) -> float:
+    """Return a limit of a request's size, the default if the model's configuration does not say."""
+    if parameter not in description.parameters:
+        return default
+    text = description.parameters[parameter].strip()
     if not text.isdecimal() or int(text) < 1:
-        raise ProtocolError(
-            f"{where}: parameter {MAX_PAIRS_PARAMETER} is {text!r} in config.pbtxt, expected a number from 1 up"
-        )
+        raise ProtocolError(f"{where}: parameter {parameter} is {text!r} in config.pbtxt, expected a number from 1 up")
     return int(text)
 
 
@@ -137,7 +149,8 @@ def read_release(response: InferResponse, version: str, description: ModelDescri
             f"{where}: {TOKENIZER_JSON} has SHA-256 {actual} but {expected!r} was announced;"
             " the published tokenizer is damaged: publish it again"
         )
-    labels = _labels(_text(response, LABELS_JSON, where), where)
+    labels = _labels(response, where)
+    heads = read_heads(_json(response, HEADS_JSON, where), where) if HEADS_JSON in response.outputs else Heads()
     max_length = _number(response, MAX_LENGTH, where)
     click_label = _number(response, CLICK_LABEL, where)
     if not 0 <= click_label < len(labels):
@@ -146,23 +159,35 @@ def read_release(response: InferResponse, version: str, description: ModelDescri
         tokenizer = PairTokenizer(content, max_length)
     except ValueError as exc:
         raise ProtocolError(f"{where}: {exc}; publish the model again") from exc
-    max_pairs = read_max_pairs(description, where)
-    return Release(version, actual, tokenizer, labels, click_label, max_pairs, LONGEST in description.inputs)
+    max_pairs = int(read_limit(description, MAX_PAIRS_PARAMETER, DEFAULT_MAX_PAIRS, where))
+    max_tokens = read_limit(description, MAX_TOKENS_PARAMETER, math.inf, where)
+    takes_longest = LONGEST in description.inputs
+    return Release(version, actual, tokenizer, labels, click_label, max_pairs, max_tokens, takes_longest, heads)
 
 
-def read_scores(response: InferResponse, pairs: int, release: Release, where: str) -> npt.NDArray[np.float64]:
-    """Read `logits` [1, pairs, labels] and return click probabilities, float64 [pairs].
+def read_rows(
+    response: InferResponse, rows: int, outputs: Sequence[str], release: Release, where: str
+) -> dict[str, npt.NDArray[np.float32]]:
+    """Read outputs [1, rows, size] and return them as [rows, size], by name.
 
-    Raises `ProtocolError` on a wrong shape or dtype, and on logits that are not finite numbers.
+    Raises `ProtocolError` on a wrong shape or dtype, and on values that are not finite numbers.
     """
-    logits = _output(response, LOGITS, np.float32, (1, pairs, len(release.labels)), where)[0]
-    bad = int(np.count_nonzero(~np.isfinite(logits).all(axis=1)))
-    if bad:
-        raise ProtocolError(
-            f"{where}: the logits of {bad} of {pairs} pairs are not finite: the model could not read the request,"
-            " or it overflows; see the server's log"
-        )
-    return click_probability(logits, release.click_label)
+    heads = release.heads
+    sizes = {
+        LOGITS: len(release.labels),
+        TOPIC_LOGITS: len(heads.topics),
+        EMBEDDING: heads.embedding_size,
+        PASSAGE_LOGITS: 1,
+    }
+    found = {name: _output(response, name, np.float32, (1, rows, sizes[name]), where)[0] for name in outputs}
+    for name, values in found.items():
+        bad = int(np.count_nonzero(~np.isfinite(values).all(axis=1)))
+        if bad:
+            raise ProtocolError(
+                f"{where}: the {name} of {bad} of {rows} pairs are not finite: the model could not read the request,"
+                " or it overflows; see the server's log"
+            )
+    return found
 
 
 def click_probability(logits: npt.NDArray[np.floating[Any]], click_label: int) -> npt.NDArray[np.float64]:
@@ -205,11 +230,15 @@ def _text(response: InferResponse, name: str, where: str) -> str:
         raise ProtocolError(f"{where}: {name!r} is not UTF-8: {exc}; publish the model again") from exc
 
 
-def _labels(text: str, where: str) -> tuple[str, ...]:
+def _json(response: InferResponse, name: str, where: str) -> object:
     try:
-        labels = json.loads(text)
-    except json.JSONDecodeError as exc:
-        raise ProtocolError(f"{where}: {LABELS_JSON!r} is not JSON: {exc}; publish the model again") from exc
+        return json.loads(_text(response, name, where))
+    except (ValueError, RecursionError) as exc:  # ValueError also for a number of too many digits
+        raise ProtocolError(f"{where}: {name!r} is not JSON: {exc}; publish the model again") from exc
+
+
+def _labels(response: InferResponse, where: str) -> tuple[str, ...]:
+    labels = _json(response, LABELS_JSON, where)
     if not isinstance(labels, list) or not labels or not all(isinstance(label, str) for label in labels):
-        raise ProtocolError(f"{where}: {LABELS_JSON!r} is {labels!r}, expected a JSON list of names")
+        raise ProtocolError(f"{where}: {LABELS_JSON!r} is {reprlib.repr(labels)}, expected a JSON list of names")
     return tuple(labels)

@@ -6,21 +6,15 @@ from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
+import numpy.typing as npt
+
+from clickbert.arguments import LongDocuments
 from clickbert.connection import Connection, as_connection
 from clickbert.errors import ServerError
 from clickbert.protocol import DEFAULT_MODEL, InferRequest, InferResponse, Release
-from clickbert.session import (
-    MAX_IN_FLIGHT,
-    Compute,
-    DescribeModel,
-    Done,
-    GetRelease,
-    Infer,
-    RankedDocument,
-    Session,
-    Step,
-    advance,
-)
+from clickbert.session import MAX_IN_FLIGHT, RankedDocument, Session
+from clickbert.steps import Compute, DescribeModel, Done, GetRelease, Infer, Step, advance
 from clickbert.transport import GrpcTransport, Transport
 
 
@@ -50,15 +44,53 @@ class Ranker:
         self._transport = transport or GrpcTransport(connection)
         self._fetching = threading.Lock()
 
-    def rank(self, query: str, documents: Sequence[str], top_k: int | None = None) -> list[RankedDocument]:
-        """Return the documents best first, the `top_k` best if given; the earlier document wins a tie."""
-        ranked: list[RankedDocument] = self._call(self._session.rank(query, documents, top_k))
+    def rank(
+        self,
+        query: str,
+        documents: Sequence[str],
+        top_k: int | None = None,
+        *,
+        long_documents: LongDocuments = "truncate",
+    ) -> list[RankedDocument]:
+        """Return the documents best first, the `top_k` best if given; the earlier document wins a tie.
+
+        A document beyond the model's limit is cut, or with "passages" read to its end, if the model was trained so.
+        """
+        flow = self._session.rank(query, documents, top_k, long_documents)
+        ranked: list[RankedDocument] = self._call(flow)
         return ranked
 
-    def score_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
+    def score_pairs(
+        self, pairs: Sequence[tuple[str, str]], *, long_documents: LongDocuments = "truncate"
+    ) -> list[float]:
         """Return the click probability, in [0, 1], of each (query, document) pair, in the order given."""
-        scores: list[float] = self._call(self._session.score_pairs(pairs))
+        scores: list[float] = self._call(self._session.score_pairs(pairs, long_documents))
         return scores
+
+    def classify(self, texts: Sequence[str]) -> list[dict[str, float]]:
+        """Return each text's probabilities by topic, the most probable first.
+
+        They add up to 1, unless the model was trained on texts of several topics. Raises `InvalidInputError` if it has
+        no topics.
+        """
+        topics: list[dict[str, float]] = self._call(self._session.classify(texts))
+        return topics
+
+    def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Return the embeddings, float32 [texts, size], each of length 1: a product of two is their cosine.
+
+        Raises `InvalidInputError` if the model has no embedding.
+        """
+        embeddings: npt.NDArray[np.float32] = self._call(self._session.embed(texts))
+        return embeddings
+
+    def similarity(self, text: str, others: Sequence[str]) -> list[float]:
+        """Return the cosine, in [-1, 1], of a text's embedding with that of each of the others, in the order given.
+
+        Raises `InvalidInputError` if the model has no embedding.
+        """
+        cosines: list[float] = self._call(self._session.similarity(text, others))
+        return cosines
 
     def close(self) -> None:
         """Close the connection. Calls that are running end with `RankerClosedError`."""

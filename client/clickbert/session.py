@@ -3,7 +3,7 @@
 A call is a generator. It yields steps; the ranker performs each over its transport and sends the reply (or throws the
 error) back in; the generator returns the result. `Ranker` and `AsyncRanker` differ only in how they wait.
 
-The guard against stale tokenizers is here. Every answer says which version computed it. Scores are returned only if
+The guard against stale tokenizers is here. Every answer says which version computed it. Results are returned only if
 all of them come from one version, and if their requests were made with that version's tokenizer or an equal one.
 Not known here: a version number that is published twice with different contents. The exporter never does that.
 """
@@ -13,69 +13,50 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
-from clickbert.arguments import check_documents, check_pairs, check_query, check_settings, check_top_k
-from clickbert.errors import ProtocolError, RankerClosedError, ServerError, ServerTimeoutError
+import numpy as np
+import numpy.typing as npt
+
+from clickbert.arguments import (
+    PASSAGES,
+    check_long_documents,
+    check_pairs,
+    check_settings,
+    check_text,
+    check_texts,
+    check_top_k,
+)
+from clickbert.errors import InvalidInputError, ProtocolError, RankerClosedError, ServerError, ServerTimeoutError
+from clickbert.heads import cosines
 from clickbert.protocol import (
     TOKENIZER_MODEL,
     InferRequest,
     InferResponse,
     ModelDescription,
     Release,
-    logits_request,
+    model_request,
     newest_version,
     read_release,
-    read_scores,
+    read_rows,
     tokenizer_request,
 )
+from clickbert.questions import (
+    Batch,
+    Pair,
+    Question,
+    Rows,
+    about_clicks,
+    about_embeddings,
+    about_passages,
+    about_topics,
+)
+from clickbert.steps import Compute, DescribeModel, GetRelease, Infer, Step
 
 MAX_IN_FLIGHT = 4  # requests of one call at a time
 _KEPT_RELEASES = 4  # as many as the server keeps
 
-Pair = tuple[str, str]
-
-
-@dataclass(frozen=True)
-class DescribeModel:
-    """Step: ask the server about a model; the reply is a `ModelDescription`."""
-
-    model: str
-
-
-@dataclass(frozen=True)
-class Infer:
-    """Step: make and send these requests, a few at a time; the reply is their answers, in order.
-
-    Each request is made when its turn comes. Making one tokenizes, which takes a while, and so goes on while others are
-    in flight.
-    """
-
-    requests: tuple[Callable[[], InferRequest], ...]
-
-
-@dataclass(frozen=True)
-class Compute:
-    """Step: call a function that takes a while, but needs no server; the reply is what it returns."""
-
-    function: Callable[[], Release]
-
-
-@dataclass(frozen=True)
-class GetRelease:
-    """Step: get the release of a version, None for the newest. Calls that need it at the same time fetch it once."""
-
-    version: str | None
-
-
-@dataclass(frozen=True)
-class Done:
-    """Not a step: the generator returned this value."""
-
-    value: Any
-
-
-Step = DescribeModel | Infer | Compute | GetRelease
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -108,14 +89,6 @@ class Releases:
                 del self._known[next(iter(self._known))]
 
 
-def advance(flow: Generator[Step, Any, Any], reply: object = None, error: ServerError | None = None) -> Step | Done:
-    """Run a call up to its next step, or to its end."""
-    try:
-        return flow.send(reply) if error is None else flow.throw(error)
-    except StopIteration as stop:
-        return Done(stop.value)
-
-
 class Session:
     """What a ranker keeps between calls: its settings and the releases it knows. `timeout` is in seconds."""
 
@@ -127,26 +100,49 @@ class Session:
         self.closed = False
 
     def rank(
-        self, query: str, documents: Sequence[str], top_k: int | None
+        self, query: str, documents: Sequence[str], top_k: int | None, long_documents: str
     ) -> Generator[Step, Any, list[RankedDocument]]:
         """Check the arguments, and return the flow of `rank`."""
         self._check_open()
-        check_query(query)
+        check_text(query, "query")
         check_top_k(top_k)
-        texts = check_documents(documents, self.max_documents)
+        check_long_documents(long_documents)
+        texts = check_texts(documents, "documents", self.max_documents)
 
         def flow() -> Generator[Step, Any, list[RankedDocument]]:
-            scores = yield from self._score([(query, text) for text in texts])
+            scores = yield from self._score([(query, text) for text in texts], long_documents)
             # A stable sort: the earlier document wins a tie.
             order = sorted(range(len(texts)), key=lambda index: -scores[index])[:top_k]
             return [RankedDocument(index, texts[index], scores[index]) for index in order]
 
         return flow()
 
-    def score_pairs(self, pairs: Sequence[Pair]) -> Generator[Step, Any, list[float]]:
+    def score_pairs(self, pairs: Sequence[Pair], long_documents: str) -> Generator[Step, Any, list[float]]:
         """Check the arguments, and return the flow of `score_pairs`."""
         self._check_open()
-        return self._score(check_pairs(pairs, self.max_documents))
+        check_long_documents(long_documents)
+        return self._score(check_pairs(pairs, self.max_documents), long_documents)
+
+    def classify(self, texts: Sequence[str]) -> Generator[Step, Any, list[dict[str, float]]]:
+        """Check the arguments, and return the flow of `classify`."""
+        self._check_open()
+        return self._ask(partial(about_topics, check_texts(texts, "texts", self.max_documents)))
+
+    def embed(self, texts: Sequence[str]) -> Generator[Step, Any, npt.NDArray[np.float32]]:
+        """Check the arguments, and return the flow of `embed`."""
+        self._check_open()
+        return self._ask(partial(about_embeddings, check_texts(texts, "texts", self.max_documents)))
+
+    def similarity(self, text: str, others: Sequence[str]) -> Generator[Step, Any, list[float]]:
+        """Check the arguments, and return the flow of `similarity`."""
+        self._check_open()
+        check_text(text, "text")
+        texts = (text, *check_texts(others, "others", self.max_documents))
+
+        def flow() -> Generator[Step, Any, list[float]]:
+            return cosines((yield from self._ask(partial(about_embeddings, texts))))
+
+        return flow()
 
     def fetch_release(self, version: str | None) -> Generator[Step, Any, Release]:
         """Fetch a version's tokenizer and limits; None is the newest version of the model on the server."""
@@ -183,13 +179,22 @@ class Session:
         if self.closed:
             raise RankerClosedError("this ranker was closed: make a new one")
 
-    def _score(self, pairs: Sequence[Pair]) -> Generator[Step, Any, list[float]]:
-        """Score pairs, each distinct one once; returns their click probabilities in the order given."""
+    def _score(self, pairs: Sequence[Pair], long_documents: str) -> Generator[Step, Any, list[float]]:
+        return self._ask(partial(about_passages if long_documents == PASSAGES else about_clicks, pairs))
+
+    def _ask(self, make: Callable[[Release], Question[Result] | Compute]) -> Generator[Step, Any, Result]:
+        """Ask the model a question, made for the release that answers; returns what the question reads from it."""
         release: Release = self.releases.find(None) or (yield GetRelease(None))
-        chunks = _chunks(pairs, release.max_pairs)
+        try:
+            question = yield from _made(make, release)
+        except InvalidInputError as exc:  # no such head; a newer version may have it
+            release = yield from self._successor(exc, release)
+            question = yield from _made(make, release)
         answers: list[InferResponse] = []
         try:
-            answers = yield Infer(tuple(partial(self._request, "", chunk, release) for chunk in chunks))
+            answers = yield Infer(
+                tuple(partial(self._request, "", batch, question.outputs, release) for batch in question.batches)
+            )
         except ServerError as exc:
             successor = yield from self._successor(exc, release)
         else:
@@ -200,31 +205,33 @@ class Session:
         if successor.is_interchangeable_with(release):
             usable = {index: answer for index, answer in enumerate(answers) if answer.version == successor.version}
         else:
-            chunks = _chunks(pairs, successor.max_pairs)
-        missing = [index for index in range(len(chunks)) if index not in usable]
+            question = yield from _made(make, successor)
+        outputs, batches = question.outputs, question.batches
+        missing = [index for index in range(len(batches)) if index not in usable]
         if missing:
             # Only once, and from exactly this version: the answers fit now, or the call fails.
             again = yield Infer(
-                tuple(partial(self._request, successor.version, chunks[index], successor) for index in missing)
+                tuple(
+                    partial(self._request, successor.version, batches[index], outputs, successor) for index in missing
+                )
             )
             usable |= zip(missing, again, strict=True)
-        scores: dict[Pair, float] = {}
-        for index, chunk in enumerate(chunks):
-            scores |= zip(chunk, self._read(usable[index], len(chunk), successor), strict=True)
+        rows = [self._read(usable[index], batch.rows, outputs, successor) for index, batch in enumerate(batches)]
+        result = question.read({name: np.concatenate([part[name] for part in rows]) for name in outputs})
         self.releases.remember(successor)
-        return [scores[pair] for pair in pairs]
+        return result
 
-    def _request(self, version: str, chunk: Sequence[Pair], release: Release) -> InferRequest:
-        packed = release.tokenizer.pack_pairs(chunk)
-        return logits_request(self.model, version, packed, takes_longest=release.takes_longest)
+    def _request(self, version: str, batch: Batch, outputs: tuple[str, ...], release: Release) -> InferRequest:
+        return model_request(self.model, version, batch.pack(), outputs, takes_longest=release.takes_longest)
 
-    def _successor(self, error: ServerError, release: Release) -> Generator[Step, Any, Release]:
-        """Return the newer release that explains why the server refused a request, or raise the server's error.
+    def _successor(self, error: ServerError | InvalidInputError, release: Release) -> Generator[Step, Any, Release]:
+        """Return the newer release that explains why a question was refused, here or by the server, or raise the error.
 
         A version with another tokenizer may find a request made with the old one malformed: ids beyond a smaller
-        vocabulary, pairs beyond a lower limit. A refusal does not say which version it comes from, so ask the server.
+        vocabulary, pairs beyond a lower limit, a head that is gone. A refusal does not say which version it comes from,
+        so ask the server.
         """
-        if type(error) not in (ServerError, ProtocolError):
+        if type(error) not in (ServerError, ProtocolError, InvalidInputError):
             raise error
         description: ModelDescription = yield DescribeModel(self.model)
         newest = newest_version(description, self._where)
@@ -235,24 +242,22 @@ class Session:
             raise error
         return successor
 
-    def _read(self, answer: InferResponse, pairs: int, release: Release) -> list[float]:
+    def _read(self, answer: InferResponse, rows: int, outputs: Sequence[str], release: Release) -> Rows:
         if answer.version != release.version:
             raise ProtocolError(
                 f"{self._where}: asked for version {release.version}, but version {answer.version!r} answered;"
                 " are there servers of different versions behind one address?"
             )
-        scores: list[float] = read_scores(answer, pairs, release, self._where).tolist()
-        return scores
+        return read_rows(answer, rows, outputs, release, self._where)
 
 
-def _chunks(pairs: Sequence[Pair], size: int) -> list[list[Pair]]:
-    """Divide the distinct pairs into requests of at most `size`, pairs of similar length together.
-
-    Triton's own backends pad attention to the longest pair of a request, so one long text slows down all the others.
-    Lengths are in characters: they cost nothing, and tokens are not counted yet.
-    """
-    distinct = sorted(dict.fromkeys(pairs), key=lambda pair: len(pair[0]) + len(pair[1]))
-    return [distinct[first : first + size] for first in range(0, len(distinct), size)]
+def _made(
+    make: Callable[[Release], Question[Result] | Compute], release: Release
+) -> Generator[Step, Any, Question[Result]]:
+    """Return the question for a release; one that takes a while to make comes as a step."""
+    made = make(release)
+    question: Question[Result] = (yield made) if isinstance(made, Compute) else made
+    return question
 
 
 def _agreed_version(answers: Sequence[InferResponse], release: Release, where: str) -> str:

@@ -1,4 +1,4 @@
-"""Pairs of texts as packed token ids, equal to Hugging Face's `tokenizer(queries, documents, truncation=True)`.
+"""Pairs of texts, and single texts, as packed token ids, equal to Hugging Face's `tokenizer(..., truncation=True)`.
 
 A query is tokenized once however many documents it meets, and nothing is padded. Equality is with Hugging Face's batch
 call: its call on a single pair drops an empty second text, this module keeps the pair's form, `[CLS] q [SEP] [SEP]`.
@@ -11,7 +11,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -28,18 +28,34 @@ Int32Array = npt.NDArray[np.int32]
 # Chinese, which has no spaces.
 _BREAKS = " \t\n\r\uff0c\u3002"
 
+_BATCH = 32  # long texts at a time: the library's own form of a token takes over a hundred bytes
+
 
 @dataclass(frozen=True)
 class PackedPairs:
-    """Token ids of all pairs, one after another, without padding."""
+    """Token ids of all pairs (or single texts), one after another, without padding."""
 
     input_ids: Int32Array  # [tokens]
     token_type_ids: Int32Array  # [tokens], 0 for `[CLS] query [SEP]`, 1 for `document [SEP]`
     lengths: Int32Array  # [pairs], tokens of each pair; they add up to `tokens`
 
 
+class Window(NamedTuple):
+    """A query beside one passage of a document, as token ids: `document[start:stop]`, which is not copied."""
+
+    query: list[int]  # cut to its share of the room
+    document: list[int]
+    start: int
+    stop: int
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens it has when packed, the three special ones included."""
+        return len(self.query) + self.stop - self.start + 3
+
+
 class PairTokenizer:
-    """A BERT tokenizer for (query, document) pairs. Safe to share between threads.
+    """A BERT tokenizer for (query, document) pairs and single texts. Safe to share between threads.
 
     `tokenizer_json` is the content of `tokenizer.json`; its own settings of truncation and padding are ignored. A pair
     has at most `max_length` tokens, the three special ones included. Raises ValueError if the content is not a BERT
@@ -51,12 +67,12 @@ class PairTokenizer:
             self._tokenizer = Tokenizer.from_str(tokenizer_json.decode("utf-8"))
             self._tokenizer.no_truncation()
             self._tokenizer.no_padding()
-            empty = self._tokenizer.encode("", "")
+            single, empty = self._tokenizer.encode(""), self._tokenizer.encode("", "")
             # Too long a word for any vocabulary: a tokenizer without its [UNK] fails here, not on some user's text.
             filled = self._tokenizer.encode("a" * 1000, "a")
         except Exception as exc:  # the library raises nothing more special
             raise ValueError(f"not a usable tokenizer.json: {exc}") from exc
-        self._cls, self._sep = _special_ids(empty, filled)
+        self._cls, self._sep = _special_ids(single, empty, filled)
         self.max_length = max_length
         self._room = max_length - 3
         if self._room < 0:
@@ -66,7 +82,8 @@ class PairTokenizer:
     def pack(self, query: str, documents: Sequence[str]) -> PackedPairs:
         """Pack one query with each document."""
         (query_ids,) = self._encode([query])
-        return self._assemble([(query_ids, ids) for ids in self._encode_documents(documents, len(query_ids))])
+        encoded = self._encode_documents(documents, len(query_ids))
+        return self._assemble([self._cut(query_ids, ids) for ids in encoded])
 
     def pack_pairs(self, pairs: Sequence[tuple[str, str]]) -> PackedPairs:
         """Pack (query, document) pairs, in order; a query that repeats is tokenized once."""
@@ -77,8 +94,45 @@ class PairTokenizer:
         for indices, query_ids in zip(by_query.values(), self._encode(list(by_query)), strict=True):
             documents = self._encode_documents([pairs[index][1] for index in indices], len(query_ids))
             for index, ids in zip(indices, documents, strict=True):
-                assembled[index] = (query_ids, ids)
+                assembled[index] = self._cut(query_ids, ids)
         return self._assemble(assembled)
+
+    def pack_texts(self, texts: Sequence[str]) -> PackedPairs:
+        """Pack single texts, each `[CLS] text [SEP]` with token types 0, at most `max_length` tokens."""
+        room = self.max_length - 2
+        ids: list[int] = []
+        lengths = []
+        for encoded in self._encode_starts(texts, room):
+            ids += [self._cls, *encoded[:room], self._sep]
+            lengths.append(min(len(encoded), room) + 2)
+        return PackedPairs(np.array(ids, np.int32), np.zeros(len(ids), np.int32), np.array(lengths, np.int32))
+
+    def split_into_windows(self, pairs: Sequence[tuple[str, str]], overlap: int) -> list[list[Window]]:
+        """Tokenize pairs whose documents may be too long; returns one window or more for each.
+
+        A pair that fits is one window, the same tokens as `pack_pairs` gives. Else the query keeps half of the room, or
+        what the document leaves of it, and the document is cut into windows that fill the rest, each sharing `overlap`
+        tokens with the one before (or as many as leave a step of one). Training has the same rule
+        (`finetune.evaluation.scoring.tokenize_passages`).
+        """
+        texts = list(dict.fromkeys(text for pair in pairs for text in pair))
+        tokens: dict[str, list[int]] = {}
+        for first in range(0, len(texts), _BATCH):
+            batch = texts[first : first + _BATCH]
+            tokens |= zip(batch, self._encode(batch), strict=True)
+        return [self._windows(tokens[query], tokens[document], overlap) for query, document in pairs]
+
+    def pack_windows(self, windows: Sequence[Window]) -> PackedPairs:
+        """Pack windows, in order."""
+        return self._assemble([(window.query, window.document[window.start : window.stop]) for window in windows])
+
+    def _windows(self, query: list[int], document: list[int], overlap: int) -> list[Window]:
+        if len(query) + len(document) > self._room:
+            query = query[: max(self._room // 2, self._room - len(document))]
+        size = self._room - len(query)
+        step = max(size - overlap, 1)
+        starts = range(0, max(len(document) - size, 0) + step, step)
+        return [Window(query, document, start, min(start + size, len(document))) for start in starts]
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
         # "fast" leaves out the character offsets, which nobody reads here.
@@ -91,15 +145,18 @@ class PairTokenizer:
         Truncation drops what exceeds the room. The longer of two long texts gets the odd token, so a document must also
         be tokenized up to the query's length.
         """
-        enough = max(self._room, query_length) + 1
-        heads = [self._head(document, enough) for document in documents]
+        return self._encode_starts(documents, max(self._room, query_length) + 1)
+
+    def _encode_starts(self, texts: Sequence[str], enough: int) -> list[list[int]]:
+        """Tokenize texts, but of a very long one only a start of this many tokens or more."""
+        heads = [self._head(text, enough) for text in texts]
         encoded = self._encode(heads)
         short = [
             index
             for index, (head, ids) in enumerate(zip(heads, encoded, strict=True))
-            if len(head) < len(documents[index]) and len(ids) < enough
+            if len(head) < len(texts[index]) and len(ids) < enough
         ]
-        for index, ids in zip(short, self._encode([documents[index] for index in short]), strict=True):
+        for index, ids in zip(short, self._encode([texts[index] for index in short]), strict=True):
             encoded[index] = ids
         return encoded
 
@@ -111,17 +168,21 @@ class PairTokenizer:
         ends = [end for mark in _BREAKS if (end := text.find(mark, reach, 2 * reach)) > 0]
         return text[: min(ends)] if ends else text
 
+    def _cut(self, query: list[int], document: list[int]) -> tuple[list[int], list[int]]:
+        first, second = longest_first(len(query), len(document), self._room)
+        return query[:first], document[:second]
+
     def _assemble(self, pairs: list[tuple[list[int], list[int]]]) -> PackedPairs:
+        """Pack pairs of token ids that fit."""
         ids: list[int] = []
-        kept = np.empty((len(pairs), 2), np.int32)
+        segments = np.empty((len(pairs), 2), np.int32)
         for index, (query, document) in enumerate(pairs):
-            kept[index] = first, second = longest_first(len(query), len(document), self._room)
+            segments[index] = len(query) + 2, len(document) + 1
             ids.append(self._cls)
-            ids.extend(query[:first])
+            ids.extend(query)
             ids.append(self._sep)
-            ids.extend(document[:second])
+            ids.extend(document)
             ids.append(self._sep)
-        segments = kept + np.array([2, 1], np.int32)
         types = np.tile(np.array([0, 1], np.int32), len(pairs))
         return PackedPairs(
             np.array(ids, np.int32), np.repeat(types, segments.reshape(-1)), segments.sum(axis=1, dtype=np.int32)
@@ -144,13 +205,15 @@ def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
     return (longer, shorter) if first > second else (shorter, longer)
 
 
-def _special_ids(empty: Encoding, filled: Encoding) -> tuple[int, int]:
-    """Return the ids of [CLS] and [SEP], as they occur in an empty and a filled pair: names may differ."""
+def _special_ids(single: Encoding, empty: Encoding, filled: Encoding) -> tuple[int, int]:
+    """Return the ids of [CLS] and [SEP], as they occur in empty texts and a filled pair: names may differ."""
     parts = list(zip(filled.sequence_ids, filled.type_ids, strict=True))
     runs = [part for part, _ in groupby(parts)]
     # [CLS] a [SEP] b [SEP], seen as (text or None, type): the query's [SEP] is of type 0, the document's of type 1.
     if len(empty.ids) != 3 or empty.ids[1] != empty.ids[2] or runs != [(None, 0), (0, 0), (None, 0), (1, 1), (None, 1)]:
         raise ValueError("not BERT's tokenizer: a pair must become [CLS] a [SEP] b [SEP] with token types 0 and 1")
+    if single.ids != empty.ids[:2] or any(single.type_ids):
+        raise ValueError("not BERT's tokenizer: a single text must become [CLS] a [SEP] with token types 0")
     return empty.ids[0], empty.ids[1]
 
 

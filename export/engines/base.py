@@ -14,10 +14,10 @@ from export.verify.gates import Gate, Limits
 
 if TYPE_CHECKING:
     from export.builder import EngineBuilder
-    from export.graph.packing import Feed, Logits
+    from export.graph.packing import Feed, Outputs
     from export.verify.evaluation import Evaluation
 
-Run = Callable[["Feed"], "Logits"]
+Run = Callable[["Feed"], "Outputs"]
 Say = Callable[[str], None]
 
 

@@ -82,7 +82,7 @@ class TensorRTEngine(Engine):
         from export.verify.saved_gate import save_gate  # noqa: PLC0415
 
         rows, pairs, logits = evaluation.rows, evaluation.pairs, evaluation.logits
-        save_gate(folder, rows, pairs, logits, evaluation.labels, self.gates, limits)
+        save_gate(folder, rows, pairs, logits, evaluation.labels, self.gates, limits, evaluation.heads)
 
     def finish(self, folder: Path, say: Say) -> None:
         """Builds the plan and gates it where a GPU is; elsewhere `python -m export plan` does."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 EMBEDDINGS = "embeddings.word_embeddings"
+HEADS = "heads."  # begins the names of a jointly trained checkpoint's further heads, which stay in float32
 WEIGHT = ".weight"  # ends the name of a layer's weight
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from release.names import GRAPH_INPUTS, LOGITS, TENSORRT_INPUTS
+from release.names import GRAPH_INPUTS, HEAD_OUTPUTS, LOGITS, TENSORRT_INPUTS
 
 OPSETS = range(18, 22)  # TensorRT 10 and every current ONNX Runtime read these
 QUANTIZES = ("QuantizeLinear", "DequantizeLinear")
@@ -67,8 +67,10 @@ def interface(graph: Reader, inputs: tuple[str, ...]) -> list[str]:
     if names != inputs:
         found.append(f"the inputs are {names}, they must be {inputs}")
     found += [f"input {name} is not int32" for name in names if graph.types[name] != TensorProto.INT32]
-    if [value.name for value in graph.model.graph.output] != [LOGITS] or graph.types[LOGITS] != TensorProto.FLOAT:
-        found.append(f"the output is not {LOGITS}, float32")
+    outputs = [value.name for value in graph.model.graph.output]
+    if outputs != [LOGITS, *(name for name in HEAD_OUTPUTS if name in outputs)]:
+        found.append(f"the outputs are {outputs}, they must be {LOGITS} and then any of {HEAD_OUTPUTS}")
+    found += [f"the output {name} is not float32" for name in outputs if graph.types[name] != TensorProto.FLOAT]
     return found
 
 

@@ -9,6 +9,8 @@ import hashlib
 import json
 import logging
 import warnings
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +20,18 @@ from onnx import TensorProto, helper, numpy_helper
 from transformers import BertForSequenceClassification
 
 from export.graph.lint import type_and_shape
-from export.graph.packed_bert import PackedBert
+from export.graph.packed_bert import PackedBert, output_widths
 from export.graph.packing import pack
-from release.names import CLICK_LABEL, GRAPH_INPUTS, LABELS_JSON, LOGITS, MAX_LENGTH, TOKENIZER_JSON, TOKENIZER_SHA256
+from finetune.checkpoint.heads import Heads, HeadSettings
+from release.names import (
+    CLICK_LABEL,
+    GRAPH_INPUTS,
+    HEADS_JSON,
+    LABELS_JSON,
+    MAX_LENGTH,
+    TOKENIZER_JSON,
+    TOKENIZER_SHA256,
+)
 
 OPSET = 18  # the exporter's own; TensorRT 8.6 and later, and every current ONNX Runtime, read it
 
@@ -29,14 +40,15 @@ class GraphError(RuntimeError):
     """The exporter failed, or wrote another graph than it was asked for."""
 
 
-def write_click_model(model: BertForSequenceClassification, path: Path) -> None:
-    """Exports `model` as the packed graph to `path` (inputs and output: see `PackedBert.forward`).
+def write_click_model(model: BertForSequenceClassification, path: Path, heads: Heads | None = None) -> None:
+    """Exports `model` with its further heads as the packed graph to `path` (tensors: see `PackedBert.forward`).
 
     Raises:
         UnsupportedModelError: a BERT variant that the packed graph does not reproduce.
         GraphError: the export failed.
     """
-    packed = PackedBert(model).eval()
+    packed = PackedBert(model, heads).eval()
+    widths = output_widths(model, packed.heads)
     # Any valid batch works. All sizes differ, and none is 0 or 1: the exporter would make constants of those.
     pairs = [{"input_ids": [0] * length, "token_type_ids": [0] * length} for length in (3, 5, 2, 4, 6)]
     example = tuple(torch.from_numpy(array) for array in pack([pairs[:2], pairs[2:4], pairs[4:]]).values())
@@ -53,19 +65,23 @@ def write_click_model(model: BertForSequenceClassification, path: Path) -> None:
                 verbose=False,
                 opset_version=OPSET,
                 input_names=list(GRAPH_INPUTS),
-                output_names=[LOGITS],
+                output_names=list(widths),
                 dynamic_shapes=tuple({0: name} for name in dimensions),
             )
             if program is None:
                 raise GraphError("torch.onnx.export returned no graph")
+            for node in program.model.graph:
+                for value in node.outputs:  # the exporter names what torch's `embedding` returns like our output
+                    if value.name in widths and not value.is_graph_output():
+                        value.name = f"{value.name}_inside"
             program.save(path)
     except torch.onnx.OnnxExporterError as exc:
         raise GraphError(f"torch {torch.__version__} could not export the packed graph: {exc}") from exc
-    check_click_model(path, labels=model.classifier.out_features)
+    check_click_model(path, widths)
 
 
-def check_click_model(path: Path, labels: int) -> None:
-    """Reads the graph back and compares its inputs and outputs with Triton's config.
+def check_click_model(path: Path, widths: Mapping[str, int]) -> None:
+    """Reads the graph back and compares its inputs, and its outputs with their `widths`, with Triton's config.
 
     Raises:
         GraphError: the file is not valid ONNX, or a tensor has the wrong name, type or rank.
@@ -77,22 +93,26 @@ def check_click_model(path: Path, labels: int) -> None:
         raise GraphError(f"{path} is not a valid ONNX graph: {exc}") from exc
     found = {value.name: type_and_shape(value) for value in (*graph.input, *graph.output)}
     expected = {name: (TensorProto.INT32, [None]) for name in GRAPH_INPUTS} | {
-        LOGITS: (TensorProto.FLOAT, [None, labels])
+        name: (TensorProto.FLOAT, [None, width]) for name, width in widths.items()
     }
     if found != expected:
         raise GraphError(f"{path}: the graph's tensors are {found}, they must be {expected}")
 
 
-def write_tokenizer(tokenizer_json: bytes, max_length: int, labels: list[str], click_label: int, path: Path) -> str:
+def write_tokenizer(
+    tokenizer_json: bytes, max_length: int, labels: list[str], click_label: int, heads: HeadSettings, path: Path
+) -> str:
     """Writes the graph of constants behind `clickbert_tokenizer` (tensors: its config.pbtxt) and returns the hash.
 
     Returns:
         sha256 of `tokenizer_json`, hexadecimal.
     """
     digest = hashlib.sha256(tokenizer_json).hexdigest()
+    settings = {name: value for name, value in asdict(heads).items() if name != "schema"}
     text = {
         TOKENIZER_JSON: tokenizer_json,
         LABELS_JSON: json.dumps(labels, ensure_ascii=False).encode(),
+        HEADS_JSON: json.dumps(settings, ensure_ascii=False).encode(),
     }
     nodes, outputs = [], []
     for name, data in text.items():

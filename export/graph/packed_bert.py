@@ -3,11 +3,11 @@
 The pairs of all requests of a batch lie one after another in one [tokens] vector; nothing is padding. The embeddings,
 linear layers and layer norms run on the packed [tokens, hidden] matrix; attention alone gathers its queries, keys and
 values into [pairs, longest, ...] and its result back. In the last layer only the [CLS] row of each pair goes on, since
-the classifier reads nothing else.
+the classifier and a jointly trained checkpoint's further heads read nothing else.
 
 A batch merges requests of strangers, so the graph also guards the borders between them: Triton tells it how many
 elements each request brought (`batch_input` in config.pbtxt), and a malformed request (lengths that do not add up, an
-id outside the vocabulary, ...) gets NaN logits, while its neighbours get the logits that they would get alone. Only the
+id outside the vocabulary, ...) gets NaN outputs, while its neighbours get what they would get alone. Only the
 requests behind an empty one get NaN, too: Triton's C++ backends do not copy their tensors.
 See docs/decisions/0002-a-malformed-request-harms-only-itself.md.
 
@@ -23,6 +23,9 @@ from torch import Tensor, nn
 from transformers import BertForSequenceClassification
 from transformers.activations import GELUActivation
 from transformers.models.bert.modeling_bert import BertLayer
+
+from finetune.checkpoint.heads import Heads, HeadSettings
+from release.names import EMBEDDING, LOGITS, PASSAGE_LOGITS, TOPIC_LOGITS
 
 # Added to the attention score of a position that is not there. exp(-1e4) is 0 in float32, and it fits float16.
 MASKED = -1.0e4
@@ -46,15 +49,19 @@ class PackedLayout(NamedTuple):
 
 
 class PackedBert(nn.Module):
-    """`BertForSequenceClassification` over packed pairs: the same logits without the padding.
+    """`BertForSequenceClassification` over packed pairs: the same logits without the padding, and its further heads.
 
     Source: transformers' `modeling_bert.py`; equality with its padded forward is what `export.verify.parity` proves.
+
+    Args:
+        model: the click model.
+        heads: what else the checkpoint has; None: nothing.
 
     Raises:
         UnsupportedModelError: relative position embeddings, a decoder, cross-attention.
     """
 
-    def __init__(self, model: BertForSequenceClassification) -> None:
+    def __init__(self, model: BertForSequenceClassification, heads: Heads | None = None) -> None:
         super().__init__()
         config = model.config
         if getattr(config, "position_embedding_type", "absolute") not in ("absolute", None):
@@ -75,6 +82,7 @@ class PackedBert(nn.Module):
             raise UnsupportedModelError("the checkpoint has no pooler; export a BertForSequenceClassification")
         self.pooler = model.bert.pooler
         self.classifier = model.classifier
+        self.heads = heads or Heads(HeadSettings(), config.hidden_size)  # `HEADS` in layer_names.py names this
 
     def forward(
         self,
@@ -84,8 +92,8 @@ class PackedBert(nn.Module):
         token_counts: Tensor,
         type_counts: Tensor,
         pair_counts: Tensor,
-    ) -> Tensor:
-        """Logits of every pair, in order.
+    ) -> tuple[Tensor, ...]:
+        """Logits of every pair, in order, and its further heads' outputs, in the order of `output_widths`.
 
         Args:
             input_ids: int32 [tokens], the pairs of all requests one after another.
@@ -96,7 +104,8 @@ class PackedBert(nn.Module):
             pair_counts: int32 [requests], the same for `lengths`.
 
         Returns:
-            float32 [pairs, labels]; NaN for the pairs of a malformed request, and for all pairs behind an empty one.
+            Each float32 [pairs, width]; NaN for the pairs of a malformed request, and for all pairs behind an empty
+            one.
         """
         layout = self.lay_out(
             *(t.long() for t in (input_ids, token_type_ids, lengths, token_counts, type_counts, pair_counts))
@@ -109,8 +118,9 @@ class PackedBert(nn.Module):
         for layer in self.layers:
             hidden = layer(hidden, layout)
         pooled = self.pooler.activation(self.pooler.dense(hidden))
-        logits: Tensor = self.classifier(pooled)
-        return torch.where(layout.malformed[:, None], torch.full_like(logits, float("nan")), logits)
+        outputs = (self.classifier(pooled), *self.heads(hidden).values())
+        wrong = layout.malformed[:, None]
+        return tuple(torch.where(wrong, torch.full_like(output, float("nan")), output) for output in outputs)
 
     def lay_out(
         self,
@@ -181,6 +191,13 @@ class PackedBert(nn.Module):
             mask=torch.where(there, 0.0, MASKED)[:, None, None, :].expand(-1, -1, longest, -1),
             malformed=malformed,
         )
+
+
+def output_widths(model: BertForSequenceClassification, heads: Heads) -> dict[str, int]:
+    """The packed graph's outputs in order, each with how many numbers a pair has."""
+    settings = heads.settings
+    sizes = {TOPIC_LOGITS: len(settings.topics), EMBEDDING: settings.embedding_size, PASSAGE_LOGITS: 1}
+    return {LOGITS: model.classifier.out_features} | {name: sizes[name] for name in heads.outputs}
 
 
 def count(values: Tensor, dim: int) -> Tensor:

@@ -12,6 +12,7 @@ from release.names import GRAPH_INPUTS, LONGEST, LONGEST_SHAPE
 Pair = dict[str, list[int]]
 Feed = dict[str, NDArray[np.int32]]
 Logits = NDArray[np.float32]  # [pairs, labels]
+Outputs = dict[str, NDArray[np.float32]]  # of a click model, by name: the logits and the further heads' [pairs, width]
 
 
 def pack(requests: Sequence[Sequence[Pair]]) -> Feed:

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import onnxruntime
 
-from export.graph.packing import Feed, Logits, add_longest
+from export.graph.packing import Feed, Outputs, add_longest
 from release.hardware import keep_products_whole
-from release.names import LOGITS
 
 
 def open_on_cpu(graph: Path | bytes, *, for_gpu: bool) -> onnxruntime.InferenceSession:
@@ -30,12 +29,12 @@ def open_on_cpu(graph: Path | bytes, *, for_gpu: bool) -> onnxruntime.InferenceS
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-def open_graph(graph: Path, *, for_gpu: bool = False) -> Callable[[Feed], Logits]:
+def open_graph(graph: Path, *, for_gpu: bool = False) -> Callable[[Feed], Outputs]:
     """A graph as a function of one packed batch, on ONNX Runtime's CPU provider; `for_gpu` if it is TensorRT's."""
     session = open_on_cpu(graph, for_gpu=for_gpu)
+    names = [value.name for value in session.get_outputs()]
 
-    def run(feed: Feed) -> Logits:
-        logits: Logits = session.run([LOGITS], add_longest(feed) if for_gpu else feed)[0]
-        return logits
+    def run(feed: Feed) -> Outputs:
+        return dict(zip(names, session.run(names, add_longest(feed) if for_gpu else feed), strict=True))
 
     return run

@@ -2,7 +2,8 @@
 
 In the packed graph a linear layer is a Gemm with a constant weight [outputs, inputs]. Attention's own products are
 MatMul without constants, and stay as they are. A layer has the name of its module in `PackedBert`:
-`layers.0.intermediate.dense`, `pooler.dense`, `classifier`.
+`layers.0.intermediate.dense`, `pooler.dense`, `classifier`. The further heads are not among them: they are tiny, and
+stay in float32.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from export.graph.layer_names import WEIGHT
+from export.graph.layer_names import HEADS, WEIGHT
 from export.graph.surgery import Constants, exchange_nodes
 
 FloatArray = NDArray[np.float32]
@@ -44,7 +45,7 @@ def find_linears(model: onnx.ModelProto) -> list[Linear]:
             bias=node.input[2] if len(node.input) > 2 and node.input[2] else None,
         )
         for node in model.graph.node
-        if node.op_type == "Gemm" and node.input[1] in constants
+        if node.op_type == "Gemm" and node.input[1] in constants and not node.input[1].startswith(HEADS)
     ]
 
 

@@ -43,6 +43,13 @@ class About:
 def columns(result: Result) -> dict[str, str]:
     """One engine's column of the table: its figures by their names."""
     comparison = result.comparison
+    heads = {}
+    if found := comparison.heads:
+        heads = {f"max |Δ {name}|": f"{largest:.2g}" for name, largest in found.max_abs_diff.items()}
+        if found.topic_changed is not None:
+            heads["topic accuracy"] = f"{100 - 100 * found.topic_changed:.2f} %"
+        if found.least_cosine is not None:
+            heads["least cosine"] = f"{found.least_cosine:.5f}"
     return {
         "engine": result.engine.model,
         "gate": "passed" if result.passed else "FAILED",
@@ -54,6 +61,7 @@ def columns(result: Result) -> dict[str, str]:
         "top-1 changed beyond the tie": f"{100 * comparison.top1_changed_beyond_tie:.2f} %",
         "top-5 changed": f"{100 * comparison.top5_changed:.2f} %",
         "top-5 changed beyond the tie": f"{100 * comparison.top5_changed_beyond_tie:.2f} %",
+        **heads,
         "MB": f"{result.bytes / 1e6:.1f}",
         "pairs/s": "-" if result.pairs_per_second is None else f"{result.pairs_per_second:.0f}",
     }

@@ -21,7 +21,7 @@ from onnx import TensorProto
 from tritonclient.grpc import model_config_pb2
 
 from export.graph.lint import type_and_shape
-from export.graph.packing import Feed, Logits
+from export.graph.packing import Feed, Outputs
 from export.tensorrt.runtime import LoadedPlan
 from export.tensorrt.trt86 import counts_are_exact, without_half_types
 from release.files import STAGING, sync, write_whole
@@ -29,6 +29,7 @@ from release.manifest import ManifestError, read_manifest
 from release.names import (
     CONFIG_FILE,
     COUNT_INPUTS,
+    HEAD_OUTPUTS,
     LOGITS,
     LONGEST,
     LONGEST_SHAPE,
@@ -44,7 +45,7 @@ TIMING_CACHE = "timing.cache"
 TYPICAL_PAIRS, TYPICAL_TOKENS, TYPICAL_LONGEST = 16, 48, 64  # of a request; of a pair; the longest of an execution
 OTHER_LIBRARIES = ("CUBLAS", "CUBLAS_LT", "CUDNN")
 
-Run = Callable[[Feed], Logits]
+Run = Callable[[Feed], Outputs]
 PlanGate = Callable[[Run], "dict[str, Any] | None"]
 
 
@@ -111,7 +112,7 @@ def read_limits(version: Path) -> ExecutionLimits:
 
 
 def check_graph(model: onnx.ModelProto, where: Path) -> None:
-    """Checks, before a build of minutes, that the graph has exactly the inputs and the output of config.pbtxt.
+    """Checks, before a build of minutes, that the graph has exactly the inputs and the outputs of a click model.
 
     Raises:
         PlanError: a tensor is missing, or has another name, type or rank.
@@ -121,9 +122,18 @@ def check_graph(model: onnx.ModelProto, where: Path) -> None:
     if found != expected:
         raise PlanError(f"{where}: the graph's inputs are {found}, they must be {expected}; export again")
     outputs = {value.name: type_and_shape(value) for value in model.graph.output}
-    kind, dims = outputs.get(LOGITS, (0, []))
-    if len(outputs) != 1 or kind != TensorProto.FLOAT or len(dims) != 2 or dims[0] is not None or not dims[1]:
-        raise PlanError(f"{where}: the graph's outputs are {outputs}, it must be float32 {LOGITS} [pairs, a number]")
+    if (
+        LOGITS not in outputs
+        or not outputs.keys() <= {LOGITS, *HEAD_OUTPUTS}
+        or not all(
+            kind == TensorProto.FLOAT and len(dims) == 2 and dims[0] is None and dims[1]
+            for kind, dims in outputs.values()
+        )
+    ):
+        raise PlanError(
+            f"{where}: the graph's outputs are {outputs}, they must be {LOGITS} and any of {', '.join(HEAD_OUTPUTS)}, "
+            "each float32 [pairs, a number]"
+        )
 
 
 def build(trt: Any, graph: Path, limits: ExecutionLimits, cache: bytes) -> tuple[bytes, bytes]:

@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from export.graph.packing import Feed, Logits
-from release.names import LOGITS
+from export.graph.packing import Feed, Outputs
 from release.stamp import PlanError
 
 MISSING = "install the pinned packages of the dependency group `plan`, or run this in the container (Dockerfile, gpu)"
@@ -74,6 +73,8 @@ class LoadedPlan:
         if self.context is None:
             self.close()
             raise PlanError("TensorRT refused to load the plan, or has no memory for it; its log above says why")
+        tensors = [self.engine.get_tensor_name(index) for index in range(self.engine.num_io_tensors)]
+        self.outputs = [name for name in tensors if self.engine.get_tensor_mode(name) == trt.TensorIOMode.OUTPUT]
 
     @property
     def activation_bytes(self) -> int:
@@ -81,14 +82,14 @@ class LoadedPlan:
         size = getattr(self.engine, "device_memory_size_v2", None)  # TensorRT 10 and later
         return int(size if size is not None else self.engine.device_memory_size)
 
-    def run(self, feed: Feed) -> Logits:
-        """Computes the logits of one packed batch.
+    def run(self, feed: Feed) -> Outputs:
+        """Computes all outputs of one packed batch.
 
         Args:
             feed: int32 vectors by input name, all inputs of the plan.
 
         Returns:
-            float32 [pairs, labels].
+            Each float32 [pairs, width], by name.
 
         Raises:
             PlanError: the plan has no such input or shape, or CUDA failed.
@@ -102,16 +103,20 @@ class LoadedPlan:
                 address = self.bind(name, data.nbytes, buffers)
                 # On the stream of the execution: ordered before it, whatever CUDA's default stream does.
                 self.call("cuMemcpyHtoDAsync", address, data.ctypes.data, data.nbytes, self.stream)
-            shape = tuple(self.context.get_tensor_shape(LOGITS))
-            if len(shape) != 2 or min(shape) < 0:
-                raise PlanError(f"the plan's {LOGITS!r} has no shape yet ({list(shape)}): an input was not given")
-            logits: Logits = np.empty(shape, dtype=np.float32)
-            address = self.bind(LOGITS, logits.nbytes, buffers)
+            found: Outputs = {}
+            addresses = {}
+            for name in self.outputs:  # TensorRT demands an address for each, whoever reads it
+                shape = tuple(self.context.get_tensor_shape(name))
+                if len(shape) != 2 or min(shape) < 0:
+                    raise PlanError(f"the plan's {name!r} has no shape yet ({list(shape)}): an input was not given")
+                found[name] = np.empty(shape, dtype=np.float32)
+                addresses[name] = self.bind(name, found[name].nbytes, buffers)
             if not self.context.execute_async_v3(int(self.stream)):
                 raise PlanError("TensorRT could not run the plan; its log above says why")
-            self.call("cuMemcpyDtoHAsync", logits.ctypes.data, address, logits.nbytes, self.stream)
+            for name, array in found.items():
+                self.call("cuMemcpyDtoHAsync", array.ctypes.data, addresses[name], array.nbytes, self.stream)
             self.call("cuStreamSynchronize", self.stream)
-            return logits
+            return found
         finally:
             # cuMemFree waits for the device, so nothing reads the buffers any more, even after an error.
             for buffer in buffers:

@@ -21,6 +21,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from export.graph.layer_names import HEADS
 from export.graph.surgery import Constants, exchange_nodes
 from release.names import GRAPH_INPUTS, LONGEST, LONGEST_SHAPE
 
@@ -92,7 +93,7 @@ def double_queries(model: onnx.ModelProto) -> None:
 
 
 def to_float16(model: onnx.ModelProto, single: Collection[str] = ()) -> None:
-    """Makes weights and activations FP16 from the embeddings to the classifier; inputs and logits stay as they are.
+    """Makes weights and activations FP16 from the embeddings to the classifier; inputs and outputs stay as they are.
 
     Quantized layers keep their integers; the scales become FP16 with the tensors that they scale. (ONNX Runtime's own
     converter left the nodes out of order, and cast the logits twice.)
@@ -135,11 +136,16 @@ def to_float16(model: onnx.ModelProto, single: Collection[str] = ()) -> None:
 
 
 def body(model: onnx.ModelProto) -> set[str]:
-    """The outputs of the nodes that lie between the weight tables and the classifier's logits, inclusive."""
+    """The outputs of the nodes that lie between the weight tables and the classifier's logits, inclusive.
+
+    The further heads are not among them, so they compute in float32.
+    """
     inside = {t.name for t in model.graph.initializer if len(t.dims) > 1 and t.data_type == TensorProto.FLOAT}
-    classifier = [node for node in model.graph.node if node.op_type == "Gemm"][-1]
+    heads = {name for name in inside if name.startswith(HEADS)}
+    inside -= heads
+    classifier = [node for node in model.graph.node if node.op_type == "Gemm" and heads.isdisjoint(node.input)][-1]
     for node in model.graph.node:
-        if inside.intersection(node.input) and node.op_type != "Shape":
+        if inside.intersection(node.input) and node.op_type != "Shape" and heads.isdisjoint(node.input):
             inside.update(node.output)
         if node is classifier:  # what follows marks malformed requests
             break

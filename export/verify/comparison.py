@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from scipy.stats import kendalltau
 from sklearn.metrics import ndcg_score
 
+from export.verify.heads import HeadComparison
 from finetune.data.clicklog import ClickRow
 from finetune.evaluation.metrics import CUTOFF, calibration_error, click_probability, evaluate_ranking, group_rows
 
@@ -54,6 +55,7 @@ class Comparison:
     top5_changed_beyond_tie: float
     pairs: int
     groups: int
+    heads: HeadComparison | None = None  # None: the checkpoint has the click alone
 
 
 def compare(

@@ -15,15 +15,18 @@ from tokenizers import Tokenizer
 from torch import nn
 from transformers import BertForSequenceClassification, PreTrainedTokenizerFast
 
-from export.graph.packed_bert import PackedBert
+from export.graph.packed_bert import PackedBert, output_widths
 from export.graph.packing import Logits, Pair
 from export.verify.gates import MAX_UNKNOWN, MIN_AUC, GateError, Limits
+from export.verify.heads import HeadReference, choose_texts, evenly
 from export.verify.parity import name_row
+from finetune.checkpoint.heads import Heads, read_heads
 from finetune.checkpoint.load import hash_checkpoint, label_names, load_checkpoint
 from finetune.data.clicklog import ClickRow, read_click_log
 from finetune.evaluation.metrics import click_column, click_probability, evaluate_ranking
-from finetune.evaluation.scoring import score_rows, tokenize_pairs
+from finetune.evaluation.scoring import score_passages, score_rows, score_texts, tokenize_pairs
 from release.manifest import CheckpointRecord
+from release.names import PASSAGE_LOGITS
 
 
 class TokenizerError(RuntimeError):
@@ -36,6 +39,7 @@ class Checkpoint:
 
     origin: CheckpointRecord  # its folder's name and the hashes of its files
     model: BertForSequenceClassification
+    heads: Heads  # without outputs, if it has the click alone
     tokenizer: PreTrainedTokenizerFast
     tokenizer_json: bytes  # exactly as clients get it
     max_length: int  # tokens of a pair
@@ -44,8 +48,13 @@ class Checkpoint:
 
     @property
     def linear_names(self) -> list[str]:
-        """Its linear layers, as the packed graph and `--keep-fp32` name them."""
+        """Its linear layers, as the packed graph and `--keep-fp32` name them; not the further heads, always float32."""
         return [name for name, module in PackedBert(self.model).named_modules() if isinstance(module, nn.Linear)]
+
+    @property
+    def output_widths(self) -> dict[str, int]:
+        """Its outputs in order, each with how many numbers a pair has."""
+        return output_widths(self.model, self.heads)
 
 
 @dataclass(frozen=True)
@@ -57,6 +66,7 @@ class Evaluation:
     labels: list[str]
     logits: Logits  # [rows, labels]
     metrics: dict[str, float]
+    heads: HeadReference | None = None  # None: the checkpoint has the click alone
 
 
 def read_checkpoint(folder: Path, click_label: str | None) -> Checkpoint:
@@ -70,6 +80,7 @@ def read_checkpoint(folder: Path, click_label: str | None) -> Checkpoint:
     return Checkpoint(
         hash_checkpoint(folder),
         model,
+        read_heads(folder, model.config.hidden_size),
         tokenizer,
         served_tokenizer(tokenizer),
         max_length,
@@ -101,6 +112,9 @@ def read_evaluation(path: Path) -> list[ClickRow]:
 def evaluate(checkpoint: Checkpoint, rows: list[ClickRow], limits: Limits) -> Evaluation:
     """Scores the evaluation file in PyTorch, padded.
 
+    Parity is about the graph, which knows pairs. So the metrics are those of cut pairs, even if the checkpoint reads
+    long documents in passages.
+
     Raises:
         TokenizerError: clients would make other tokens of its texts.
         GateError: the checkpoint cannot rank it: too many words are [UNK], or the AUC is below chance.
@@ -111,7 +125,26 @@ def evaluate(checkpoint: Checkpoint, rows: list[ClickRow], limits: Limits) -> Ev
     logits = score_rows(checkpoint.model, checkpoint.tokenizer, rows, checkpoint.max_length)
     metrics = evaluate_ranking(rows, click_probability(logits, checkpoint.labels))
     refuse_low_auc(checkpoint, metrics, MIN_AUC.of(limits))
-    return Evaluation(rows, pairs, checkpoint.labels, logits, metrics)
+    return Evaluation(rows, pairs, checkpoint.labels, logits, metrics, score_heads(checkpoint, rows, pairs))
+
+
+def score_heads(checkpoint: Checkpoint, rows: Sequence[ClickRow], pairs: Sequence[Pair]) -> HeadReference | None:
+    """The further heads' outputs in PyTorch, padded, on a sample of the rows' texts and pairs; None without heads."""
+    model, heads, tokenizer = checkpoint.model, checkpoint.heads, checkpoint.tokenizer
+    if not heads.outputs:
+        return None
+    texts = choose_texts(rows)
+    outputs = score_texts(model, heads, tokenizer, texts, checkpoint.max_length)
+    chosen: list[Pair] = []
+    if heads.passage is not None:  # how much a passage counts is asked beside a user text
+        chosen = [pairs[place] for place in evenly(len(pairs))]
+        _, weights = score_passages(model, heads, tokenizer, chosen)
+        assert weights is not None
+        outputs[PASSAGE_LOGITS] = weights[:, None]
+    served = Tokenizer.from_str(checkpoint.tokenizer_json.decode())  # as clients make the tokens
+    served.enable_truncation(checkpoint.max_length)
+    singles: list[Pair] = [{"input_ids": one.ids, "token_type_ids": one.type_ids} for one in served.encode_batch(texts)]
+    return HeadReference([*singles, *chosen], len(texts), heads.settings.several_topics, outputs)
 
 
 def prove_tokenizer(tokenizer_json: bytes, rows: Sequence[ClickRow], pairs: Sequence[Pair], max_length: int) -> None:

@@ -16,8 +16,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from release.names import LOGITS
+
 if TYPE_CHECKING:
-    from export.graph.packing import Logits
+    from numpy.typing import NDArray
+
     from export.verify.comparison import Comparison
 
 FP32, FP16, INT8 = "fp32", "fp16", "int8"
@@ -49,7 +52,7 @@ class Gate(Limit):
     """A figure of an engine that must not exceed a limit."""
 
     figure: str  # as messages and tables name it
-    measure: Callable[[Comparison], float]
+    measure: Callable[[Comparison], float | None]  # None: the checkpoint has no such output
 
 
 TIE = Limit("tie", 0.02, "candidates whose logits differ by no more count as equal; 0: every change counts")
@@ -95,9 +98,51 @@ INT8_TOP1 = Gate(
     "top-1 changed beyond the tie",
     lambda found: found.top1_changed_beyond_tie,
 )
-FP32_GATES = (TOLERANCE,)
-FP16_GATES = (auc_gate("fp16_auc", 0.0005, "FP16"), log_loss_gate("fp16_log_loss", 0.001, "FP16"))
-INT8_GATES = (auc_gate("int8_auc", 0.002, "INT8"), log_loss_gate("int8_log_loss", 0.005, "INT8"), INT8_TOP1)
+HEAD_TOLERANCE = Gate(
+    "head_tolerance",
+    1e-4,
+    "fp32: largest difference of a further head's output from PyTorch's",
+    "largest difference of a further head's output",
+    lambda found: float(np.max([*found.heads.max_abs_diff.values()])) if found.heads else None,
+)
+
+
+def topic_gate(name: str, default: float, precision: str) -> Gate:
+    """On how many texts an engine may find other topics."""
+    return Gate(
+        name,
+        default,
+        f"{precision}: largest share of texts whose topics change",
+        "topics changed",
+        lambda found: found.heads.topic_changed if found.heads else None,
+    )
+
+
+def cosine_gate(name: str, default: float, precision: str) -> Gate:
+    """How far an engine may turn an embedding."""
+    return Gate(
+        name,
+        default,
+        f"{precision}: largest loss of an embedding's cosine to PyTorch's",
+        "loss of an embedding's cosine",
+        lambda found: 1 - found.heads.least_cosine if found.heads and found.heads.least_cosine is not None else None,
+    )
+
+
+FP32_GATES = (TOLERANCE, HEAD_TOLERANCE)
+FP16_GATES = (
+    auc_gate("fp16_auc", 0.0005, "FP16"),
+    log_loss_gate("fp16_log_loss", 0.001, "FP16"),
+    topic_gate("fp16_topic", 0.01, "FP16"),
+    cosine_gate("fp16_cosine", 0.001, "FP16"),
+)
+INT8_GATES = (
+    auc_gate("int8_auc", 0.002, "INT8"),
+    log_loss_gate("int8_log_loss", 0.005, "INT8"),
+    INT8_TOP1,
+    topic_gate("int8_topic", 0.02, "INT8"),
+    cosine_gate("int8_cosine", 0.02, "INT8"),
+)
 
 
 @dataclass(frozen=True)
@@ -116,11 +161,12 @@ class Check:
 def check(
     gates: Iterable[Gate], comparison: Comparison, limits: Limits, largest_fp16: float | None = None
 ) -> list[Check]:
-    """Holds a comparison against the gates of its engine.
+    """Holds a comparison against the gates of its engine, as far as the checkpoint has what they measure.
 
     `largest_fp16` is the largest magnitude that one of its FP16 tensors would have to hold; None if it has none.
     """
-    checks = [Check(gate.figure, gate.measure(comparison), gate.of(limits)) for gate in gates]
+    measured = [(gate, gate.measure(comparison)) for gate in gates]
+    checks = [Check(gate.figure, value, gate.of(limits)) for gate, value in measured if value is not None]
     return checks if largest_fp16 is None else [*checks, Check(LARGEST_ACTIVATION, largest_fp16, LARGEST_FP16)]
 
 
@@ -129,7 +175,7 @@ def describe_failures(model: str, checks: Sequence[Check]) -> list[str]:
     return [f"{model}: {one.name} is {one.value:.5g}, allowed is {one.limit:g}" for one in checks if not one.passed]
 
 
-def check_finite(model: str, logits: Logits) -> None:
-    """Raises GateError if a pair's logits [pairs, labels] are not all finite numbers."""
-    if wrong := int((~np.isfinite(logits).all(axis=1)).sum()):
-        raise GateError(f"{model}: the logits of {wrong} of {len(logits)} pairs are not finite")
+def check_finite(model: str, values: NDArray[np.float32], name: str = LOGITS) -> None:
+    """Raises GateError if a pair's values of an output [pairs, width] are not all finite numbers."""
+    if wrong := int((~np.isfinite(values).all(axis=1)).sum()):
+        raise GateError(f"{model}: the {name} of {wrong} of {len(values)} pairs are not finite")

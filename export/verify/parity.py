@@ -8,16 +8,18 @@ nothing about Triton; the integration tests run Triton.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 
 import numpy as np
 from tqdm import tqdm
 
-from export.graph.packing import Feed, Logits, Pair, pack
+from export.graph.packing import Feed, Logits, Outputs, Pair, pack
+from export.verify.heads import HeadReference
 from finetune.data.clicklog import ClickRow
 from finetune.evaluation.metrics import group_rows
+from release.names import LOGITS
 
 BATCH_SIZES = (1, 2, 5, 20, 64)  # pairs; the first batch, of short pairs, holds LARGEST
 LARGEST = 300
@@ -46,7 +48,7 @@ class Parity:
 
 
 def prove(
-    run: Callable[[Feed], Logits],
+    run: Callable[[Feed], Outputs],
     rows: Sequence[ClickRow],
     pairs: Sequence[Pair],
     reference: Logits,
@@ -56,7 +58,7 @@ def prove(
     """Compares the graph with the reference on every row.
 
     Args:
-        run: computes the logits [pairs, labels] of one packed batch.
+        run: computes the outputs of one packed batch.
         rows: the evaluation file: what errors call a pair, and which pairs are ranked together.
         pairs: the rows' pairs, tokenized.
         reference: float32 [rows, labels], Hugging Face's.
@@ -69,7 +71,7 @@ def prove(
     Raises:
         ParityError: a logit is off (or not a number), or a group's order changed; says which, by how much.
     """
-    logits = score_merged(run, pairs, reference.shape[1])
+    logits = score_merged(run, pairs, {LOGITS: reference.shape[1]})[LOGITS]
     batches = plan_batches([len(pair["input_ids"]) for pair in pairs])
     difference = np.abs(logits.astype(np.float64) - reference)
     difference[~np.isfinite(difference)] = np.inf
@@ -93,25 +95,52 @@ def prove(
     return figures, logits
 
 
-def score_merged(run: Callable[[Feed], Logits], pairs: Sequence[Pair], labels: int) -> Logits:
-    """The logits [pairs, labels] of all pairs, run in merged batches of mixed sizes.
+def prove_heads(run: Callable[[Feed], Outputs], reference: HeadReference, tolerance: float) -> None:
+    """Compares the graph's further heads with PyTorch's.
 
     Raises:
-        ParityError: a batch was answered with logits of another shape.
+        ParityError: an output is off by more than `tolerance`, or not a number; says which, by how much.
     """
-    logits = np.full((len(pairs), labels), np.nan, dtype=np.float32)
+    for name, values in score_heads_merged(run, reference).items():
+        expected = reference.outputs[name]
+        difference = np.abs(values.astype(np.float64) - expected)
+        difference[~np.isfinite(difference)] = np.inf
+        row, column = np.unravel_index(int(difference.argmax()), difference.shape)
+        if difference[row, column] > tolerance:
+            raise ParityError(
+                f"parity failed at {name}, column {column} of sample {row + 1}: the graph says "
+                f"{values[row, column]:.6g}, PyTorch {expected[row, column]:.6g}; the difference "
+                f"{difference[row, column]:.3g} is over the tolerance {tolerance:g} "
+                f"({int((difference > tolerance).any(1).sum())} of {len(expected)} samples are)"
+            )
+
+
+def score_heads_merged(run: Callable[[Feed], Outputs], reference: HeadReference) -> Outputs:
+    """The graph's outputs where the reference has PyTorch's; see `score_merged`."""
+    return reference.own(score_merged(run, reference.samples, reference.widths))
+
+
+def score_merged(run: Callable[[Feed], Outputs], pairs: Sequence[Pair], widths: Mapping[str, int]) -> Outputs:
+    """The outputs [pairs, width] of all pairs, by name, run in merged batches of mixed sizes.
+
+    Raises:
+        ParityError: a batch was answered without one of them, or with another shape.
+    """
+    found: Outputs = {name: np.full((len(pairs), width), np.nan, np.float32) for name, width in widths.items()}
     chance = random.Random(0)
     with tqdm(total=len(pairs), unit="pair", desc="score", leave=False) as progress:
         for batch in plan_batches([len(pair["input_ids"]) for pair in pairs]):
             answer = run(pack(cut_into_requests([pairs[index] for index in batch], chance)))
-            if answer.shape != (len(batch), labels):
-                raise ParityError(
-                    f"a batch of {len(batch)} pairs was answered with logits of shape {list(answer.shape)}, "
-                    f"[{len(batch)}, {labels}] was expected"
-                )
-            logits[batch] = answer
+            for name, values in found.items():
+                shape = answer[name].shape if name in answer else ()
+                if shape != (len(batch), widths[name]):
+                    raise ParityError(
+                        f"a batch of {len(batch)} pairs was answered with {name} of shape {list(shape)}, "
+                        f"[{len(batch)}, {widths[name]}] was expected"
+                    )
+                values[batch] = answer[name]
             progress.update(len(batch))
-    return logits
+    return found
 
 
 def plan_batches(lengths: Sequence[int]) -> list[list[int]]:

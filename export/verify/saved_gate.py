@@ -1,28 +1,30 @@
 """The evaluation that a version was gated on, kept beside it so that a plan built elsewhere meets the same gates.
 
-`gate.npz` holds the evaluation pairs as token ids with their clicks, PyTorch's logits, the engine's gates and their
-limits. With it, `python -m export plan` needs neither the checkpoint nor PyTorch. Whoever can read the model repository
-can read the evaluation texts: protect it as you protect the click log.
+`gate.npz` holds the evaluation pairs as token ids with their clicks, PyTorch's logits, its further heads' outputs on a
+sample, the engine's gates and their limits. With it, `python -m export plan` needs neither the checkpoint nor PyTorch.
+Whoever can read the model repository can read the evaluation texts: protect it as you protect the click log.
 """
 
 from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
 from itertools import cycle
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
+from numpy.typing import NDArray
 
-from export.graph.packing import Feed, Logits, Pair, add_longest, pack
+from export.graph.packing import Feed, Logits, Outputs, Pair, add_longest, pack
 from export.verify.comparison import compare
 from export.verify.gates import TIE, Gate, GateError, Limits, check, check_finite, describe_failures
+from export.verify.heads import HeadReference, compare_heads
 from finetune.data.clicklog import ClickRow
-from release.names import GATE_FILE
+from release.names import GATE_FILE, HEAD_OUTPUTS, LOGITS
 
 MERGED = (1, 2, 4)  # requests in a batch
 PAIRS_A_REQUEST = 16
@@ -39,29 +41,58 @@ def save_gate(
     labels: Sequence[str],
     gates: Iterable[Gate],
     limits: Limits,
+    heads: HeadReference | None = None,
 ) -> None:
     """Writes `gate.npz` into a version's folder; `reference` is PyTorch's logits [rows, labels]."""
     allowed = {gate.name: gate.of(limits) for gate in gates}
     names = {name: number for number, name in enumerate(dict.fromkeys(row.group for row in rows))}
+    facts = {"labels": list(labels), "gates": allowed, "tie": TIE.of(limits)}
+    further: dict[str, Any] = {}
+    if heads:
+        facts |= {"head_texts": heads.texts, "several_topics": heads.several_topics}
+        further = flatten(heads.samples, "head_") | heads.outputs
     np.savez_compressed(
         folder / GATE_FILE,
-        input_ids=np.concatenate([np.array(pair["input_ids"], dtype=np.int32) for pair in pairs]),
-        token_type_ids=np.concatenate([np.array(pair["token_type_ids"], dtype=np.int8) for pair in pairs]),
-        lengths=np.array([len(pair["input_ids"]) for pair in pairs], dtype=np.int32),
+        **flatten(pairs),
+        **further,
         groups=np.array([names[row.group] for row in rows], dtype=np.int32),
         clicks=np.array([row.clicks for row in rows]),
         impressions=np.array([row.impressions for row in rows]),
         reference=reference,
-        facts=np.array(json.dumps({"labels": list(labels), "gates": allowed, "tie": TIE.of(limits)})),
+        facts=np.array(json.dumps(facts)),
     )
 
 
-def gate(folder: Path, run: Callable[[Feed], Logits], known: Iterable[Gate]) -> dict[str, Any]:
+def flatten(pairs: Sequence[Pair], prefix: str = "") -> dict[str, Any]:
+    """Pairs end to end, as arrays of the file."""
+    return {
+        f"{prefix}input_ids": np.concatenate([np.array(pair["input_ids"], dtype=np.int32) for pair in pairs]),
+        f"{prefix}token_type_ids": np.concatenate([np.array(pair["token_type_ids"], dtype=np.int8) for pair in pairs]),
+        f"{prefix}lengths": np.array([len(pair["input_ids"]) for pair in pairs], dtype=np.int32),
+    }
+
+
+def unflatten(kept: Mapping[str, NDArray[Any]], prefix: str = "") -> list[Pair]:
+    """The pairs that `flatten` laid end to end."""
+    ends = np.cumsum(kept[f"{prefix}lengths"])[:-1]
+    texts = zip(*(np.split(kept[f"{prefix}{name}"], ends) for name in ("input_ids", "token_type_ids")), strict=True)
+    return [{"input_ids": ids.tolist(), "token_type_ids": types.tolist()} for ids, types in texts]
+
+
+def read_heads(kept: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]) -> HeadReference | None:
+    """The further heads' reference; None if the checkpoint has the click alone."""
+    if "head_texts" not in facts:
+        return None
+    outputs = {name: kept[name] for name in HEAD_OUTPUTS if name in kept}
+    return HeadReference(unflatten(kept, "head_"), facts["head_texts"], facts["several_topics"], outputs)
+
+
+def gate(folder: Path, run: Callable[[Feed], Outputs], known: Iterable[Gate]) -> dict[str, Any]:
     """Holds a plan against the gates that its version was published with.
 
     Args:
         folder: the version's, with `gate.npz`.
-        run: computes the logits [pairs, labels] of one packed batch with the inputs of a TensorRT graph.
+        run: computes the outputs of one packed batch with the inputs of a TensorRT graph.
         known: the gates of this release.
 
     Returns:
@@ -76,34 +107,48 @@ def gate(folder: Path, run: Callable[[Feed], Logits], known: Iterable[Gate]) -> 
         facts = json.loads(str(kept["facts"]))
         by_name = {gate.name: gate for gate in known}
         gates = [by_name[name] for name in facts["gates"]]
-        reference, ends = kept["reference"], np.cumsum(kept["lengths"])[:-1]
-        texts = zip(*(np.split(kept[name], ends) for name in ("input_ids", "token_type_ids")), strict=True)
-        pairs = [{"input_ids": ids.tolist(), "token_type_ids": types.tolist()} for ids, types in texts]
+        reference, pairs, heads = kept["reference"], unflatten(kept), read_heads(kept, facts)
         columns = zip(*(kept[name].tolist() for name in ("groups", "clicks", "impressions")), strict=True)
         rows = [ClickRow(str(group), "", "", clicks, impressions) for group, clicks, impressions in columns]
     except (OSError, EOFError, ValueError, KeyError, TypeError, BadZipFile, zlib.error) as exc:
         raise GateError(f"{folder / GATE_FILE} cannot be read ({exc!r}); export the model again") from exc
-    logits = np.full_like(reference, np.nan)
-    for batch, requests in merge(pairs):
-        answer = run(add_longest(pack(requests)))
-        if answer.shape != logits[batch].shape:
-            raise GateError(
-                f"{folder.parent.name}: a batch was answered with logits of shape {list(answer.shape)}, "
-                f"{list(logits[batch].shape)} was expected"
-            )
-        logits[batch] = answer
-    check_finite(folder.parent.name, logits)
+    model = folder.parent.name
+    logits = compute(model, run, pairs, {LOGITS: reference.shape[1]})[LOGITS]
+    check_finite(model, logits)
     comparison = compare(rows, reference, logits, facts["labels"], facts["tie"])
-    if failures := describe_failures(folder.parent.name, check(gates, comparison, facts["gates"])):
+    if heads:
+        found = heads.own(compute(model, run, heads.samples, heads.widths))
+        comparison = replace(comparison, heads=compare_heads(model, found, heads))
+    if failures := describe_failures(model, check(gates, comparison, facts["gates"])):
         raise GateError("; ".join(failures))
-    alone = np.concatenate([run(add_longest(pack([[pair]]))) for pair in pairs[:LONE]])
+    alone = np.concatenate([run(add_longest(pack([[pair]])))[LOGITS] for pair in pairs[:LONE]])
     difference = float(np.abs(alone - logits[:LONE]).mean())
     if not difference <= LONE_DIFFERENCE:  # nor NaN
         raise GateError(
-            f"{folder.parent.name}: the logits of {len(alone)} pairs differ by {difference:.2g} on average between a "
+            f"{model}: the logits of {len(alone)} pairs differ by {difference:.2g} on average between a "
             f"batch of one pair and a merged one, allowed is {LONE_DIFFERENCE:g}"
         )
     return asdict(comparison)
+
+
+def compute(model: str, run: Callable[[Feed], Outputs], pairs: Sequence[Pair], widths: Mapping[str, int]) -> Outputs:
+    """A plan's outputs [pairs, width] of all pairs, by name.
+
+    Raises:
+        GateError: a batch was answered without one of them, or with another shape.
+    """
+    found: Outputs = {name: np.full((len(pairs), width), np.nan, np.float32) for name, width in widths.items()}
+    for batch, requests in merge(pairs):
+        answer = run(add_longest(pack(requests)))
+        for name, values in found.items():
+            shape = answer[name].shape if name in answer else ()
+            if shape != values[batch].shape:
+                raise GateError(
+                    f"{model}: a batch was answered with {name} of shape {list(shape)}, "
+                    f"{list(values[batch].shape)} was expected"
+                )
+            values[batch] = answer[name]
+    return found
 
 
 def merge(pairs: Sequence[Pair]) -> list[tuple[slice, list[list[Pair]]]]:

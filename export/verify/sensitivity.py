@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm import tqdm
 
-from export.graph.packing import Feed, Logits, Pair
+from export.graph.packing import Feed, Logits, Outputs, Pair
 from export.quantize.calibration import stratify
 from export.verify.parity import score_merged
+from release.names import LOGITS
 
 SAMPLE = 256  # pairs, of all lengths
 SHOWN = 12
@@ -31,7 +32,7 @@ class Cost:
 
 
 def measure_sensitivity(
-    build: Callable[[Sequence[str]], Callable[[Feed], Logits]],
+    build: Callable[[Sequence[str]], Callable[[Feed], Outputs]],
     layers: Sequence[str],
     pairs: Sequence[Pair],
     reference: Logits,
@@ -51,7 +52,7 @@ def measure_sensitivity(
     chosen = [pairs[index] for index in sample]
 
     def error(kept: Sequence[str]) -> float:
-        logits = score_merged(build(kept), chosen, reference.shape[1])
+        logits = score_merged(build(kept), chosen, {LOGITS: reference.shape[1]})[LOGITS]
         return float(np.sqrt(np.mean((logits - reference[sample]) ** 2)))
 
     base = error(keep_fp32)

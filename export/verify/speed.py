@@ -12,14 +12,14 @@ from collections.abc import Callable, Mapping, Sequence
 
 from tqdm import tqdm
 
-from export.graph.packing import Feed, Logits, Pair, pack
+from export.graph.packing import Feed, Outputs, Pair, pack
 
 PAIRS_A_BATCH = 32
 BATCHES = 16  # of all lengths
 ROUNDS = 4
 
 
-def measure_speed(runs: Mapping[str, Callable[[Feed], Logits]], pairs: Sequence[Pair]) -> dict[str, float]:
+def measure_speed(runs: Mapping[str, Callable[[Feed], Outputs]], pairs: Sequence[Pair]) -> dict[str, float]:
     """Pairs per second of each engine, given as a function of one packed batch: the best of ROUNDS rounds."""
     if not runs:
         return {}

@@ -4,14 +4,14 @@
 # ruff: noqa: PLC0415
 
 import argparse
+import errno
 import json
 import sys
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from finetune.commands.options import DEMO, SAMPLE
-
-COUNTS = ("pairs", "groups", "ranked_groups", "impressions", "clicks")
 
 
 def add_commands(commands: Any) -> None:
@@ -28,17 +28,58 @@ def add_commands(commands: Any) -> None:
     evaluate.add_argument(
         "--click-label", metavar="LABEL", help="name or index of the label that means a click, if the names do not tell"
     )
+    evaluate.add_argument(
+        "--by",
+        metavar="FIELD",
+        action="append",
+        default=[],
+        help="all metrics for each value of a field, too: topic, position, user or any other key of the log; may be "
+        "repeated",
+    )
+    evaluate.add_argument(
+        "--bootstrap",
+        metavar="DRAWS",
+        type=_draws,
+        default=1000,
+        help="draws of groups for the 95%% intervals, 0 for none; default: %(default)s",
+    )
+    evaluate.add_argument("--page", type=Path, help="write the evaluation as a page with pictures, too: an HTML file")
     evaluate.set_defaults(run=_evaluate)
 
 
 def _evaluate(options: argparse.Namespace) -> None:
     from finetune.data.clicklog import read_click_log
     from finetune.evaluation.checkpoint import evaluate
+    from finetune.evaluation.report import screen_lines, to_document
 
-    metrics, missing = evaluate(options.checkpoint, read_click_log(options.data), options.click_label)
-    if missing:
-        print(f"{options.checkpoint}: no weights for {', '.join(missing)}; they are random (seed 0)", file=sys.stderr)
-    for name, value in metrics.items():
-        print(f"{name:<20}{value:>12,.{0 if name in COUNTS else 4}f}")
-    document: dict[str, Any] = {"checkpoint": options.checkpoint, "data": str(options.data), **metrics}
-    print(json.dumps(document, allow_nan=False))
+    rows = read_click_log(options.data)
+    if options.page:
+        _check_place(options.page)
+    evaluation = evaluate(options.checkpoint, rows, options.click_label, options.by, options.bootstrap)
+    if evaluation.missing:
+        missing = ", ".join(evaluation.missing)
+        print(f"{options.checkpoint}: no weights for {missing}; they are random (seed 0)", file=sys.stderr)
+    about = options.checkpoint, str(options.data)
+    for line in screen_lines(evaluation):
+        print(line)
+    print(json.dumps(to_document(*about, evaluation), allow_nan=False))
+    if options.page:
+        from finetune.evaluation.page import write_page
+
+        write_page(options.page, *about, evaluation)
+
+
+def _draws(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{number} is negative")
+    return number
+
+
+def _check_place(page: Path) -> None:
+    """Raise OSError if no file can be written there, before minutes of computing."""
+    if page.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "is a folder; name a file", str(page))
+    page.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryFile(dir=page.parent):
+        pass

@@ -3,42 +3,36 @@
     {"group": "impression id", "query": "user text", "document": "candidate text", "click": 0 or 1}
     {"group": "impression id", "query": "user text", "document": "candidate text", "impressions": 40, "clicks": 3}
 
-A line holds either `click` or both counts. Other keys and blank lines are ignored. `python -m export plan` imports this
-module where neither torch nor transformers is installed.
+A line holds either `click` or both counts. It may also hold
+
+    "topic": "sport" or ["sport", "tennis"]     of the document
+    "position": 3                               where it was shown, from 1
+    "user": "u7"
+    "time": 1767225600 or "2026-01-01T00:00Z"   seconds since 1970, or ISO 8601; without an offset it is UTC
+    "features": {"price": 9.5}                  finite numbers
+
+Every other key with a text, number or truth value is kept as text (`ClickRow.others`); blank lines and other values are
+ignored. `python -m export plan` imports this module where neither torch nor transformers is installed.
 """
 
 import gzip
 import json
-import math
 import zlib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import IO, cast
 
-TEXT_KEYS = ("group", "query", "document")
+from finetune.data.row import ClickLogError, ClickRow, parse_row
 
-
-class ClickLogError(ValueError):
-    """Raised for a click log that cannot be used; the message names file and line, what is wrong and what to do."""
-
-
-@dataclass(frozen=True, slots=True)
-class ClickRow:
-    """One candidate shown to one user: of `impressions` (1 where the log has `click`), `clicks` were clicks."""
-
-    group: str
-    query: str
-    document: str
-    clicks: float
-    impressions: float
-    topics: tuple[str, ...] = ()  # of the document
-    position: int | None = None  # where it was shown, from 1
-    user: str | None = None
-    time: float | None = None  # when it was shown, in seconds since 1970 UTC
-    features: Mapping[str, float] = field(default_factory=dict)
-    others: Mapping[str, str] = field(default_factory=dict)  # every other key that holds a text, number or truth value
-    line: int = 0  # in its file, from 1; 0: it comes from no file
+__all__ = [
+    "ClickLogError",
+    "ClickRow",
+    "find_split",
+    "iterate_click_log",
+    "iterate_with_lines",
+    "read_click_log",
+    "read_lines",
+]
 
 
 def find_split(data: Path, name: str) -> Path:
@@ -61,98 +55,64 @@ def read_click_log(path: str | Path) -> list[ClickRow]:
     Raises:
         ClickLogError: the file cannot be read or holds no row, or a line breaks the format (the first is named).
     """
-    path = Path(path)
-    rows: list[ClickRow] = []
+    return list(iterate_click_log(path))
+
+
+def iterate_click_log(path: str | Path, watch: Callable[[int], None] | None = None) -> Iterator[ClickRow]:
+    """Read and check a click log row by row, so that it may be larger than memory. For `watch`, see `read_lines`.
+
+    Raises:
+        ClickLogError: as `read_click_log`, as soon as the fault is reached.
+    """
+    return (row for row, _ in iterate_with_lines(Path(path), watch))
+
+
+def iterate_with_lines(path: Path, watch: Callable[[int], None] | None = None) -> Iterator[tuple[ClickRow, str]]:
+    """As `iterate_click_log`, each row with the line that it was read from, without the line's end.
+
+    Raises:
+        ClickLogError: as `iterate_click_log`.
+    """
+    empty = True
+    for number, line in enumerate(read_lines(path, watch), start=1):
+        if line.strip():
+            empty = False
+            yield _parse_line(line, f"{path}, line {number}", number), line.rstrip("\r\n")
+    if empty:
+        raise ClickLogError(f"{path}: the click log is empty; it needs at least one row of JSON")
+
+
+def read_lines(path: Path, watch: Callable[[int], None] | None = None) -> Iterator[str]:
+    """Read the lines of a UTF-8 text file, gzipped if its name ends in `.gz`, with their line ends.
+
+    `watch` is told, with each line, how many bytes of the file were read so far.
+
+    Raises:
+        ClickLogError: the file cannot be read, or a line is not UTF-8.
+    """
     number = 0
     try:
-        with _open_text(path) as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    rows.append(_parse_line(line, f"{path}, line {number}"))
+        with path.open("rb") as raw:
+            for data in cast(IO[bytes], gzip.GzipFile(fileobj=raw)) if path.suffix == ".gz" else raw:
+                number += 1
+                if watch:
+                    watch(raw.tell())
+                # "utf-8-sig" also reads plain UTF-8; spreadsheets and PowerShell put a byte order mark in front.
+                yield data.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
-        raise ClickLogError(f"{path}, after line {number}: not UTF-8 ({error}); save the click log as UTF-8") from error
+        raise ClickLogError(f"{path}, line {number}: not UTF-8 ({error}); save the file as UTF-8") from error
     except (OSError, EOFError, zlib.error) as error:
         # gzip reports a damaged file in three ways: OSError (bad magic, CRC), EOFError (cut off) and zlib.error.
         reason = getattr(error, "strerror", None) or error
         place = f" after line {number}" if number else ""
         raise ClickLogError(f"{path}: cannot read{place}: {reason}; check the path and the file") from error
-    if not rows:
-        raise ClickLogError(f"{path}: the click log is empty; it needs at least one row of JSON")
-    return rows
 
 
-def _open_text(path: Path) -> TextIO:
-    # "utf-8-sig" also reads plain UTF-8; spreadsheets and PowerShell put a byte order mark in front.
-    if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8-sig")
-    return path.open(encoding="utf-8-sig")
-
-
-def _parse_line(line: str, where: str) -> ClickRow:
+def _parse_line(line: str, where: str, number: int) -> ClickRow:
     try:
         fields = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise ClickLogError(f"{where}: not JSON ({error}); write one JSON object a line") from error
     if not isinstance(fields, dict):
         raise ClickLogError(f"{where}: holds {type(fields).__name__}, not an object; write one JSON object a line")
-    group, query, document = (_text(fields, key, where) for key in TEXT_KEYS)
-    clicks, impressions = _counts(fields, where)
-    return ClickRow(group, query, document, clicks, impressions)
-
-
-def _text(fields: dict[str, object], key: str, where: str) -> str:
-    if key not in fields:
-        raise ClickLogError(f"{where}: {key!r} is missing; a row needs group, query, document and click (or counts)")
-    value = fields[key]
-    if not isinstance(value, str):
-        raise ClickLogError(f"{where}: {key!r} is {_shown(value)}, not a string; write it in quotes")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        # JSON can spell half of a surrogate pair ("\ud83d"); no tokenizer accepts it.
-        raise ClickLogError(
-            f"{where}: {key!r} holds half a character ({error.reason}); cut texts by character"
-        ) from error
-    return value
-
-
-def _counts(fields: dict[str, object], where: str) -> tuple[float, float]:
-    counted = [key for key in ("impressions", "clicks") if key in fields]
-    if "click" in fields:
-        if counted:
-            raise ClickLogError(
-                f"{where}: holds both 'click' and {counted[0]!r}; keep either 'click' or the two counts"
-            )
-        click = fields["click"]
-        if isinstance(click, bool) or click not in (0, 1):
-            raise ClickLogError(f"{where}: 'click' is {_shown(click)}; it must be 0 or 1 (for counts, use 'clicks')")
-        return float(click == 1), 1.0
-    if len(counted) < 2:
-        what = f"{counted[0]!r} stands alone" if counted else "'click' is missing"
-        raise ClickLogError(f"{where}: {what}; write 'click', or both 'impressions' and 'clicks'")
-    impressions, clicks = (_count(fields, key, where) for key in ("impressions", "clicks"))
-    if impressions == 0:
-        raise ClickLogError(f"{where}: 'impressions' is 0, so the row says nothing; leave it out")
-    if clicks > impressions:
-        raise ClickLogError(
-            f"{where}: {clicks:g} clicks of {impressions:g} impressions; clicks cannot exceed impressions"
-        )
-    return clicks, impressions
-
-
-def _count(fields: dict[str, object], key: str, where: str) -> float:
-    value = fields[key]
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ClickLogError(f"{where}: {key!r} is {_shown(value)}, not a number; write a count, without quotes")
-    try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf
-    if not math.isfinite(number) or number < 0:
-        raise ClickLogError(f"{where}: {key!r} is {_shown(value)}; a count must be finite and not negative")
-    return number
-
-
-def _shown(value: object) -> str:
-    text = repr(value) if not isinstance(value, int) or abs(value) < 10**20 else "a huge integer"
-    return text if len(text) <= 60 else text[:57] + "..."
+    return parse_row(fields, where, number)

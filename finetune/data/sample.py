@@ -1,14 +1,18 @@
 """A sample click log made from templates, to try every step on: shop and news impressions with noisy clicks.
 
-A click is drawn with a probability that depends on whether the user text mentions the candidate's topic (the two sides
-use different words for it) and on the candidate's own appeal ("Half price", "Out of stock"). Since clicks are drawn,
-even the true probabilities rank imperfectly; `SampleRow.probability` keeps them, to report that ceiling.
+A click is drawn. Its log-odds are a sum: the relevance, which the texts tell (does the user text mention the topic of
+the candidate, for which the two sides use different words? how appealing is the candidate: "Half price", "Out of
+stock"?), the position bias, and a drift over four weeks, in which news become more popular and the shop less. The
+positions come from a ranker that knows something of the relevance, so that better candidates stand higher, and click
+rates by position show far more than the bias. Users come one after the other, train before dev before test.
 
-No real user is behind it: it shows that every step works, and not which model suits real traffic. It has no position
-bias, and the topics of the test users also occur in training.
+Since clicks are drawn, even the true relevance ranks imperfectly. `SampleRow` keeps it, to report that ceiling: the
+best AUC possible for what sees the texts alone.
+
+No real user is behind it: it shows that every step works, and not which model suits real traffic. The topics of the
+test users also occur in training.
 """
 
-import json
 import math
 import re
 from collections.abc import Sequence
@@ -17,8 +21,9 @@ from pathlib import Path
 from random import Random
 from typing import TypeVar
 
-from finetune.data.clicklog import ClickRow
+from finetune.data.row import ClickRow, format_row
 from finetune.data.sample_words import DOMAINS, SLOTS, USER_FILLER, Domain, Topic
+from finetune.data.writing import whole_files
 from finetune.evaluation.metrics import evaluate_ranking
 
 T = TypeVar("T")
@@ -29,20 +34,28 @@ WORDS = (4, 400)
 LENGTHS = ((0.83, 4, 16), (0.97, 17, 60), (1.00, 61, 1000))  # cumulative share, words from and to
 MATCH_SHARE = 0.36
 NAMED_SHARE = 0.6  # of the phrases name their topic, so both sides share a word in a third of the matches
-MATCH_LOGIT, OTHER_LOGIT, APPEAL_LOGIT = 0.65, -2.8, 1.2
+MATCH_LOGIT, OTHER_LOGIT, APPEAL_LOGIT = 1.4, -2.1, 1.2
+POSITION_LOGIT = -0.35  # with each doubling of the position: 0 at position 1, -0.35 at 2, -0.7 at 4
+DRIFT_LOGIT = {"shop": -0.3, "news": 0.3}  # a week, and 0 in the middle of the four
+RANKER_SHARE, RANKER_NOISE = 0.5, 1.0  # what the logging ranker knows of the relevance, and how far it errs
+START = 1_767_571_200  # Monday, 2026-01-05 00:00 UTC
+HOUR, WEEK = 3600, 7 * 24 * 3600
+HOURS_A_USER = 3  # some 220 users fill four weeks
 
 
 @dataclass(frozen=True, slots=True)
 class SampleRow:
-    """A row of the sample and the probability its click was drawn with."""
+    """A row of the sample, and what its click was drawn from."""
 
     row: ClickRow
-    probability: float
+    relevance: float  # in log-odds: all that the texts tell
+    probability: float  # of the click, with position bias and drift
 
 
 def generate_sample(seed: int) -> dict[str, list[SampleRow]]:
     """Generate the splits train, dev and test. A user is in one split only; a group is `domain-user-visit`."""
-    dice = _Dice(seed)
+    # Positions and times have dice of their own, so that a change of theirs leaves every text as it is.
+    dice, showing = _Dice(seed), _Dice(~seed)
     splits: dict[str, list[SampleRow]] = {name: [] for name in SPLITS}
     user = 0
     for name, size in SPLITS.items():
@@ -50,7 +63,9 @@ def generate_sample(seed: int) -> dict[str, list[SampleRow]]:
             domain = DOMAINS[user % len(DOMAINS)]
             interests = dice.shuffled(domain.topics)[:3]
             for visit in range(1 + dice.below(3)):
-                splits[name] += _impression(dice, domain, interests, f"{domain.name}-u{user:04d}-{visit}")
+                time = START + (user * HOURS_A_USER + visit) * HOUR + showing.below(HOUR)
+                shown = _Shown(f"{domain.name}-u{user:04d}-{visit}", f"u{user:04d}", time)
+                splits[name] += _impression(dice, showing, domain, interests, shown)
             user += 1
     return splits
 
@@ -61,22 +76,15 @@ def write_sample(folder: Path, seed: int) -> dict[str, dict[str, float]]:
     The files get their names once all three are written, so an error or Ctrl-C leaves older ones untouched.
     """
     splits = generate_sample(seed)
-    folder.mkdir(parents=True, exist_ok=True)
-    drafts = {folder / f".{name}.jsonl.draft": folder / f"{name}.jsonl" for name in splits}
-    try:
-        for draft, rows in zip(drafts, splits.values(), strict=True):
-            draft.write_text("".join(_line(sample.row) for sample in rows), encoding="utf-8", newline="\n")
-        for draft, final in drafts.items():
-            draft.replace(final)
-    finally:
-        for draft in drafts:
-            draft.unlink(missing_ok=True)
+    with whole_files([folder / f"{name}.jsonl" for name in splits]) as files:
+        for file, rows in zip(files, splits.values(), strict=True):
+            file.writelines(format_row(sample.row) for sample in rows)
     return {name: _summary(rows) for name, rows in splits.items()}
 
 
 def _summary(samples: Sequence[SampleRow]) -> dict[str, float]:
     rows = [sample.row for sample in samples]
-    ceiling = evaluate_ranking(rows, [sample.probability for sample in samples])
+    ceiling = evaluate_ranking(rows, [_sigmoid(sample.relevance) for sample in samples])
     words = [len(row.query.split()) + len(row.document.split()) for row in rows]
     return {
         "rows": len(rows),
@@ -87,9 +95,13 @@ def _summary(samples: Sequence[SampleRow]) -> dict[str, float]:
     }
 
 
-def _line(row: ClickRow) -> str:
-    fields = {"group": row.group, "query": row.query, "document": row.document, "click": int(row.clicks)}
-    return json.dumps(fields, ensure_ascii=False) + "\n"
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """An impression: its id, whose it was, and when, in whole seconds since 1970."""
+
+    group: str
+    user: str
+    time: int
 
 
 class _Dice:
@@ -103,6 +115,10 @@ class _Dice:
 
     def pick(self, options: Sequence[T]) -> T:
         return options[self.below(len(options))]
+
+    def normal(self) -> float:
+        """Draw from the standard normal distribution (Box and Muller)."""
+        return math.sqrt(-2 * math.log(1 - self.random())) * math.cos(2 * math.pi * self.random())
 
     def shuffled(self, items: Sequence[T]) -> list[T]:
         result = list(items)
@@ -123,21 +139,52 @@ class _Dice:
         return min(WORDS[1], int(low * math.exp(self.random() * math.log((high + 1) / low))))
 
 
-def _impression(dice: _Dice, domain: Domain, interests: Sequence[Topic], group: str) -> list[SampleRow]:
+def _impression(
+    dice: _Dice, showing: _Dice, domain: Domain, interests: Sequence[Topic], shown: _Shown
+) -> list[SampleRow]:
     length = dice.length()
     mentioned = dice.shuffled(interests)[: 1 if length < 20 else 2]
     others = [topic for topic in domain.topics if topic not in mentioned]
     sentences = [dice.fill(dice.pick(domain.user), phrase=_phrase(dice, topic, topic.user)) for topic in mentioned]
     query = _compose(dice, sentences, USER_FILLER, length)
-    samples = []
+    candidates = []
     for _ in range(CANDIDATES[0] + dice.below(CANDIDATES[1] - CANDIDATES[0] + 1)):
         matches = dice.random() < MATCH_SHARE
-        document, appeal = _candidate(dice, domain, dice.pick(mentioned if matches else others))
-        logit = (MATCH_LOGIT if matches else OTHER_LOGIT) + APPEAL_LOGIT * appeal
-        probability = 1 / (1 + math.exp(-logit))
-        row = ClickRow(group, query, document, clicks=float(dice.random() < probability), impressions=1.0)
-        samples.append(SampleRow(row, probability))
+        topic = dice.pick(mentioned if matches else others)
+        document, appeal = _candidate(dice, domain, topic)
+        relevance = (MATCH_LOGIT if matches else OTHER_LOGIT) + APPEAL_LOGIT * appeal
+        candidates.append((document, topic.name, relevance, dice.random()))
+    drift = DRIFT_LOGIT[domain.name] * ((shown.time - START) / WEEK - 2)
+    samples = []
+    positions = _positions(showing, [relevance for _, _, relevance, _ in candidates])
+    for (document, topic_name, relevance, draw), position in zip(candidates, positions, strict=True):
+        probability = _sigmoid(relevance + POSITION_LOGIT * math.log2(position) + drift)
+        row = ClickRow(
+            shown.group,
+            query,
+            document,
+            clicks=float(draw < probability),
+            impressions=1.0,
+            topics=(topic_name,),
+            position=position,
+            user=shown.user,
+            time=shown.time,
+            others={"domain": domain.name},
+        )
+        samples.append(SampleRow(row, relevance, probability))
     return samples
+
+
+def _positions(showing: _Dice, relevances: Sequence[float]) -> list[int]:
+    """Rank as the ranker did that made the log, and return each candidate's position, from 1."""
+    guesses = [RANKER_SHARE * relevance + RANKER_NOISE * showing.normal() for relevance in relevances]
+    order = sorted(range(len(guesses)), key=lambda index: -guesses[index])
+    positions = {index: position for position, index in enumerate(order, start=1)}
+    return [positions[index] for index in range(len(guesses))]
+
+
+def _sigmoid(logit: float) -> float:
+    return 1 / (1 + math.exp(-logit))
 
 
 def _phrase(dice: _Dice, topic: Topic, vocabulary: Sequence[str]) -> str:

@@ -10,7 +10,8 @@ Not known here: position bias. Clicks are taken as they were logged.
 
 from collections import defaultdict
 from collections.abc import Sequence
-from math import comb
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -27,12 +28,15 @@ from sklearn.metrics import (
 
 from finetune.checkpoint.labels import click_column
 from finetune.data.clicklog import ClickRow
+from finetune.evaluation.significance import differ_significantly
 
 __all__ = [
-    "MetricError", "calibration_error", "click_column", "click_probability", "evaluate_ranking", "group_rows",
+    "MetricError", "ScoredLog", "calibration_error", "check_clicks", "click_column", "click_probability",
+    "evaluate_ranking", "group_rows", "measure", "reciprocal_rank",
 ]  # fmt: skip
 
 FloatArray = NDArray[np.float64]
+Sums = tuple[FloatArray, FloatArray]
 THRESHOLD = 0.5
 CUTOFF = 10
 BINS = 15
@@ -69,6 +73,56 @@ def click_probability(logits: ArrayLike, labels: Sequence[str]) -> FloatArray:
     return np.asarray(exponents[:, column] / exponents.sum(axis=1))
 
 
+@dataclass(frozen=True)
+class ScoredLog:
+    """A click log's columns beside the click probabilities `scores`; all [rows], in the log's order."""
+
+    scores: FloatArray
+    clicks: FloatArray
+    impressions: FloatArray
+    groups: list[NDArray[np.int64]]  # each group's rows
+
+    @classmethod
+    def of(cls, rows: Sequence[ClickRow], probabilities: ArrayLike) -> "ScoredLog":
+        """Take the columns of `rows` and their click probabilities [rows].
+
+        Raises:
+            MetricError: no rows, or probabilities of another shape, NaN, or outside 0..1.
+        """
+        scores = _checked(rows, probabilities)
+        clicks, impressions = (np.array([getattr(row, name) for row in rows]) for name in ("clicks", "impressions"))
+        return cls(scores, clicks, impressions, group_rows(rows))
+
+    @cached_property
+    def ranking_sums(self) -> dict[str, Sums]:
+        """What each group adds to the ranking metrics, by name: numerators [groups] and denominators [groups].
+
+        A metric is the sum of its numerators over that of its denominators. A group without contrast adds nothing.
+        """
+        ndcg, rank, ranked, right, compared, right_significant, significant = np.zeros((7, len(self.groups)))
+        counted = bool((self.impressions > 1).any())
+        for number, group in enumerate(self.groups):
+            clicks, impressions, scores = self.clicks[group], self.impressions[group], self.scores[group]
+            gains = clicks / impressions
+            if np.ptp(gains) == 0:
+                continue
+            ranked[number] = 1
+            ndcg[number] = ndcg_score([gains], [scores], k=CUTOFF)
+            rank[number] = reciprocal_rank(gains > 0, scores)
+            better = gains[:, None] > gains
+            credit = 0.5 + 0.5 * np.sign(scores[:, None] - scores)
+            right[number], compared[number] = (better * credit).sum(), better.sum()
+            if counted:
+                better &= differ_significantly(clicks, impressions)
+                right_significant[number], significant[number] = (better * credit).sum(), better.sum()
+        return {
+            "ndcg_at_10": (ndcg, ranked),
+            "mrr": (rank, ranked),
+            "pairwise_accuracy": (right, compared),
+            "significant_pair_accuracy": (right_significant, significant),
+        }
+
+
 def evaluate_ranking(rows: Sequence[ClickRow], probabilities: ArrayLike) -> dict[str, float]:
     """Evaluate click probabilities [rows] against the log; all values are plain floats and ints, ready for JSON.
 
@@ -82,36 +136,53 @@ def evaluate_ranking(rows: Sequence[ClickRow], probabilities: ArrayLike) -> dict
         mrr: mean reciprocal rank of the first candidate with a click; expected value over tied orders.
         pairwise_accuracy: of all pairs of one group with unequal click rates, the share ranked the right way round;
             a tie counts half. Every pair weighs the same, so large groups weigh more.
+        significant_pair_accuracy: the same over the pairs whose click rates differ significantly
+            (`differ_significantly`), and their number, significant_pairs. Both are absent if there is no such pair; a
+            log of single clicks has none.
     Counts: pairs (rows), groups, ranked_groups (those with contrast), impressions, clicks.
 
     Raises:
         MetricError: no rows; probabilities of another shape, NaN, or outside 0..1; no click or nothing but clicks (AUC
             is undefined); or no group with contrast (ranking metrics are undefined).
     """
-    scores = _checked(rows, probabilities)
-    clicks = np.array([row.clicks for row in rows])
-    impressions = np.array([row.impressions for row in rows])
-    if not 0 < clicks.sum() < impressions.sum():
-        kind = "no click" if clicks.sum() == 0 else "nothing but clicks"
+    log = ScoredLog.of(rows, probabilities)
+    check_clicks(log)
+    return measure(log)
+
+
+def check_clicks(log: ScoredLog) -> None:
+    """Refuse a log that `evaluate_ranking` cannot evaluate, whatever its scores.
+
+    Raises:
+        MetricError: no click, nothing but clicks, or no group with contrast.
+    """
+    if not 0 < log.clicks.sum() < log.impressions.sum():
+        kind = "no click" if log.clicks.sum() == 0 else "nothing but clicks"
         raise MetricError(f"the click log has {kind}: AUC is undefined; evaluate on a log with clicks and non-clicks")
-    groups = group_rows(rows)
-    ranked = [(clicks[i] / impressions[i], scores[i]) for i in groups]
-    ranked = [(gains, order) for gains, order in ranked if np.ptp(gains) > 0]
-    if not ranked:
+    rates = log.clicks / log.impressions
+    if not any(np.ptp(rates[group]) > 0 for group in log.groups):
         raise MetricError("no group has both better and worse candidates: ranking metrics are undefined; "
                           "give candidates that were shown together the same 'group'")  # fmt: skip
-    right, compared = np.sum([_pair_counts(gains, order) for gains, order in ranked], axis=0)
+
+
+def measure(log: ScoredLog) -> dict[str, float]:
+    """Measure what `evaluate_ranking` names, of a log that has clicks and non-clicks.
+
+    Ranking metrics are absent, not refused, where no group has contrast.
+    """
+    sums = log.ranking_sums
+    ranking = {name: float(above.sum() / below.sum()) for name, (above, below) in sums.items() if below.any()}
+    if "significant_pair_accuracy" in ranking:
+        ranking["significant_pairs"] = int(sums["significant_pair_accuracy"][1].sum())
     return {
-        **_impression_metrics(scores, clicks, impressions),
-        "ece": calibration_error(scores, clicks, impressions),
-        "ndcg_at_10": float(np.mean([ndcg_score([gains], [order], k=CUTOFF) for gains, order in ranked])),
-        "mrr": float(np.mean([_reciprocal_rank(gains > 0, order) for gains, order in ranked])),
-        "pairwise_accuracy": float(right / compared),
-        "pairs": len(rows),
-        "groups": len(groups),
-        "ranked_groups": len(ranked),
-        "impressions": float(impressions.sum()),
-        "clicks": float(clicks.sum()),
+        **_impression_metrics(log.scores, log.clicks, log.impressions),
+        "ece": calibration_error(log.scores, log.clicks, log.impressions),
+        **ranking,
+        "pairs": len(log.scores),
+        "groups": len(log.groups),
+        "ranked_groups": int(sums["mrr"][1].sum()),
+        "impressions": float(log.impressions.sum()),
+        "clicks": float(log.clicks.sum()),
     }
 
 
@@ -128,6 +199,19 @@ def calibration_error(probabilities: FloatArray, clicks: FloatArray, impressions
     bins = np.minimum((probabilities * BINS).astype(int), BINS - 1)
     gaps = np.bincount(bins, clicks - probabilities * impressions, minlength=BINS)
     return float(np.abs(gaps).sum() / impressions.sum())
+
+
+def reciprocal_rank(clicked: NDArray[np.bool_], scores: FloatArray) -> float:
+    """Expected 1 / rank of the first clicked candidate when ties are ordered at random."""
+    best = scores[clicked].max()
+    above = int((scores > best).sum())
+    tied = int((scores == best).sum())
+    tied_clicked = int((clicked & (scores == best)).sum())
+    # The first of `c` clicked among `t` tied places is at place j with the chance C(t - j, c - 1) / C(t, c): at place 1
+    # with c / t, and each next place is (t - j - c + 1) / (t - j) times as likely. (C itself outgrows a float.)
+    places = np.arange(1, tied - tied_clicked + 2)
+    steps = (tied - places[:-1] - tied_clicked + 1) / (tied - places[:-1])
+    return float((np.cumprod([tied_clicked / tied, *steps]) / (above + places)).sum())
 
 
 def _checked(rows: Sequence[ClickRow], probabilities: ArrayLike) -> FloatArray:
@@ -159,20 +243,3 @@ def _impression_metrics(scores: FloatArray, clicks: FloatArray, impressions: Flo
         "auc": float(roc_auc_score(truth, doubled, **weighted)),
         "log_loss": float(log_loss(truth, doubled, labels=[0, 1], **weighted)),
     }
-
-
-def _reciprocal_rank(clicked: NDArray[np.bool_], scores: FloatArray) -> float:
-    """Expected 1 / rank of the first clicked candidate when ties are ordered at random."""
-    best = scores[clicked].max()
-    above = int((scores > best).sum())
-    tied = int((scores == best).sum())
-    tied_clicked = int((clicked & (scores == best)).sum())
-    # The first of `c` clicked among `t` tied places is at place j in C(t - j, c - 1) of C(t, c) equally likely ways.
-    ways = ((place, comb(tied - place, tied_clicked - 1)) for place in range(1, tied - tied_clicked + 2))
-    return sum(count / (above + place) for place, count in ways) / comb(tied, tied_clicked)
-
-
-def _pair_counts(gains: FloatArray, scores: FloatArray) -> tuple[float, float]:
-    better = gains[:, None] > gains[None, :]
-    difference = scores[:, None] - scores[None, :]
-    return float((better * (0.5 + 0.5 * np.sign(difference))).sum()), float(better.sum())

@@ -135,7 +135,9 @@ def tokenize_passages(
     room = max_length - plain.num_special_tokens_to_add(is_pair=True)
     if len(user) + len(text) > room:
         user.truncate(max(room // 2, room - len(text)))
-        text.truncate(room - len(user), stride=min(overlap, room - len(user) - 1))
+        left = room - len(user)
+        if len(text) > left:  # an empty document leaves the user text all of the room
+            text.truncate(left, stride=min(overlap, left - 1))
     passages = [plain.post_process(user, window) for window in (text, *text.overflowing)]
     return [{"input_ids": passage.ids, "token_type_ids": passage.type_ids} for passage in passages]
 

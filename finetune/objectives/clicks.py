@@ -43,7 +43,8 @@ def pairwise_loss(logits: Tensor, clicks: Tensor, impressions: Tensor, groups: T
 
     The score of a pair is the difference of its logits. Its target is Phi(z), the probability that the first row's
     click rate is the higher one, where z is the statistic of the two-proportion test: near 0.5 where chance explains
-    the difference, near 0 or 1 where it does not. A pair of equal rates is left out.
+    the difference, near 0 or 1 where it does not. A pair of equal rates is left out. Two rows of one impression each
+    have no rates to test: there the target is the click itself.
 
     Args:
         logits: [rows, labels]; the score is the only logit, or "click" minus "no click".
@@ -63,12 +64,16 @@ def pairwise_loss(logits: Tensor, clicks: Tensor, impressions: Tensor, groups: T
 
 
 def higher_probability(clicks: Tensor, impressions: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """The probability that `first`'s click rate is the higher one, by the two-proportion z test: [pairs]."""
+    """The probability that `first`'s click rate is the higher one, by the two-proportion z test: [pairs].
+
+    1 or 0 where both rows are single impressions, one of which was clicked.
+    """
     rates = clicks / impressions
     pooled = (clicks[first] + clicks[second]) / (impressions[first] + impressions[second])
     variance = pooled * (1 - pooled) * (1 / impressions[first] + 1 / impressions[second])
     z = (rates[first] - rates[second]) / variance.clamp(min=LEAST_VARIANCE).sqrt()
-    return 0.5 * (1 + torch.erf(z / math.sqrt(2)))
+    single = (impressions[first] <= 1) & (impressions[second] <= 1)
+    return torch.where(single, (z > 0).to(z.dtype), 0.5 * (1 + torch.erf(z / math.sqrt(2))))
 
 
 class ListwiseLoss:
@@ -87,10 +92,8 @@ class ListwiseLoss:
         _, group = torch.unique(groups, return_inverse=True)
         count = int(group.max()) + 1
         # The highest score of each group is taken out, so that exp never overflows.
-        highest = torch.full((count,), -math.inf, device=scores.device).scatter_reduce(
-            0, group, scores.detach(), "amax"
-        )
-        shares = torch.zeros(count, device=scores.device).index_add(0, group, (scores - highest[group]).exp())
+        highest = scores.new_full((count,), -math.inf).scatter_reduce(0, group, scores.detach(), "amax")
+        shares = scores.new_zeros(count).index_add(0, group, (scores - highest[group]).exp())
         likelihood = scores - highest[group] - shares.log()[group]
         return -(clicks * likelihood).sum() / (count * self.mean_clicks)
 

@@ -101,8 +101,8 @@ def read_synonyms(path: Path, tokenizer: PreTrainedTokenizerFast) -> dict[Words,
         for words in synonyms:
             if words in seen:
                 raise SettingsError(
-                    f"{where}: {' '.join(words)!r} stands in line {seen[words]} already; join the two sets, or leave it "
-                    "out of one"
+                    f"{where}: {' '.join(words)!r} stands in line {seen[words]} already; join the two sets, "
+                    "or leave it out of one"
                 )
             seen[words] = number
             found[words] = synonyms

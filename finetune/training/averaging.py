@@ -42,8 +42,8 @@ def average(folders: Sequence[Path], output: Path) -> None:
         differing = [name for name, is_fault in faults.items() if is_fault]
         if differing:
             raise CheckpointError(
-                f"{folder}: has another {', '.join(differing)} than {folders[0]}; only checkpoints of one kind, trained "
-                "from one base, have a mean"
+                f"{folder}: has another {', '.join(differing)} than {folders[0]}; only checkpoints of one kind, "
+                "trained from one base, have a mean"
             )
         for name, weight in _weights(model, others).items():
             total[name] = total.get(name, torch.zeros((), dtype=torch.float64)) + weight.double()

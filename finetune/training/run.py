@@ -33,6 +33,7 @@ from finetune.checkpoint.load import label_names
 from finetune.checkpoint.quiet import quiet_transformers
 from finetune.checkpoint.save import check_output, save_checkpoint
 from finetune.checkpoint.tokenizer import SHORTEST
+from finetune.data.checks import check_log, check_splits
 from finetune.data.clicklog import ClickRow, find_split, read_click_log
 from finetune.evaluation.metrics import click_probability, evaluate_ranking
 from finetune.evaluation.scoring import score_documents
@@ -103,17 +104,17 @@ def train(
     if settings.passages == CHOOSE:
         return _choose_passages(data, base, output, settings, restart=restart, teachers=teachers, callbacks=callbacks)
     train_rows, dev_rows = (read_click_log(find_split(data, name)) for name in ("train", "dev"))
+    for warning in [f"train: {line}" for line in check_log(train_rows)] + check_splits(train_rows, dev_rows):
+        _say(f"warning: {warning}")
     evaluate_ranking(dev_rows, [0.5] * len(dev_rows))  # refuses a dev split without clicks now, not after an epoch
     if settings.translated:
         train_rows += read_translated(Path(settings.translated), train_rows, dev_rows)
     run = output.with_name(f"{output.name}-run")
     model, tokenizer, max_length = build(base, train_rows, settings)
     trained, weights = trained_share(model)
-    tqdm.write(f"trained: {trained:,} of {weights:,} weights ({trained / weights:.2%})", file=sys.stderr)
+    _say(f"trained: {trained:,} of {weights:,} weights ({trained / weights:.2%})")
     if settings.method == PREFIX:
-        tqdm.write(UNMERGED, file=sys.stderr)
-    described = _describe(data, base, settings) | (teachers.describe() if teachers else {})
-    open_run(run, described, restart=restart)
+        _say(UNMERGED)
     collator = Collator(train_rows, tokenizer, model.heads.settings, max_length)
     distillation = None
     if teachers:
@@ -136,25 +137,37 @@ def train(
         called += model.method.callbacks()
     if settings.patience:
         called.append(EarlyStoppingCallback(settings.patience))
+    arguments = _arguments(run, len(items), dev_rows, settings)
+    described = _describe(data, base, settings) | (teachers.describe() if teachers else {})
+    with arguments.main_process_first(local=False):
+        if arguments.process_index == 0:
+            open_run(run, described, restart=restart)
     with quiet_transformers():
         trainer = ClickTrainer(
-            model, _arguments(run, len(items), dev_rows, settings), items, collator, settings,
+            model, arguments, items, collator, settings,
             _objective(train_rows, settings), measure, called, distillation,
         )  # fmt: skip
     metrics = _metrics(trainer, run_to_end(trainer, stop, run))
+    if arguments.process_index == 0:
+        _keep(model, tokenizer, run, output)
+    trainer.accelerator.wait_for_everyone()
+    return metrics
+
+
+def _keep(model: JointModel, tokenizer: PreTrainedTokenizerFast, run: Path, output: Path) -> None:
+    """Save what was trained, and remove the run's checkpoints."""
     if model.bias is not None:
         (run / POSITION_ODDS).write_text(json.dumps(model.bias.odds()) + "\n", encoding="utf-8")
-        tqdm.write(f"{run / POSITION_ODDS}: odds of a click by position")
-    if model.method and settings.method == PREFIX:
+        _say(f"{run / POSITION_ODDS}: odds of a click by position")
+    if model.method and model.prefix:
         model.method.save(model.click, tokenizer, output, model.heads)
-        tqdm.write(UNMERGED, file=sys.stderr)
+        _say(UNMERGED)
     else:
         if model.method:
             model.method.merge()
         save_checkpoint(model.click, tokenizer, output, model.heads)
     for folder in run.glob("checkpoint-*"):
         shutil.rmtree(folder)
-    return metrics
 
 
 def build(
@@ -267,6 +280,7 @@ def _arguments(run: Path, items: int, dev: Sequence[ClickRow], settings: TrainSe
         report_to=["tensorboard", *settings.report_to],
         run_name=run.name,
         remove_unused_columns=False,
+        ddp_find_unused_parameters=False,  # all are used, some (the weights of tasks) only behind the forward pass
         dataloader_pin_memory=torch.cuda.is_available(),
         seed=settings.seed,
         data_seed=settings.seed,
@@ -286,19 +300,24 @@ def _default_metric(dev: Sequence[ClickRow], settings: TrainSettings) -> str:
 def run_to_end(trainer: Trainer, stop: StopAtStep, run: Path) -> Path:
     """Train to the end, from the run's last checkpoint if it was stopped, and return the best checkpoint.
 
+    A run that ends without any checkpoint leaves no folder.
+
     Raises:
         KeyboardInterrupt: with how to go on.
     """
     checkpoint = last_checkpoint(run)
     if checkpoint:
-        tqdm.write(f"{checkpoint}: going on from there", file=sys.stderr)
+        _say(f"{checkpoint}: going on from there")
     try:
         with stop.listening():
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except KeyboardInterrupt:
         stop.asked = True
-    if stop.asked and trainer.state.global_step < trainer.state.max_steps:
+    finally:
         kept = last_checkpoint(run)
+        if kept is None and trainer.args.process_index == 0:
+            shutil.rmtree(run, ignore_errors=True)
+    if stop.asked and trainer.state.global_step < trainer.state.max_steps:
         how = f"{kept} is kept: give the same command again to go on" if kept else "no checkpoint was written yet"
         raise KeyboardInterrupt(how)
     return run / f"checkpoint-{trainer.state.best_global_step}"
@@ -354,7 +373,7 @@ def _choose_passages(data: Path, base: str, output: Path, settings: TrainSetting
     folders = {way: output.with_name(f"{output.name}-{way}") for way in AGGREGATES}
     for way, folder in folders.items():
         found[way] = train(data, base, folder, replace(settings, passages=way), **others)
-        tqdm.write(f"passages by {way}: dev {metric} {found[way][metric]:.4f}")
+        _say(f"passages by {way}: dev {metric} {found[way][metric]:.4f}")
     best = max(found, key=lambda way: sign * found[way][metric])
     check_output(output)
     shutil.rmtree(output, ignore_errors=True)
@@ -362,3 +381,7 @@ def _choose_passages(data: Path, base: str, output: Path, settings: TrainSetting
     for folder in folders.values():
         shutil.rmtree(folder)
     return found[best]
+
+
+def _say(text: str) -> None:
+    tqdm.write(text, file=sys.stderr)  # does not break a progress bar

@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import grpc
 import numpy as np
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import Encoding, Tokenizer, models, normalizers, pre_tokenizers, processors
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import np_to_triton_dtype, triton_to_np_dtype
 
@@ -53,13 +54,30 @@ class Published:
     click_label: int = 0
     shift: float = 0.0
     sha256: str | None = None  # announced in place of the true one
+    heads: dict | None = None  # what `heads_json` says; None: a server of an older release
+
+    def value(self, ids: list[int], types: list[int], salt: int = 1) -> float:
+        total = sum(
+            (place + salt) * (token + 7 * kind) for place, (token, kind) in enumerate(zip(ids, types, strict=True))
+        )
+        return (total % 997) / 997 * 6 - 3 + self.shift
 
     def logits(self, ids: list[int], types: list[int]) -> list[float]:
-        total = sum(
-            (place + 1) * (token + 7 * kind) for place, (token, kind) in enumerate(zip(ids, types, strict=True))
-        )
-        value = (total % 997) / 997 * 6 - 3 + self.shift
+        value = self.value(ids, types)
         return [value if label == self.click_label else -value / 2 for label in range(len(self.labels))]
+
+    def outputs(self, ids: list[int], types: list[int]) -> dict[str, list[float]]:
+        """A row of every output that the model has."""
+        heads = self.heads or {}
+        rows = {"logits": self.logits(ids, types)}
+        if heads.get("topics"):
+            rows["topic_logits"] = [self.value(ids, types, 3 * topic + 2) for topic in range(len(heads["topics"]))]
+        if heads.get("embedding_size"):
+            vector = [self.value(ids, types, 5 * place + 3) for place in range(heads["embedding_size"])]
+            rows["embedding"] = [number / math.hypot(*vector) for number in vector]
+        if heads.get("passages") and heads["passages"]["aggregate"] == "attention":
+            rows["passage_logits"] = [self.value(ids, types, 4)]
+        return rows
 
     def expected(self, query: str, document: str) -> float:
         """The click probability, by way of the tokenizers library's own pairs and truncation."""
@@ -68,8 +86,32 @@ class Published:
         encoding = tokenizer.encode(query, document)
         logits = [float(np.float32(logit)) for logit in self.logits(encoding.ids, encoding.type_ids)]
         if len(logits) == 1:
-            return 1 / (1 + math.exp(-logits[0]))
+            return sigmoid(logits[0])
         return math.exp(logits[self.click_label]) / sum(math.exp(logit) for logit in logits)
+
+    def of_text(self, text: str) -> dict[str, list[float]]:
+        """The outputs of a single text, by way of the tokenizers library's own form and truncation."""
+        tokenizer = Tokenizer.from_str(self.tokenizer.decode())
+        tokenizer.enable_truncation(self.max_length)
+        encoding = tokenizer.encode(text)
+        assert not any(encoding.type_ids)
+        return self.outputs(encoding.ids, encoding.type_ids)
+
+    def passages(self, query: str, document: str) -> list[Encoding]:
+        """The pair's passages, by way of the tokenizers library's own windows."""
+        tokenizer = Tokenizer.from_str(self.tokenizer.decode())
+        user, text = (tokenizer.encode(each, add_special_tokens=False) for each in (query, document))
+        room = self.max_length - 3
+        if len(user) + len(text) > room:
+            user.truncate(max(room // 2, room - len(text)))
+            size = room - len(user)
+            if len(text) > size:
+                text.truncate(size, stride=min(self.heads["passages"]["overlap"], size - 1))
+        return [tokenizer.post_process(user, window) for window in (text, *text.overflowing)]
+
+
+def sigmoid(logit: float) -> float:
+    return 1 / (1 + math.exp(-logit))
 
 
 class FakeStatusError(Exception):
@@ -115,7 +157,7 @@ class FakeTriton:
         if request.model == "clickbert_tokenizer":
             outputs = _tokenizer_outputs(published)
         else:
-            outputs = {"logits": _logits(published, request)}
+            outputs = _model_outputs(published, request)
         return self.after_infer(InferResponse(str(version), outputs))
 
 
@@ -151,26 +193,33 @@ def _tokenizer_outputs(published: Published) -> dict[str, np.ndarray]:
     digest = published.sha256 or hashlib.sha256(published.tokenizer).hexdigest()
     texts = {"tokenizer_json": published.tokenizer, "tokenizer_sha256": digest.encode()}
     texts["labels_json"] = json.dumps(list(published.labels)).encode()
+    if published.heads is not None:
+        texts["heads_json"] = json.dumps(published.heads).encode()
     numbers = {"max_length": published.max_length, "click_label": published.click_label}
     return {name: np.frombuffer(text, np.uint8) for name, text in texts.items()} | {
         name: np.array([number], np.int32) for name, number in numbers.items()
     }
 
 
-def _logits(published: Published, request: InferRequest) -> np.ndarray:
+def _model_outputs(published: Published, request: InferRequest) -> dict[str, np.ndarray]:
     tensors = [request.inputs[name] for name in ("input_ids", "token_type_ids", "lengths")]
     assert [tensor.dtype for tensor in tensors] == [np.int32] * 3
     ids, types, lengths = (tensor[0].tolist() for tensor in tensors)
     limit = Tokenizer.from_str(published.tokenizer.decode()).get_vocab_size()
     assert sum(lengths) == len(ids) == len(types)
-    rows, start = [], 0
+    found, start = [], 0
     for length in lengths:
         pair = ids[start : start + length]
+        rows = published.outputs(pair, types[start : start + length])
         readable = max(pair) < limit and length <= published.max_length
-        logits = published.logits(pair, types[start : start + length])
-        rows.append(logits if readable else [math.nan] * len(logits))
+        found.append(rows if readable else {name: [math.nan] * len(row) for name, row in rows.items()})
         start += length
-    return np.array([rows], np.float32)
+    for name in request.outputs:
+        if name not in found[0]:
+            raise FakeStatusError(
+                "INVALID_ARGUMENT", f"unexpected inference output '{name}' for model '{request.model}'"
+            )
+    return {name: np.array([[rows[name] for rows in found]], np.float32) for name in request.outputs or found[0]}
 
 
 class FakeTransport:
@@ -294,6 +343,31 @@ def grpc_server(
         yield f"127.0.0.1:{port}"
     finally:
         grpc_side.stop(0.2).wait()
+
+
+@contextmanager
+def calls(server: FakeTriton, blocking: bool) -> Iterator[Callable[..., Any]]:
+    """Yields a function that calls a method of one `Ranker`, or of one `AsyncRanker`, over the in-memory transport."""
+    if blocking:
+        ranker = Ranker("localhost:8001", transport=FakeTransport(server))
+        yield lambda method, *arguments, **options: getattr(ranker, method)(*arguments, **options)
+    else:
+        awaited = AsyncRanker("localhost:8001", transport=AsyncFakeTransport(server))
+        with asyncio.Runner() as runner:
+            yield lambda method, *arguments, **options: runner.run(getattr(awaited, method)(*arguments, **options))
+
+
+def call_once(connection: Connection | str, blocking: bool, method: str, *arguments: Any, **options: Any) -> Any:
+    """One call of a method of `Ranker`, or of `AsyncRanker`, made for it."""
+    if blocking:
+        with Ranker(connection) as ranker:
+            return getattr(ranker, method)(*arguments, **options)
+
+    async def call() -> Any:
+        async with AsyncRanker(connection) as ranker:
+            return await getattr(ranker, method)(*arguments, **options)
+
+    return asyncio.run(call())
 
 
 def rank_once(connection: Connection | str, blocking: bool, **settings) -> list[RankedDocument]:

@@ -1,5 +1,6 @@
 """The distribution: its public names, what it imports, and that it works where nothing else is installed."""
 
+import inspect
 import os
 import shutil
 import subprocess
@@ -21,8 +22,17 @@ def test_the_public_names():
         *("ClickBertError", "InvalidInputError", "RankerClosedError", "ServerError", "ConnectionFailedError"),
         *("ServerTimeoutError", "ServerOverloadedError", "ServerUnavailableError", "AuthenticationError"),
         *("ModelNotFoundError", "ProtocolError"),
+        "user_text",
     }
     assert all(hasattr(clickbert, name) for name in clickbert.__all__)
+
+
+@pytest.mark.parametrize("kind", [clickbert.Ranker, clickbert.AsyncRanker])
+def test_the_public_methods(kind):
+    methods = {name for name in vars(kind) if not name.startswith("_")}
+    assert methods == {"rank", "score_pairs", "classify", "embed", "similarity", "close"}
+    for name in methods:
+        assert inspect.signature(getattr(kind, name)) == inspect.signature(getattr(clickbert.Ranker, name))
 
 
 def test_the_family_of_errors():

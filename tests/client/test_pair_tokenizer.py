@@ -6,6 +6,7 @@ Two long texts and a low limit are not compared here: the library keeps every co
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -121,6 +122,11 @@ NOT_BERT = {
     "no unk": tokenizer_json().replace(b'"[UNK]":1,', b""),
     "no type": changed(post_processor=template("[CLS] $A [SEP] $B [SEP]")),
     "two separators": changed(post_processor=template("[CLS] $A [SEP] [SEP] $B:1 [SEP]:1")),
+    "other single text": changed(
+        post_processor=processors.TemplateProcessing(
+            "$A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1", [("[CLS]", 2), ("[SEP]", 3)]
+        )
+    ),
     "other end": changed(post_processor=template("[CLS] $A [SEP] $B:1 [MASK]:1")),
     "cls at the end": changed(post_processor=template("$A [SEP] $B:1 [SEP]:1 [CLS]:1")),
 }
@@ -141,10 +147,37 @@ def test_other_normalizers_are_read_to_the_end():
 
 def test_threads_share_a_tokenizer():
     tokenizer = PairTokenizer(tokenizer_json(), 32)
-    expected = unpacked(tokenizer.pack("tea", TEXTS))
+
+    def pack(way: int) -> tuple[list[int], list[int], list[int]]:
+        if way == 0:
+            return unpacked(tokenizer.pack("tea", TEXTS))
+        if way == 1:
+            return unpacked(tokenizer.pack_texts(TEXTS))
+        split = tokenizer.split_into_windows([("tea", text) for text in TEXTS], overlap=way)
+        return unpacked(tokenizer.pack_windows([window for windows in split for window in windows]))
+
+    expected = [pack(way) for way in range(4)]
     with ThreadPoolExecutor(8) as threads:
-        results = list(threads.map(lambda _: unpacked(tokenizer.pack("tea", TEXTS)), range(200)))
-    assert results == [expected] * 200
+        results = list(threads.map(pack, list(range(4)) * 50))
+    assert results == expected * 50
+
+
+def test_an_empty_document_beside_a_long_query_is_one_window():
+    tokenizer = PairTokenizer(tokenizer_json(), 16)
+    ((window,),) = tokenizer.split_into_windows([("a " * 40, "")], overlap=4)
+    assert unpacked(tokenizer.pack_windows([window])) == unpacked(tokenizer.pack("a " * 40, [""]))
+
+
+@pytest.mark.parametrize("overlap", [0, 1, 5, 10**9])
+def test_windows_cover_the_document_and_step_by_what_they_do_not_share(overlap):
+    tokenizer = PairTokenizer(tokenizer_json(), 16)
+    for length in range(60):
+        (windows,) = tokenizer.split_into_windows([("tea", "a " * length)], overlap)
+        assert (windows[0].start, windows[-1].stop) == (0, length)
+        steps = {after.start - before.start for before, after in pairwise(windows)}
+        assert steps <= {max(12 - overlap, 1)}
+        assert all(window.tokens == 16 for window in windows[:-1]) and windows[-1].tokens <= 16
+        assert len(windows) == 1 or windows[-2].stop < length, "a window adds nothing"
 
 
 def test_forking_after_use_neither_warns_nor_hangs():

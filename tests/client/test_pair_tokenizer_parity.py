@@ -65,11 +65,10 @@ def bert_folders() -> list[Path | None]:
     return [None] + ([Path(str(spec.origin)).parent / "model"] if spec and spec.origin else [])
 
 
-@pytest.fixture(scope="module", params=bert_folders(), ids=lambda folder: "real" if folder else "tiny")
-def tokenizers(request, tmp_path_factory):
-    folder = request.param
+def load(folder: Path | None, scratch: Path) -> tuple:
+    """Hugging Face's tokenizer of a folder, and its tokenizer.json."""
     if folder is None:
-        folder = tmp_path_factory.mktemp("tiny")
+        folder = scratch
         (folder / "tokenizer.json").write_bytes(tokenizer_json())
         reference = transformers.PreTrainedTokenizerFast(
             tokenizer_file=str(folder / "tokenizer.json"), unk_token="[UNK]", pad_token="[PAD]"
@@ -77,6 +76,11 @@ def tokenizers(request, tmp_path_factory):
     else:
         reference = transformers.AutoTokenizer.from_pretrained(folder)
     return reference, (folder / "tokenizer.json").read_bytes()
+
+
+@pytest.fixture(scope="module", params=bert_folders(), ids=lambda folder: "real" if folder else "tiny")
+def tokenizers(request, tmp_path_factory):
+    return load(request.param, tmp_path_factory.mktemp("tiny"))
 
 
 @hypothesis.settings(max_examples=100, deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
@@ -106,10 +110,23 @@ def test_ids_types_and_truncation_equal_hugging_face(tokenizers, queries, data):
     assert alone.lengths.tolist() == [len(expected["input_ids"][index]) for index in first]
 
 
+@hypothesis.settings(max_examples=30, deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
+@hypothesis.given(st.lists(texts([1, 7, 60]), min_size=1, max_size=5), st.sampled_from([3, 4, 7, 16, 128, 512]))
+def test_single_texts_equal_hugging_face(tokenizers, singles, max_length):
+    reference, content = tokenizers
+    expected = reference(singles, truncation=True, max_length=max_length, return_token_type_ids=True)
+    packed = PairTokenizer(content, max_length).pack_texts(singles)
+    assert packed.lengths.tolist() == [len(ids) for ids in expected["input_ids"]]
+    assert packed.input_ids.tolist() == [token for ids in expected["input_ids"] for token in ids]
+    assert packed.token_type_ids.tolist() == [kind for kinds in expected["token_type_ids"] for kind in kinds]
+
+
 @pytest.mark.parametrize("unit", ["hello wonderful world ", "中文", "naïve 😀 café, "])
 def test_texts_of_a_megabyte_equal_hugging_face(tokenizers, unit):
     reference, content = tokenizers
     text = unit * (1_000_000 // len(unit.encode()))
+    alone = reference([text], truncation=True, max_length=512)["input_ids"][0]
+    assert PairTokenizer(content, 512).pack_texts([text]).input_ids.tolist() == alone
     for pair in [("coffee near me", text), (text, "coffee near me")]:
         expected = reference([pair[0]], [pair[1]], truncation=True, max_length=512)["input_ids"][0]
         assert PairTokenizer(content, 512).pack(pair[0], [pair[1]]).input_ids.tolist() == expected

@@ -13,6 +13,10 @@ WIDE = (
     "1",
     "--fp16-auc",
     "1",
+    "--int8-topic",
+    "1",
+    "--int8-cosine",
+    "1",
     "--min-auc",
     "0",
 )

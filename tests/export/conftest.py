@@ -10,6 +10,7 @@ import pytest
 from transformers import BertForSequenceClassification
 
 import export.pipeline
+from finetune.checkpoint.heads import Heads
 from tests.tiny import make_checkpoint, make_click_log
 
 
@@ -29,13 +30,13 @@ def one_graph_for_each_model(tmp_path_factory: pytest.TempPathFactory) -> Iterat
     write = export.pipeline.write_click_model
     folder = tmp_path_factory.mktemp("graphs")
 
-    def write_once(model: BertForSequenceClassification, path: Path) -> None:
+    def write_once(model: BertForSequenceClassification, path: Path, heads: Heads) -> None:
         content = hashlib.sha256(model.config.to_json_string().encode())
-        for name, tensor in model.state_dict().items():
+        for name, tensor in (*model.state_dict().items(), *heads.state_dict().items()):
             content.update(name.encode() + tensor.numpy().tobytes())
         graph = folder / f"{content.hexdigest()}.onnx"
         if not graph.exists():
-            write(model, graph)
+            write(model, graph, heads)
         path.write_bytes(graph.read_bytes())
 
     with pytest.MonkeyPatch.context() as patch:

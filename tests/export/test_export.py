@@ -17,6 +17,7 @@ import export.pipeline
 from export.__main__ import main
 from export.graph.onnx_export import GraphError, check_click_model
 from export.publish import TEMPLATES
+from finetune.checkpoint.heads import Heads
 from release.manifest import read_manifest
 from release.names import CLICK_LABEL, GRAPH_INPUTS, LOGITS
 from tests.tiny import CHINESE, MAX_LENGTH, WORDS, make_checkpoint, make_click_log
@@ -163,8 +164,8 @@ def test_a_failed_proof_publishes_nothing(tmp_path: Path, log: Path, capsys, mon
     checkpoint = make_checkpoint(tmp_path / "checkpoint")
     write = export.pipeline.write_click_model
 
-    def corrupted(model: BertForSequenceClassification, path: Path) -> None:
-        write(model, path)
+    def corrupted(model: BertForSequenceClassification, path: Path, heads: Heads) -> None:
+        write(model, path, heads)
         graph = onnx.load(path)
         weight = next(tensor for tensor in graph.graph.initializer if tensor.name == "classifier.weight")
         weight.CopyFrom(
@@ -207,10 +208,10 @@ def test_a_graph_with_other_tensors_is_refused(tmp_path: Path) -> None:
     )
     onnx.save(onnx.helper.make_model(graph), tmp_path / "model.onnx")
     with pytest.raises(GraphError, match="they must be"):
-        check_click_model(tmp_path / "model.onnx", 1)
+        check_click_model(tmp_path / "model.onnx", {LOGITS: 1})
     (tmp_path / "model.onnx").write_bytes(b"no graph")
     with pytest.raises(GraphError, match="not a valid ONNX graph"):
-        check_click_model(tmp_path / "model.onnx", 1)
+        check_click_model(tmp_path / "model.onnx", {LOGITS: 1})
 
 
 def test_the_templates_in_git_name_the_tensors_of_the_graph() -> None:

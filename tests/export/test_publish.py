@@ -1,6 +1,7 @@
 """Publishing is whole or not at all: errors, Ctrl-C, kills, a full disk, two exports at once."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,13 +12,24 @@ from tritonclient.grpc import model_config_pb2
 
 from export.publish import STAGING, PublishError, staged
 from release.lock import LockError
-from release.names import CONFIG_FILE, MODEL_FILE, ONNX_MODEL, TOKENIZER_MODEL
+from release.names import (
+    CONFIG_FILE,
+    EMBEDDING,
+    HEADS_JSON,
+    LOGITS,
+    MODEL_FILE,
+    ONNX_MODEL,
+    PASSAGE_LOGITS,
+    TOKENIZER_MODEL,
+    TOPIC_LOGITS,
+)
 
 MODELS = [TOKENIZER_MODEL, ONNX_MODEL]
+CLICK = {LOGITS: 1}
 
 
-def publish(repository: Path, content: bytes = b"weights", labels: int = 1) -> int:
-    with staged(repository, MODELS, labels) as (number, folders):
+def publish(repository: Path, content: bytes = b"weights", labels: int = 1, heads: dict[str, int] | None = None) -> int:
+    with staged(repository, MODELS, {LOGITS: labels} | (heads or {})) as (number, folders):
         for folder in folders.values():
             (folder / MODEL_FILE).write_bytes(content)
     return number
@@ -53,6 +65,80 @@ def test_the_config_has_as_many_labels_as_the_checkpoint(tmp_path: Path, labels:
     assert "# The click model as a packed ONNX graph" in text
 
 
+HEADS = {TOPIC_LOGITS: 4, EMBEDDING: 128}
+
+
+def read(repository: Path, model: str = ONNX_MODEL) -> model_config_pb2.ModelConfig:
+    text = (repository / model / CONFIG_FILE).read_text(encoding="utf-8")
+    return text_format.Parse(text, model_config_pb2.ModelConfig())
+
+
+@pytest.mark.parametrize("own", ["", "# the user's last line", "\n\n# the user's last lines\n\n"])
+def test_the_config_has_the_further_heads_of_the_newest_version(tmp_path: Path, own: str) -> None:
+    publish(tmp_path)
+    config = tmp_path / ONNX_MODEL / CONFIG_FILE
+    config.write_text(config.read_text() + own)
+    plain = config.read_text()
+    for heads in (HEADS, {EMBEDDING: 64, PASSAGE_LOGITS: 1}):
+        publish(tmp_path, heads=heads)
+        found = read(tmp_path)
+        widths = {output.name: list(output.dims) for output in found.output}
+        assert widths == {name: [-1, width] for name, width in (CLICK | heads).items()}
+        assert {output.data_type for output in found.output} == {model_config_pb2.TYPE_FP32}
+        assert [(list(one.target_name), list(one.source_input)) for one in found.batch_output] == [
+            ([name], ["lengths"]) for name in widths
+        ]
+        assert found.parameters["optional_outputs"].string_value.split() == list(heads)
+        assert config.read_text().startswith(plain), "nothing else has changed"
+    publish(tmp_path)
+    assert config.read_text() == plain
+
+
+def test_what_a_user_adds_behind_the_heads_stays(tmp_path: Path) -> None:
+    publish(tmp_path)
+    config = tmp_path / ONNX_MODEL / CONFIG_FILE
+    plain = config.read_text()
+    publish(tmp_path, heads=HEADS)
+    with config.open("a") as file:
+        file.write("# mine\n")
+    publish(tmp_path, heads={EMBEDDING: 2})
+    assert [output.name for output in read(tmp_path).output] == [LOGITS, EMBEDDING]
+    publish(tmp_path)
+    assert config.read_text() == f"{plain}# mine\n"
+
+
+def test_a_head_that_the_user_wrote_is_refused_before_the_work(tmp_path: Path) -> None:
+    publish(tmp_path)
+    config = tmp_path / ONNX_MODEL / CONFIG_FILE
+    config.write_text(config.read_text() + 'output [ { name: "embedding" data_type: TYPE_FP32 dims: [ -1, 3 ] } ]')
+    before = tree(tmp_path)
+    with pytest.raises(PublishError, match="remove the output embedding"), staged(tmp_path, MODELS, CLICK | HEADS):
+        pytest.fail("the block ran")
+    assert tree(tmp_path) == before
+
+
+def test_a_tokenizers_config_of_a_former_release_gets_the_output_that_it_lacks(tmp_path: Path) -> None:
+    publish(tmp_path)
+    config = tmp_path / TOKENIZER_MODEL / CONFIG_FILE
+    current = config.read_text()
+    names = [output.name for output in read(tmp_path, TOKENIZER_MODEL).output]
+    assert names[-1] == HEADS_JSON
+    publish(tmp_path, heads=HEADS)
+    assert config.read_text() == current
+    former = re.sub(r",( *#[^\n]*)\n *{ name: \"heads_json[^\n]*", r"\1", current)
+    config.write_text(former[: former.index("# For the stand-in")] + "version_policy { latest { num_versions: 4 } }\n")
+    former = config.read_text()
+    assert [output.name for output in read(tmp_path, TOKENIZER_MODEL).output] == names[:-1]
+    for _ in range(2):
+        publish(tmp_path)
+        found = read(tmp_path, TOKENIZER_MODEL)
+        assert [output.name for output in found.output] == names
+        assert (found.output[-1].data_type, list(found.output[-1].dims)) == (model_config_pb2.TYPE_UINT8, [-1])
+        assert found.parameters["optional_outputs"].string_value == HEADS_JSON
+        assert not found.batch_output
+        assert config.read_text().startswith(former)
+
+
 def test_a_config_that_cannot_be_changed_is_an_error_that_says_how(tmp_path: Path) -> None:
     publish(tmp_path)
     config = tmp_path / ONNX_MODEL / CONFIG_FILE
@@ -68,7 +154,7 @@ def test_a_failure_puts_the_changed_config_back(tmp_path: Path, monkeypatch: pyt
     before = tree(tmp_path)
     monkeypatch.setattr("export.publish.sync", lambda path: 1 / 0 if path.name == ONNX_MODEL else None)
     with pytest.raises(ZeroDivisionError):
-        publish(tmp_path, b"new", labels=2)
+        publish(tmp_path, b"new", labels=2, heads=HEADS)
     assert tree(tmp_path) == before
 
 
@@ -76,7 +162,7 @@ def test_a_failure_puts_the_changed_config_back(tmp_path: Path, monkeypatch: pyt
 def test_an_interruption_leaves_the_former_version_and_nothing_else(tmp_path: Path, error: type[BaseException]) -> None:
     publish(tmp_path)
     before = tree(tmp_path)
-    with pytest.raises(error), staged(tmp_path, MODELS, 1) as (_, folders):
+    with pytest.raises(error), staged(tmp_path, MODELS, CLICK) as (_, folders):
         (folders[ONNX_MODEL] / MODEL_FILE).write_bytes(b"half")
         raise error
     assert tree(tmp_path) == before
@@ -85,7 +171,7 @@ def test_an_interruption_leaves_the_former_version_and_nothing_else(tmp_path: Pa
 
 def test_a_failure_in_a_new_repository_leaves_none(tmp_path: Path) -> None:
     repository = tmp_path / "some" / "new" / "repository"
-    with pytest.raises(ZeroDivisionError), staged(repository, MODELS, 1):
+    with pytest.raises(ZeroDivisionError), staged(repository, MODELS, CLICK):
         raise ZeroDivisionError
     assert list(tmp_path.iterdir()) == []
 
@@ -95,7 +181,10 @@ def test_a_failure_takes_back_the_config_of_a_model_that_is_new(tmp_path: Path) 
     (tmp_path / "clickbert_onnx_int8").mkdir()
     (tmp_path / "clickbert_onnx_int8" / "notes.txt").write_text("the user's")
     before = tree(tmp_path)
-    with pytest.raises(ZeroDivisionError), staged(tmp_path, [*MODELS, "clickbert_onnx_int8", "clickbert_trt_fp16"], 1):
+    with (
+        pytest.raises(ZeroDivisionError),
+        staged(tmp_path, [*MODELS, "clickbert_onnx_int8", "clickbert_trt_fp16"], CLICK),
+    ):
         raise ZeroDivisionError
     assert tree(tmp_path) == before
     assert not (tmp_path / "clickbert_trt_fp16").exists()
@@ -106,7 +195,7 @@ def test_a_config_that_cannot_be_changed_is_refused_before_the_work(tmp_path: Pa
     publish(tmp_path)
     config = tmp_path / ONNX_MODEL / CONFIG_FILE
     config.write_text(config.read_text().replace("[ -1, 1 ]", "[-1,1]"))
-    with pytest.raises(PublishError, match="set the dims"), staged(tmp_path, MODELS, 2):
+    with pytest.raises(PublishError, match="set the dims"), staged(tmp_path, MODELS, {LOGITS: 2}):
         pytest.fail("the block ran")
 
 
@@ -132,7 +221,7 @@ def test_what_a_killed_export_left_is_cleared_away(tmp_path: Path) -> None:
     publish(tmp_path)
     code = (
         "import os, signal; from pathlib import Path; from export.publish import staged\n"
-        f"with staged(Path({str(tmp_path)!r}), {MODELS!r}, 1) as (number, folders):\n"
+        f"with staged(Path({str(tmp_path)!r}), {MODELS!r}, {CLICK!r}) as (number, folders):\n"
         "    (folders['clickbert_onnx'] / 'rubbish').write_bytes(b'x'); os.kill(os.getpid(), signal.SIGKILL)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode < 0
@@ -142,7 +231,7 @@ def test_what_a_killed_export_left_is_cleared_away(tmp_path: Path) -> None:
 
 
 def test_two_exports_at_once_are_refused(tmp_path: Path) -> None:
-    with staged(tmp_path, MODELS, 1) as (_, folders):
+    with staged(tmp_path, MODELS, CLICK) as (_, folders):
         with pytest.raises(LockError, match="another export"):
             publish(tmp_path)
         for folder in folders.values():  # and the refused one did not touch the first one's folders
@@ -157,7 +246,7 @@ def test_a_file_size_limit_stands_for_a_full_disk(tmp_path: Path) -> None:
         "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))\n"
         "from pathlib import Path; from export.publish import PublishError, staged\n"
         "try:\n"
-        f"    with staged(Path({str(tmp_path)!r}), {MODELS!r}, 1) as (number, folders):\n"
+        f"    with staged(Path({str(tmp_path)!r}), {MODELS!r}, {CLICK!r}) as (number, folders):\n"
         "        (folders['clickbert_onnx'] / 'model.onnx').write_bytes(bytes(1 << 20))\n"
         "except PublishError as error: sys.exit(str(error))"
     )

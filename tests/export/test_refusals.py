@@ -71,7 +71,11 @@ def test_the_report_keeps_the_figures_of_the_engines_before_one_that_cannot_be_c
     checkpoint: Path, log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     score = export.pipeline.score_merged
-    monkeypatch.setattr(export.pipeline, "score_merged", lambda *arguments: score(*arguments) * np.float32(np.nan))
+    monkeypatch.setattr(
+        export.pipeline,
+        "score_merged",
+        lambda *arguments: {name: values * np.nan for name, values in score(*arguments).items()},
+    )
     assert run(checkpoint, tmp_path / "repository", log, *engines("onnx", "onnx_int8"), *WIDE) == 1
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "Nothing was published: clickbert_onnx_int8: the logits of" in page

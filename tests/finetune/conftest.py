@@ -1,6 +1,7 @@
 """A BERT of two layers with its own small vocabulary: everything that fine-tuning touches, without a download."""
 
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -69,7 +70,7 @@ def click_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """train.jsonl and dev.jsonl in which the candidates about tea or the moon are clicked: learned in seconds."""
     folder = tmp_path_factory.mktemp("data")
     for name, repeats in (("train", 24), ("dev", 2)):
-        lines = [
+        write_log(folder / f"{name}.jsonl", [
             {
                 "group": f"{user}{n}",
                 "query": f"likes {user}",
@@ -79,7 +80,49 @@ def click_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for n in range(repeats)
             for user in TOPICS
             for topic in TOPICS
-        ]
-        text = "".join(json.dumps(line) + "\n" for line in lines)
-        (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
+        ])  # fmt: skip
     return folder
+
+
+@pytest.fixture(scope="session")
+def joint_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A log in which users click what they like, if it is about tea or the moon; with topics."""
+    folder = tmp_path_factory.mktemp("joint-data")
+    for name, repeats in (("train", 24), ("dev", 2)):
+        write_log(folder / f"{name}.jsonl", [
+            {
+                "group": f"{user}{n}",
+                "query": f"likes {user}",
+                "document": f"new {topic} {topic}",
+                "click": int(topic == user),
+                "topic": topic,
+                "position": (place + n) % len(TOPICS) + 1,
+            }
+            for n in range(repeats)
+            for user in LIKED
+            for place, topic in enumerate(TOPICS)
+        ])  # fmt: skip
+    return folder
+
+
+@pytest.fixture(scope="session")
+def long_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A log whose deciding word stands last in documents of 40 words."""
+    folder = tmp_path_factory.mktemp("long-data")
+    dice = random.Random(0)
+    for name, groups in (("train", 60), ("dev", 12)):
+        write_log(folder / f"{name}.jsonl", [
+            {
+                "group": str(group),
+                "query": "likes",
+                "document": " ".join([*dice.choices(["new", "about", "a", "b", "c", "d"], k=40), topic]),
+                "click": int(topic in LIKED),
+            }
+            for group in range(groups)
+            for topic in TOPICS
+        ])  # fmt: skip
+    return folder
+
+
+def write_log(path: Path, lines: list[dict[str, object]]) -> None:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +101,25 @@ def write_repository(repository: Path) -> None:
             onnx.numpy_helper.from_array(np.array([1]), "one"),
         ),
     )
+    write_model(
+        repository,
+        "several",  # each segment's length, and the root of that less 2; other versions have a third output
+        [
+            node("Cast", ["lengths"], ["as_float"], to=FLOAT),
+            node("Unsqueeze", ["as_float", "one"], ["y"]),
+            node("Sub", ["y", "two"], ["shifted"]),
+            node("Sqrt", ["shifted"], ["root"]),
+        ],
+        [value("x", FLOAT, "n"), value("lengths", INT32, "m")],
+        [value("y", FLOAT, "m", 1), value("root", FLOAT, "m", 1)],
+        CHUNKED.replace("-1, 3", "-1, 1")
+        + """output [ { name: "root" data_type: TYPE_FP32 dims: [ -1, 1 ] },
+                     { name: "absent" data_type: TYPE_FP32 dims: [ -1, 7 ] } ]
+        batch_output [ { kind: BATCH_SCATTER_WITH_INPUT_SHAPE target_name: "root" source_input: "lengths" },
+                       { kind: BATCH_SCATTER_WITH_INPUT_SHAPE target_name: "absent" source_input: "lengths" } ]
+        parameters { key: "optional_outputs" value { string_value: "other absent" } }""",
+        (onnx.numpy_helper.from_array(np.array([1]), "one"), onnx.numpy_helper.from_array(np.float32(2), "two")),
+    )
     for data_type, kind in (("UINT8", TensorProto.UINT8), ("FP16", TensorProto.FLOAT16), ("BOOL", TensorProto.BOOL)):
         write_model(
             repository,
@@ -136,6 +156,16 @@ def ask(server: triton.InferenceServerClient, model: str, output: str = "y", **a
         inputs.append(triton.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype)))
         inputs[-1].set_data_from_numpy(array)
     return server.infer(model, inputs).as_numpy(output)
+
+
+def ask_for(server: triton.InferenceServerClient, outputs: list[str], request: dict) -> dict[str, np.ndarray]:
+    """What `several` answers to a request for these outputs."""
+    inputs = []
+    for name, array in request.items():
+        inputs.append(triton.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype)))
+        inputs[-1].set_data_from_numpy(array)
+    answer = server.infer("several", inputs, outputs=[triton.InferRequestedOutput(name) for name in outputs])
+    return {output.name: answer.as_numpy(output.name) for output in answer.get_response().outputs}
 
 
 def ask_at_once(server: triton.InferenceServerClient, model: str, output: str, asked: list[dict]) -> list:
@@ -242,6 +272,46 @@ def test_a_bad_request_fails_alone_where_chunks_mix_requests(server) -> None:
     assert "malformed request: chunked answered NaN" in not_a_number.message()
     assert "malformed request: 'lengths' adds up to 6, but 'x' has 5 elements" in does_not_add_up.message()
     assert "malformed request: input 'x' has no elements" in empty.message()
+
+
+@pytest.mark.parametrize(
+    ("asked", "answered"),
+    [
+        ([], {"y", "root"}),
+        (["y"], {"y"}),
+        (["root"], {"root"}),
+        (["root", "y"], {"y", "root"}),
+        (["absent", "root"], {"root"}),
+        (["absent"], set()),
+    ],
+    ids=str,
+)
+def test_a_request_gets_the_outputs_that_it_asks_for(server, asked: list[str], answered: set[str]) -> None:
+    answer = ask_for(server, asked, segments([6, 38, 3]))
+    assert set(answer) == answered
+    right = {"y": [6, 38, 3], "root": [2, 6, 1]}
+    assert all(answer[name][0, :, 0].tolist() == right[name] for name in answered)
+
+
+def test_merged_requests_get_each_their_own_outputs(server) -> None:
+    lengths, asked = [[6, 3], [6, 11, 3], [11, 6], [3, 1]], [["y"], ["root"], [], ["y"]]
+    before = executions(server, "several")
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda names, own: ask_for(server, names, segments(own)), asked, lengths))
+    eventually(lambda: executions(server, "several")[1] - before[1] == 4)
+    assert executions(server, "several")[0] - before[0] < 4
+    assert [set(answer) for answer in answers] == [{"y"}, {"root"}, {"y", "root"}, {"y"}]
+    for answer, own in zip(answers, lengths, strict=True):
+        for name, values in answer.items():
+            expected = own if name == "y" else np.sqrt(np.array(own, np.float32) - 2)
+            assert np.allclose(values[0, :, 0], expected)
+
+
+def test_what_another_output_would_be_harms_no_request_that_does_not_ask_for_it(server) -> None:
+    """The root of a length below 2 is NaN."""
+    assert ask_for(server, ["y"], segments([1]))["y"].tolist() == [[[1]]]
+    with pytest.raises(InferenceServerException, match="malformed request"):
+        ask_for(server, [], segments([1]))
 
 
 @pytest.mark.parametrize(

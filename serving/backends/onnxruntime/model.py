@@ -13,9 +13,13 @@ memory. Some parameters of a model's config belong to this backend alone:
 - `nan_is_error`: NaN, or an output without elements, means that the request was malformed, and becomes an error.
 - `max_elements.INPUT`: a request with more elements of that input is refused before it is merged, so that one request
   cannot take the others' memory.
+- `optional_outputs`: names, separated by spaces. A version whose graph lacks one of these outputs answers without it.
 - `chunk_by` and `chunk_elements`: merged requests are cut into chunks of similar length (chunks.py). Each of the
   instance's threads computes a chunk, instead of all sharing every operator, and a request is answered as soon as its
   last chunk is done. A request whose `chunk_by` does not add up to its other inputs is refused without being computed.
+
+An output that no request of an execution asks for is not fetched, split or sent. (ONNX Runtime computes it all the
+same: its option `only_execute_path_to_fetches` does nothing in builds for inference.)
 
 Arrays enter and leave by DLPack, because the Python backend's own conversion breaks with numpy 2 (it answers 0 bytes).
 """
@@ -87,8 +91,10 @@ class TritonPythonModel:
         wanted = {entry["name"] for entry in config["input"]}
         wanted |= {name for entry in config.get("batch_input", []) for name in entry["target_name"]}
         check_names("inputs", wanted, {value.name for value in self.session.get_inputs()}, path)
-        outputs = {entry["name"] for entry in config["output"]}
-        check_names("outputs", outputs, {value.name for value in self.session.get_outputs()} & outputs, path)
+        found = {value.name for value in self.session.get_outputs()}
+        missing = set(parameter(config, "optional_outputs", "").split()) - found
+        self.outputs = [entry["name"] for entry in config["output"] if entry["name"] not in missing]
+        check_names("outputs", set(self.outputs), found & set(self.outputs), path)
 
     def execute(self, requests: list[Any]) -> list[Any] | None:
         """Answers a batch of requests: returns all answers in order, or, with chunks, sends each as it is done."""
@@ -96,11 +102,11 @@ class TritonPythonModel:
         if self.chunk_by:
             self.execute_chunks(requests, inputs)
             return None
-        answers = iter(self.answer([request for request in inputs if not isinstance(request, str)]))
-        return [
-            self.respond(request, given if isinstance(given, str) else next(answers))
-            for request, given in zip(requests, inputs, strict=True)
+        readable = [
+            (request, given) for request, given in zip(requests, inputs, strict=True) if isinstance(given, dict)
         ]
+        answers = iter(self.answer([given for _, given in readable], [self.wanted(request) for request, _ in readable]))
+        return [self.respond(given if isinstance(given, str) else next(answers)) for given in inputs]
 
     def execute_chunks(self, requests: list[Any], inputs: list[Arrays | str]) -> None:
         """Answers each request when its last chunk is done."""
@@ -111,8 +117,11 @@ class TritonPythonModel:
         chunks = list(cut([given for given in inputs if not isinstance(given, str)], self.chunk_by, self.budget))
         missing = Counter(part.request for chunk in chunks for part in chunk)
         done: dict[int, list[tuple[Part, Arrays | str]]] = defaultdict(list)
+        wanted = [self.wanted(request) for request in waiting]
         submit = partial(self.workers.submit, in_turn, self.answer)
-        running = {submit([part.inputs for part in chunk]): chunk for chunk in chunks}
+        running = {
+            submit([part.inputs for part in chunk], [wanted[part.request] for part in chunk]): chunk for chunk in chunks
+        }
         for finished in as_completed(running):
             for part, answer in zip(running[finished], finished.result(), strict=True):
                 parts = done[part.request]
@@ -129,9 +138,7 @@ class TritonPythonModel:
 
     def send(self, request: Any, answer: Arrays | str) -> None:
         """Answers one request before `execute` is over."""
-        request.get_response_sender().send(
-            self.respond(request, answer), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
-        )
+        request.get_response_sender().send(self.respond(answer), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
     def read(self, request: Any) -> Arrays | str:
         """A request's inputs by name, or an error's text."""
@@ -153,24 +160,36 @@ class TritonPythonModel:
             return f"malformed request: {reason}"
         return arrays
 
-    def respond(self, request: Any, answer: Arrays | str) -> Any:
-        """Triton's response: the outputs that the request asked for, or the error."""
+    def wanted(self, request: Any) -> list[str]:
+        """The outputs that a request asks for, of those that there are; all of them if it names none."""
+        asked = request.requested_output_names()
+        return [name for name in self.outputs if name in asked]
+
+    def respond(self, answer: Arrays | str) -> Any:
+        """Triton's response: the outputs, or the error."""
         if isinstance(answer, str):
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(answer, pb_utils.TritonError.INVALID_ARG))
-        return pb_utils.InferenceResponse([to_tensor(name, answer[name]) for name in request.requested_output_names()])
+        return pb_utils.InferenceResponse([to_tensor(name, array) for name, array in answer.items()])
 
-    def answer(self, inputs: list[Arrays]) -> list[Arrays | str]:
-        """Computes each request's outputs, together if the model batches; a request that fails gets an error's text."""
+    def answer(self, inputs: list[Arrays], wanted: list[list[str]]) -> list[Arrays | str]:
+        """Computes each request's outputs, together if the model batches; a request that fails gets an error's text.
+
+        `wanted` has the names of each request's own outputs.
+        """
         if not inputs:
             return []
         if len(inputs) > 1 and not self.batching:
-            return [self.answer([request])[0] for request in inputs]
+            return self.answer_each(inputs, wanted)
         try:
-            return [self.checked(outputs) for outputs in self.run(inputs)]
+            return [self.checked(outputs) for outputs in self.run(inputs, wanted)]
         except Exception as exc:  # whatever ONNX Runtime or numpy raises, the server must go on
             if len(inputs) == 1:
                 return [f"the model cannot be executed on this request: {exc}"]
-            return [self.answer([request])[0] for request in inputs]
+            return self.answer_each(inputs, wanted)
+
+    def answer_each(self, inputs: list[Arrays], wanted: list[list[str]]) -> list[Arrays | str]:
+        """As `answer`, one request after another."""
+        return [self.answer([request], [names])[0] for request, names in zip(inputs, wanted, strict=True)]
 
     def checked(self, outputs: Arrays) -> Arrays | str:
         """The outputs, or an error's text where they show that the request was malformed."""
@@ -181,17 +200,17 @@ class TritonPythonModel:
             )
         return outputs
 
-    def run(self, inputs: list[Arrays]) -> list[Arrays]:
-        """One execution of the graph for all requests: merge, compute, split."""
+    def run(self, inputs: list[Arrays], wanted: list[list[str]]) -> list[Arrays]:
+        """One execution of the graph for all requests: merge, compute, split; each gets the outputs that it wants."""
         feed = {name: self.merge(name, [request[name] for request in inputs]) for name in inputs[0]}
         for entry in self.config.get("batch_input", []):
             feed[entry["target_name"][0]] = count_elements(entry, inputs)
-        names = [entry["name"] for entry in self.config["output"]]
-        merged = dict(zip(names, self.session.run(names, feed), strict=True))
+        names = [name for name in self.outputs if any(name in own for own in wanted)]
+        merged = dict(zip(names, self.session.run(names, feed) if names else [], strict=True))
         if not self.batching:
             return [merged]
         split = {name: self.split(name, array, inputs) for name, array in merged.items()}
-        return [{name: parts[index] for name, parts in split.items()} for index in range(len(inputs))]
+        return [{name: split[name][index] for name in own} for index, own in enumerate(wanted)]
 
     def merge(self, name: str, arrays: list[Array]) -> Array:
         """One input of all requests: ragged ones end to end in one dimension, the others along the batch dimension."""

@@ -44,7 +44,7 @@ def test_padded_pytorch_and_packed_requests_hold_the_same_pairs(tmp_path: Path) 
 
 def test_a_plan_gets_requests_of_32_pairs_end_to_end() -> None:
     feeds = []
-    plan = SimpleNamespace(run=lambda feed: feeds.append(feed) or np.zeros((80, 1)))
+    plan = SimpleNamespace(run=lambda feed: feeds.append(feed) or {"logits": np.zeros((80, 1))})
     gpu.packed(plan)(PAIRS * 4)
     assert feeds[0]["pair_counts"].tolist() == [32, 32, 16]
     assert feeds[0]["lengths"].tolist() == [5] * 80

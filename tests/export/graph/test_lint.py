@@ -226,7 +226,7 @@ BREAKS: dict[str, tuple[Callable[[ModelProto], object], tuple[str, ...], str]] =
     "output half": (
         lambda model: retype(model.graph.output[0], TensorProto.FLOAT16),
         ALL,
-        "output is not logits, float",
+        "the output logits is not float32",
     ),
     "infinite": (exchange(BIAS, with_one(5, np.inf)), TENSORRT, f"the FP16 constant {BIAS} holds NaN or infinity"),
     "NaN": (exchange(BIAS, with_one(5, np.nan)), TENSORRT, f"the FP16 constant {BIAS} holds NaN or infinity"),

@@ -1,5 +1,6 @@
 """The packed forward pass against Hugging Face's, in PyTorch: no padding, merged requests, malformed requests."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,12 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from transformers import BertForSequenceClassification
 
-from export.graph.packed_bert import PackedBert, UnsupportedModelError
+from export.graph.packed_bert import PackedBert, UnsupportedModelError, output_widths
 from export.graph.packing import Pair, pack
-from release.names import COUNT_INPUTS, GRAPH_INPUTS, REQUEST_INPUTS
-from tests.tiny import MAX_LENGTH, make_checkpoint
+from export.verify.evaluation import Checkpoint, read_checkpoint
+from finetune.evaluation.scoring import score_texts
+from release.names import COUNT_INPUTS, GRAPH_INPUTS, HEAD_OUTPUTS, LOGITS, REQUEST_INPUTS
+from tests.tiny import MAX_LENGTH, WORDS, make_checkpoint
 
 COUNT_OF = dict(zip(REQUEST_INPUTS, COUNT_INPUTS, strict=True))
 
@@ -43,7 +46,7 @@ requests = st.lists(st.lists(pairs, min_size=1, max_size=4), min_size=1, max_siz
 
 def run(packed: PackedBert, feed: dict) -> torch.Tensor:
     with torch.inference_mode():
-        return packed(*(torch.as_tensor(feed[name]) for name in GRAPH_INPUTS))
+        return packed(*(torch.as_tensor(feed[name]) for name in GRAPH_INPUTS))[0]
 
 
 @settings(max_examples=40, deadline=None)
@@ -181,3 +184,38 @@ def test_a_decoder_is_refused(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "decoder", is_decoder=True)
     with pytest.raises(UnsupportedModelError, match="decoder"):
         PackedBert(BertForSequenceClassification.from_pretrained(folder))
+
+
+@pytest.fixture(scope="module")
+def joint(joint_checkpoint: Path) -> Checkpoint:
+    return read_checkpoint(joint_checkpoint, None)
+
+
+texts = st.lists(st.lists(st.sampled_from(WORDS), max_size=60).map(" ".join), min_size=1, max_size=8)
+
+
+@settings(max_examples=30, deadline=None)
+@given(texts, st.lists(st.integers(1, 3), min_size=8, max_size=8), st.integers(0, 8))
+def test_the_further_heads_equal_pytorchs_in_merged_requests(
+    joint: Checkpoint, drawn: list[str], sizes: list[int], place: int
+) -> None:
+    expected = score_texts(joint.model, joint.heads, joint.tokenizer, drawn, MAX_LENGTH)
+    encoded = joint.tokenizer(drawn, truncation=True, max_length=MAX_LENGTH)
+    singles = [{"input_ids": ids, "token_type_ids": [0] * len(ids)} for ids in encoded["input_ids"]]
+    cuts = np.cumsum([0, *sizes])
+    batch = [singles[start:end] for start, end in pairwise(cuts) if start < len(singles)]
+    place = min(place, len(batch))
+    batch.insert(place, [fixed(4), fixed(6)])
+    feed = pack(batch)
+    first = sum(len(request) for request in batch[:place])
+    feed["lengths"][first] += 1  # the inserted request is malformed
+    packed = PackedBert(joint.model, joint.heads).eval()
+    with torch.inference_mode():
+        outputs = packed(*(torch.as_tensor(feed[name]) for name in GRAPH_INPUTS))
+    found = dict(zip(output_widths(joint.model, joint.heads), outputs, strict=True))
+    assert set(found) == {LOGITS, *HEAD_OUTPUTS}
+    for name, values in found.items():
+        assert values[first : first + 2].isnan().all()
+        if name != LOGITS:
+            own = np.delete(values.numpy(), [first, first + 1], axis=0)
+            assert np.allclose(own, expected[name], atol=1e-5), name

@@ -47,6 +47,7 @@ class Gpu:
         self.sigint_while_building: object = None
         self.errors: list[str] = []  # what the parser, then the builder, finds wrong
         self.has_gpu = True
+        self.outputs = {"logits": 1}  # of every plan, with their widths
         self.tensorrt = make_tensorrt(self, strongly_typed)
         self.driver = make_driver(self)
 
@@ -55,6 +56,7 @@ def make_tensorrt(gpu: Gpu, strongly_typed: bool) -> ModuleType:
     trt: Any = ModuleType("tensorrt")
     trt.__version__ = gpu.version
     old = gpu.version.startswith("8.")
+    mode = trt.TensorIOMode = enum.Enum("TensorIOMode", ["NONE", "INPUT", "OUTPUT"])
     severity = enum.Enum("Severity", ["INTERNAL_ERROR", "ERROR", "WARNING", "INFO"])
     trt.ILogger = type("ILogger", (), {"Severity": severity})
     trt.Logger = type("Logger", (trt.ILogger,), {"WARNING": severity.WARNING, "__init__": lambda *_: None})
@@ -142,11 +144,12 @@ def make_tensorrt(gpu: Gpu, strongly_typed: bool) -> ModuleType:
             return True
 
         def get_tensor_shape(self, name: str) -> tuple[int, int]:
-            return (self.shapes["lengths"][0] if "lengths" in self.shapes else -1, 1)
+            return (self.shapes["lengths"][0] if "lengths" in self.shapes else -1, gpu.outputs[name])
 
         def execute_async_v3(self, stream: int) -> bool:
             lengths = np.frombuffer(gpu.memory[self.addresses["lengths"]], dtype=np.int32)
-            gpu.memory[self.addresses["logits"]][:] = lengths.astype(np.float32).tobytes()
+            for name, width in gpu.outputs.items():  # as TensorRT, it needs an address for each
+                gpu.memory[self.addresses[name]][:] = np.repeat(lengths, width).astype(np.float32).tobytes()
             return True
 
     class Runtime:
@@ -156,7 +159,14 @@ def make_tensorrt(gpu: Gpu, strongly_typed: bool) -> ModuleType:
         def deserialize_cuda_engine(self, plan: bytes) -> Any:
             if not plan.startswith(b"plan"):
                 return None
-            return SimpleNamespace(create_execution_context=Context, device_memory_size_v2=12345)
+            names = [*TENSORRT_INPUTS, *gpu.outputs]
+            return SimpleNamespace(
+                create_execution_context=Context,
+                device_memory_size_v2=12345,
+                num_io_tensors=len(names),
+                get_tensor_name=names.__getitem__,
+                get_tensor_mode=lambda name: mode.OUTPUT if name in gpu.outputs else mode.INPUT,
+            )
 
     trt.Builder, trt.OnnxParser, trt.Runtime = Builder, OnnxParser, Runtime
     return trt  # type: ignore[no-any-return]
@@ -222,7 +232,7 @@ def nvidia_smi(monkeypatch: pytest.MonkeyPatch, folder: Path, *lines: str) -> No
 
 
 def pass_gate(version: Path, run: Run) -> None:
-    assert run(FEED).tolist() == [[2], [3], [4]]
+    assert run(FEED)["logits"].tolist() == [[2], [3], [4]]
 
 
 def command(version: Path, *more: str) -> int:

@@ -11,12 +11,12 @@ import pytest
 from onnx import TensorProto
 
 from export import plan as plan_command
-from export.tensorrt.build import ExecutionLimits, build, read_limits
-from export.tensorrt.runtime import load_tensorrt
+from export.tensorrt.build import ExecutionLimits, build, check_graph, read_limits
+from export.tensorrt.runtime import LoadedPlan, load_tensorrt
 from release import hardware
 from release.names import PLAN_FILE, TENSORRT_INPUTS
 from release.stamp import STAMP_FILE, PlanError, PlanMachine, find_machine, misfit, read_stamp
-from tests.export.tensorrt.fake_gpu import MODEL, Gpu, command, nvidia_smi, tree, write_graph
+from tests.export.tensorrt.fake_gpu import FEED, MODEL, Gpu, command, nvidia_smi, tree, write_graph
 
 pytest_plugins = ("tests.export.tensorrt.gpu_fixtures",)
 LIMITS = ExecutionLimits(requests=8, pairs=32, tokens=16384, longest=512)
@@ -167,6 +167,40 @@ def test_ctrl_c_ends_a_build_at_once(version: Path, gpu: Gpu) -> None:
         assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
     finally:
         signal.signal(signal.SIGINT, former)
+
+
+def test_a_plan_gives_all_its_outputs_and_frees_their_memory(gpu: Gpu) -> None:
+    gpu.outputs = {"logits": 1, "embedding": 3}
+    gpu.profile = dict.fromkeys(FEED, (1, 4, 9))
+    with LoadedPlan(gpu.tensorrt, b"plan") as plan:
+        found = plan.run(FEED)
+    assert {name: values.tolist() for name, values in found.items()} == {
+        "logits": [[2], [3], [4]],
+        "embedding": [[2] * 3, [3] * 3, [4] * 3],
+    }
+    assert not gpu.memory
+
+
+@pytest.mark.parametrize(
+    ("outputs", "fits"),
+    [
+        ({"embedding": ["pairs", 8]}, True),
+        ({"topic_logits": ["pairs", 3], "passage_logits": ["pairs", 1]}, True),
+        ({"pooled": ["pairs", 8]}, False),
+        ({"embedding": ["pairs", "size"]}, False),
+        ({"embedding": [8]}, False),
+    ],
+    ids=str,
+)
+def test_a_graph_may_have_the_further_heads_and_no_other_outputs(version: Path, outputs: dict, fits: bool) -> None:
+    model = onnx.load(version / "model.onnx")
+    value = onnx.helper.make_tensor_value_info
+    model.graph.output.extend(value(name, TensorProto.FLOAT, dims) for name, dims in outputs.items())
+    if fits:
+        check_graph(model, version)
+        return
+    with pytest.raises(PlanError, match="they must be logits and any of topic_logits, embedding, passage_logits"):
+        check_graph(model, version)
 
 
 @pytest.mark.gpu

@@ -1,13 +1,16 @@
 """The proof itself: what it covers, and that it fails when it must."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from export.graph.packing import Feed, pack
+from export.graph.packing import Feed, Outputs, pack
 from export.verify.parity import CELLS, LARGEST, ParityError, check_order, plan_batches, prove
 from finetune.data.clicklog import ClickRow
+from release.names import LOGITS
 
 ROWS = [
     ClickRow(group=f"g{index // 4}", query="q", document=f"d{index}", clicks=0, impressions=1) for index in range(40)
@@ -21,8 +24,12 @@ def right_answer(feed: Feed) -> np.ndarray:
     return feed["input_ids"][starts].astype(np.float32)[:, None] / 10
 
 
+def graph(answer: Callable[[Feed], np.ndarray]) -> Callable[[Feed], Outputs]:
+    return lambda feed: {LOGITS: answer(feed)}
+
+
 def test_a_right_graph_is_proved_on_every_pair() -> None:
-    parity, logits = prove(right_answer, ROWS, PAIRS, REFERENCE, 1e-4, 0)
+    parity, logits = prove(graph(right_answer), ROWS, PAIRS, REFERENCE, 1e-4, 0)
     assert parity.max_abs_diff == 0
     assert (parity.pairs, parity.groups_in_order) == (40, 10)
     assert parity.smallest_batch == 1 < parity.largest_batch
@@ -35,7 +42,7 @@ def test_one_wrong_logit_is_named() -> None:
         return np.where(answer == np.float32(1.7), answer + np.float32(2e-3), answer)
 
     with pytest.raises(ParityError, match=r"pair 18 \(group 'g4'.*'d17'.*0\.002.*tolerance 0\.0001 \(1 of 40"):
-        prove(wrong, ROWS, PAIRS, REFERENCE, 1e-4, 0)
+        prove(graph(wrong), ROWS, PAIRS, REFERENCE, 1e-4, 0)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -46,12 +53,12 @@ def test_a_logit_that_is_no_number_fails(value: float) -> None:
         return answer
 
     with pytest.raises(ParityError, match="pair 6 "):
-        prove(broken, ROWS, PAIRS, REFERENCE, 1e-4, 0)
+        prove(graph(broken), ROWS, PAIRS, REFERENCE, 1e-4, 0)
 
 
 def test_an_answer_of_another_shape_fails() -> None:
     with pytest.raises(ParityError, match="shape"):
-        prove(lambda feed: right_answer(feed)[:-1], ROWS, PAIRS, REFERENCE, 1e-4, 0)
+        prove(graph(lambda feed: right_answer(feed)[:-1]), ROWS, PAIRS, REFERENCE, 1e-4, 0)
 
 
 def test_a_changed_order_fails_even_within_the_tolerance() -> None:

@@ -102,6 +102,12 @@ def test_a_constant_scorer_gets_the_mean_over_all_orders(clicks: list[float]) ->
     assert constant["auc"] == constant["pairwise_accuracy"] == pytest.approx(0.5)
 
 
+def test_a_constant_scorer_is_measured_on_a_large_group() -> None:
+    """Of 1,200 candidates half are clicked: the first stands at place j with a chance of about 2 ** -j."""
+    metrics = evaluate_ranking(rows([1, 0] * 600), [0.5] * 1200)
+    assert metrics["mrr"] == pytest.approx(math.log(2), abs=1e-3)
+
+
 @settings(deadline=None, max_examples=30)
 @given(st.lists(GROUP, min_size=1, max_size=4), st.data())
 def test_any_scores(groups: list[list[float]], data: st.DataObject) -> None:

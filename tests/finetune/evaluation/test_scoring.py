@@ -7,7 +7,7 @@ import torch
 
 from finetune.checkpoint.load import load_checkpoint
 from finetune.data.clicklog import ClickRow
-from finetune.evaluation.scoring import score_rows, tokenize_pairs
+from finetune.evaluation.scoring import score_rows, tokenize_pairs, tokenize_passages
 from tests.finetune.checkpoint.changes import set_config
 
 ROWS = [ClickRow("g", "likes tea " * users, "new moon " * items, 0, 1) for users in (0, 1, 9) for items in (1, 4, 30)]
@@ -41,3 +41,11 @@ def test_dropout_is_off_and_no_rows_are_fine(checkpoint: Path) -> None:
     first, second = (score_rows(model, tokenizer, ROWS, max_length) for _ in range(2))
     np.testing.assert_array_equal(first, second)
     assert score_rows(model, tokenizer, [], max_length).shape == (0, 1)
+
+
+def test_a_long_user_text_beside_an_empty_document_is_one_passage(checkpoint: Path) -> None:
+    _, tokenizer, max_length = load_checkpoint(checkpoint)
+    for words in (10, 100):
+        (passage,) = tokenize_passages(tokenizer, "likes " * words, "", max_length, overlap=8)
+        (pair,) = tokenize_pairs(tokenizer, [ClickRow("g", "likes " * words, "", 0, 1)], max_length)
+        assert passage == pair

@@ -1,8 +1,8 @@
-"""Fine-tuning end to end on a tiny BERT: the loss's weights, the batches, the round trip, and what is refused."""
+"""Fine-tuning end to end on a tiny BERT: the round trip, joint training, and what is refused."""
 
 import hashlib
 import json
-from collections import Counter
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +13,20 @@ from transformers import AutoTokenizer, BertForSequenceClassification, RobertaCo
 from finetune.__main__ import main
 from finetune.checkpoint import base_model
 from finetune.checkpoint.base_model import load_base, resolve_base
+from finetune.checkpoint.heads import Passages, read_heads
 from finetune.checkpoint.load import CheckpointError, load_checkpoint
 from finetune.checkpoint.save import save_checkpoint
-from finetune.data.clicklog import ClickLogError, read_click_log
-from finetune.evaluation.scoring import score_rows
-from finetune.training.run import TrainingError, TrainSettings, click_loss, length_batches, train
+from finetune.data.clicklog import ClickLogError, ClickRow, read_click_log
+from finetune.evaluation.metrics import click_probability, evaluate_ranking
+from finetune.evaluation.scoring import score_documents, score_rows, score_texts
+from finetune.training.run import train
+from finetune.training.settings import SettingsError, TrainSettings
+from finetune.training.trainer import TrainingError
 from tests.finetune.checkpoint.changes import name_labels
+from tests.finetune.conftest import LIKED, TOPICS
 from tests.tiny import make_checkpoint, make_click_log
 
+TOPICS_SORTED = tuple(sorted(TOPICS))
 SETTINGS = TrainSettings(epochs=8, batch_size=16, learning_rate=3e-3)
 
 
@@ -29,33 +35,6 @@ def trained(base: Path, click_folder: Path, tmp_path_factory: pytest.TempPathFac
     folder = tmp_path_factory.mktemp("trained") / "checkpoint"
     assert train(click_folder, str(base), folder, SETTINGS)["auc"] > 0.95, "what users like can be learned"
     return folder
-
-
-@pytest.mark.parametrize("labels", [1, 2])
-def test_counts_weigh_as_much_as_repeated_rows(labels: int) -> None:
-    logits = torch.randn(2, labels, generator=torch.Generator().manual_seed(3))
-    counted = click_loss(logits, torch.tensor([2.0, 0.0]), torch.tensor([5.0, 1.0]))
-    repeated = click_loss(logits[[0, 0, 0, 0, 0, 1]], torch.tensor([1.0, 1.0, 0.0, 0.0, 0.0, 0.0]), torch.ones(6))
-    torch.testing.assert_close(counted, repeated)
-
-
-def test_both_losses_are_the_negative_log_likelihood() -> None:
-    logit, clicks, impressions = torch.tensor([0.8, -1.5]), torch.tensor([1.0, 1.0]), torch.tensor([1.0, 3.0])
-    click = torch.sigmoid(logit)
-    expected = -(torch.log(click[0]) + torch.log(click[1]) + 2 * torch.log(1 - click[1]))
-    torch.testing.assert_close(click_loss(logit[:, None], clicks, impressions), expected)
-    # A softmax over (0, x) is the sigmoid of x.
-    two = torch.stack([torch.zeros(2), logit], dim=1)
-    torch.testing.assert_close(click_loss(two, clicks, impressions), expected)
-
-
-def test_batches_hold_every_row_once_and_similar_lengths() -> None:
-    lengths = np.random.default_rng(0).integers(5, 500, size=1000).tolist()
-    first, again, other = (length_batches(lengths, 16, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
-    assert Counter(row for batch in first for row in batch) == Counter(range(1000))
-    assert first == again != other
-    padding = sum(max(lengths[row] for row in batch) * len(batch) for batch in first) / sum(lengths)
-    assert padding < 1.15
 
 
 def test_round_trip(trained: Path, click_folder: Path) -> None:
@@ -103,9 +82,9 @@ def test_training_goes_on_from_a_checkpoint(trained: Path) -> None:
 
 def test_refuses_bad_settings_and_data(base: Path, click_folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
-    with pytest.raises(TrainingError, match="--max-length is 49; this base takes 16 to 48"):
+    with pytest.raises(SettingsError, match="--max-length is 49; this base takes 16 to 48"):
         train(click_folder, str(base), output, TrainSettings(max_length=49))
-    with pytest.raises(TrainingError, match=r"epoch 1, step .*lower --learning-rate"):
+    with pytest.raises(TrainingError, match=r"step \d+: the loss is .*lower --learning-rate"):
         train(click_folder, str(base), output, TrainSettings(learning_rate=1e30))
     with pytest.raises(ClickLogError, match=r"has no train\.jsonl"):
         train(tmp_path, str(base), output, SETTINGS)
@@ -219,19 +198,105 @@ def test_evaluate_takes_the_click_label_where_the_names_do_not_tell(
     assert auc[0] == pytest.approx(1 - auc[1])
 
 
-def test_ctrl_c_writes_nothing(
-    base: Path,
-    click_folder: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt
+def test_joint_training_learns_clicks_topics_and_similarity(base: Path, joint_folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "joint"
+    settings = TrainSettings(
+        epochs=12, batch_size=8, learning_rate=3e-3, understanding=("topic", "similarity"), embedding_size=16
+    )
+    assert train(joint_folder, str(base), output, settings)["auc"] > 0.95
+    model, tokenizer, max_length = load_checkpoint(output)
+    heads = read_heads(output, 32)
+    assert heads.settings.topics == TOPICS_SORTED
+    texts = [f"new {topic} {topic}" for topic in TOPICS_SORTED]
+    found = score_texts(model, heads, tokenizer, [*texts, *(f"likes {topic}" for topic in LIKED)], max_length)
+    assert found["topic_logits"][:4].argmax(1).tolist() == [0, 1, 2, 3]
+    cosines = found["embedding"][4:] @ found["embedding"][:4].T
+    assert cosines.argmax(1).tolist() == [TOPICS_SORTED.index(topic) for topic in LIKED]
+    plain = BertForSequenceClassification.from_pretrained(output).eval()
+    encoded = AutoTokenizer.from_pretrained(output)("likes tea", "new tea tea", return_tensors="pt")
+    rows = [ClickRow("g", "likes tea", "new tea tea", 1, 1)]
+    with torch.inference_mode():
+        expected = plain(**encoded).logits.numpy()
+    np.testing.assert_allclose(score_rows(model, tokenizer, rows, max_length), expected, atol=1e-6)
 
-    monkeypatch.setattr("finetune.training.run.click_loss", interrupted)
-    output = tmp_path / "out"
-    arguments = ["train", "--data", str(click_folder), "--base-model", str(base), "--output", str(output)]
-    assert main(arguments) == 130
-    assert f"interrupted; nothing was written to {output}" in capsys.readouterr().err
+
+@pytest.mark.parametrize("objective", ["click", "pairwise", "listwise"])
+def test_every_objective_learns_what_users_like(objective: str, base: Path, click_folder: Path, tmp_path: Path) -> None:
+    settings = TrainSettings(objective=objective, epochs=4, batch_size=8, learning_rate=3e-3)
+    assert train(click_folder, str(base), tmp_path / "out", settings)["pairwise_accuracy"] > 0.95
+
+
+@pytest.mark.parametrize("way", ["max", "mean", "attention"])
+def test_passages_see_what_stands_beyond_the_limit(way: str, base: Path, long_folder: Path, tmp_path: Path) -> None:
+    settings = TrainSettings(
+        epochs=4, batch_size=8, learning_rate=3e-3, max_length=24, passages=way, passage_overlap=4, passage_best=2
+    )
+    assert train(long_folder, str(base), tmp_path / "read", settings)["auc"] > 0.9
+    assert read_heads(tmp_path / "read", 32).settings.passages == Passages(way, 4, 2)
+
+
+def test_where_documents_are_cut_what_stands_beyond_the_limit_is_not_seen(
+    base: Path, long_folder: Path, tmp_path: Path
+) -> None:
+    settings = TrainSettings(epochs=2, batch_size=8, learning_rate=3e-3, max_length=24)
+    assert train(long_folder, str(base), tmp_path / "cut", settings)["auc"] < 0.75
+
+
+def test_the_way_to_aggregate_is_chosen_on_dev(base: Path, long_folder: Path, tmp_path: Path) -> None:
+    settings = TrainSettings(passages="choose", epochs=1, learning_rate=3e-3, max_length=24, passage_overlap=4)
+    found = train(long_folder, str(base), tmp_path / "out", settings)
+    assert read_heads(tmp_path / "out", 32).settings.passages is not None
+    kept = {path.name for path in tmp_path.iterdir() if not path.name.endswith("-run")}
+    assert kept == {"out"}, "the other two are removed"
+    dev = read_click_log(long_folder / "dev.jsonl")
+    model, tokenizer, max_length = load_checkpoint(tmp_path / "out")
+    logits = score_documents(model, read_heads(tmp_path / "out", 32), tokenizer, dev, max_length)
+    assert evaluate_ranking(dev, click_probability(logits, ["click"]))["auc"] == pytest.approx(found["auc"])
+
+
+def test_what_is_kept_is_the_best_on_dev(base: Path, click_folder: Path, tmp_path: Path) -> None:
+    """The rate is so high that later epochs are worse: early stopping ends the run, and the best epoch is saved."""
+    settings = TrainSettings(epochs=20, batch_size=16, learning_rate=3e-3, patience=2, metric="log_loss", evaluations=2)
+    found = train(click_folder, str(base), tmp_path / "out", settings)
+    model, tokenizer, max_length = load_checkpoint(tmp_path / "out")
+    dev = read_click_log(click_folder / "dev.jsonl")
+    metrics = evaluate_ranking(dev, click_probability(score_rows(model, tokenizer, dev, max_length), ["click"]))
+    assert metrics["log_loss"] == pytest.approx(found["log_loss"], abs=1e-6)
+
+
+def test_an_average_of_weights_is_kept_and_is_not_the_last_steps(
+    base: Path, click_folder: Path, tmp_path: Path
+) -> None:
+    weights = []
+    for name, average in (("plain", 0.0), ("average", 0.9)):
+        settings = TrainSettings(epochs=2, batch_size=16, learning_rate=3e-3, average=average)
+        found = train(click_folder, str(base), tmp_path / name, settings)
+        model, tokenizer, max_length = load_checkpoint(tmp_path / name)
+        dev = read_click_log(click_folder / "dev.jsonl")
+        metrics = evaluate_ranking(dev, click_probability(score_rows(model, tokenizer, dev, max_length), ["click"]))
+        assert metrics["log_loss"] == pytest.approx(found["log_loss"], abs=1e-6), (
+            "the metrics are those of what is kept"
+        )
+        weights.append(model.classifier.weight)
+    assert not torch.allclose(weights[0], weights[1])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"understanding": ("topic",)}, "--understanding topic needs rows with a 'topic'"),
+        ({"position_bias": "estimated"}, "--position-bias needs rows with a 'position'"),
+        ({"metric": "accuraccy"}, "--metric is 'accuraccy'; dev has accuracy, auc,"),
+        ({"passages": "max", "labels": 2}, "--passages needs --labels 1"),
+        ({"freeze": "3"}, "--freeze is 3, but the encoder has 2 layers"),
+        ({"epochs": 0}, "--epochs is 0; it must be 1 or more"),
+        ({"dropout": 1.0}, "--dropout is 1.0; it must be from 0 to below 1"),
+        ({"understanding_weight": "much"}, "--understanding-weight is 'much'; a number, or learned"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused_at_once(
+    settings: dict[str, object], message: str, base: Path, click_folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        train(click_folder, str(base), tmp_path / "out", TrainSettings(**settings))  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())

@@ -21,7 +21,7 @@ STAND_IN = ROOT / "serving" / "backends" / "onnxruntime"
 sys.path[:0] = [str(ROOT), str(STAND_IN)]
 
 from export.tensorrt.runtime import LoadedPlan, load_tensorrt  # noqa: E402 (found by the path above)
-from release.names import LOGITS, TENSORRT_INPUTS  # noqa: E402
+from release.names import TENSORRT_INPUTS  # noqa: E402
 
 
 class PlanSession:
@@ -34,10 +34,11 @@ class PlanSession:
         return [SimpleNamespace(name=name) for name in TENSORRT_INPUTS]
 
     def get_outputs(self) -> list[SimpleNamespace]:
-        return [SimpleNamespace(name=LOGITS)]
+        return [SimpleNamespace(name=name) for name in self.plan.outputs]
 
-    def run(self, _: list[str], feed: dict[str, Any]) -> list[Any]:
-        return [self.plan.run(feed)]
+    def run(self, names: list[str], feed: dict[str, Any]) -> list[Any]:
+        outputs = self.plan.run(feed)
+        return [outputs[name] for name in names]
 
 
 onnxruntime.InferenceSession = PlanSession

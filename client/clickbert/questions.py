@@ -1,0 +1,161 @@
+"""What a call asks of the model: its items packed into requests, and its results read from the rows of the answers.
+
+A question is made for one release, because packing needs its tokenizer and reading needs its labels and topics. All of
+a call's requests share their outputs, and each pair or text that occurs twice is asked once.
+
+Each function raises `InvalidInputError` when the release has no such head.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Generic, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from clickbert.errors import InvalidInputError
+from clickbert.heads import ATTENTION, Passages, aggregate, topic_probabilities
+from clickbert.protocol import (
+    EMBEDDING,
+    LOGITS,
+    PASSAGE_LOGITS,
+    TOPIC_LOGITS,
+    Release,
+    click_probability,
+)
+from clickbert.steps import Compute
+from clickbert.tokenization import PackedPairs, Window
+
+Pair = tuple[str, str]
+Rows = Mapping[str, npt.NDArray[np.float32]]  # an output's rows, by its name
+Result = TypeVar("Result")
+Item = TypeVar("Item", Pair, str)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What goes into one request; `pack` tokenizes and packs it when the request's turn comes."""
+
+    rows: int  # pairs or texts, each a row of every output
+    pack: Callable[[], PackedPairs]
+
+
+@dataclass(frozen=True)
+class Question(Generic[Result]):
+    """The outputs asked for, the requests, and what to make of the rows of all answers, laid end to end."""
+
+    outputs: tuple[str, ...]
+    batches: tuple[Batch, ...]
+    read: Callable[[Rows], Result]
+
+
+def about_clicks(pairs: Sequence[Pair], release: Release) -> Question[list[float]]:
+    """Ask for the click probability of each pair, cut where it is too long."""
+    distinct, batches = _by_length(pairs, _length_of_pair, release, release.tokenizer.pack_pairs)
+
+    def read(rows: Rows) -> list[float]:
+        scores = dict(zip(distinct, click_probability(rows[LOGITS], release.click_label).tolist(), strict=True))
+        return [scores[pair] for pair in pairs]
+
+    return Question((LOGITS,), batches, read)
+
+
+def about_topics(texts: Sequence[str], release: Release) -> Question[list[dict[str, float]]]:
+    """Ask for the probability by topic of each text."""
+    if not release.heads.topics:
+        raise _lacks(release, "has no topic head", "train it with --understanding topic")
+    distinct, batches = _by_length(texts, len, release, release.tokenizer.pack_texts)
+
+    def read(rows: Rows) -> list[dict[str, float]]:
+        found = dict(zip(distinct, topic_probabilities(rows[TOPIC_LOGITS], release.heads), strict=True))
+        return [dict(found[text]) for text in texts]
+
+    return Question((TOPIC_LOGITS,), batches, read)
+
+
+def about_embeddings(texts: Sequence[str], release: Release) -> Question[npt.NDArray[np.float32]]:
+    """Ask for the embedding of each text: [texts, size]."""
+    if not release.heads.embedding_size:
+        raise _lacks(release, "has no embedding", "train it with --understanding similarity")
+    distinct, batches = _by_length(texts, len, release, release.tokenizer.pack_texts)
+
+    def read(rows: Rows) -> npt.NDArray[np.float32]:
+        places = {text: place for place, text in enumerate(distinct)}
+        return rows[EMBEDDING][[places[text] for text in texts]]
+
+    return Question((EMBEDDING,), batches, read)
+
+
+def about_passages(pairs: Sequence[Pair], release: Release) -> Compute:
+    """Ask for the click probability of each pair, its document read in passages.
+
+    How many passages a document has is known only when all are tokenized. That takes a while, so this is a step, whose
+    reply is a `Question[list[float]]`.
+    """
+    passages = release.heads.passages
+    if passages is None:
+        raise _lacks(release, "was trained on cut documents", "train it with --passages, or leave long_documents out")
+    if len(release.labels) != 1:
+        names = ", ".join(release.labels)
+        raise _lacks(release, f"has the labels {names}", "passages need a single one, so leave long_documents out")
+    return Compute(partial(_tokenized_passages, pairs, release, passages))
+
+
+def _lacks(release: Release, what: str, next_step: str) -> InvalidInputError:
+    return InvalidInputError(f"version {release.version} of the model {what}: {next_step}")
+
+
+def _tokenized_passages(pairs: Sequence[Pair], release: Release, passages: Passages) -> Question[list[float]]:
+    distinct = list(dict.fromkeys(pairs))
+    split = release.tokenizer.split_into_windows(distinct, passages.overlap)
+    windows = [window for of_one in split for window in of_one]
+    order = sorted(range(len(windows)), key=lambda index: windows[index].tokens)
+    batches = tuple(
+        Batch(len(batch), partial(release.tokenizer.pack_windows, batch))
+        for batch in _within_limits([windows[index] for index in order], release)
+    )
+    outputs = (LOGITS, PASSAGE_LOGITS) if passages.aggregate == ATTENTION else (LOGITS,)
+    places = np.argsort(order)  # of each window's row among the answers
+    ends = np.cumsum([len(of_one) for of_one in split])[:-1]
+
+    def read(rows: Rows) -> list[float]:
+        by_pair = {name: np.split(rows[name][places, 0], ends) for name in outputs}
+        weights = by_pair.get(PASSAGE_LOGITS, [None] * len(split))
+        found = [aggregate(*of_one, passages) for of_one in zip(by_pair[LOGITS], weights, strict=True)]
+        probabilities = click_probability(np.array(found)[:, np.newaxis], release.click_label).tolist()
+        scores = dict(zip(distinct, probabilities, strict=True))
+        return [scores[pair] for pair in pairs]
+
+    return Question(outputs, batches, read)
+
+
+def _by_length(
+    items: Sequence[Item], length: Callable[[Item], int], release: Release, pack: Callable[[list[Item]], PackedPairs]
+) -> tuple[list[Item], tuple[Batch, ...]]:
+    """Divide the distinct items into requests, those of similar length together; returns them in that order, too.
+
+    Triton's own backends pad attention to the longest pair of a request, so one long text slows down all the others.
+    Lengths are in characters: they cost nothing, and tokens are not counted yet.
+    """
+    distinct = sorted(dict.fromkeys(items), key=length)
+    size = release.max_pairs
+    parts = [distinct[first : first + size] for first in range(0, len(distinct), size)]
+    return distinct, tuple(Batch(len(part), partial(pack, part)) for part in parts)
+
+
+def _length_of_pair(pair: Pair) -> int:
+    return len(pair[0]) + len(pair[1])
+
+
+def _within_limits(windows: Sequence[Window], release: Release) -> list[list[Window]]:
+    """Divide windows, in their order, into requests that keep the server's limits of pairs and of tokens."""
+    batches: list[list[Window]] = [[]]
+    tokens = 0
+    for window in windows:
+        tokens += window.tokens
+        if batches[-1] and (len(batches[-1]) == release.max_pairs or tokens > release.max_tokens):
+            batches.append([])
+            tokens = window.tokens
+        batches[-1].append(window)
+    return batches

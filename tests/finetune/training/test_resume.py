@@ -1,0 +1,106 @@
+"""A run that was stopped, by Ctrl-C or by kill -9, goes on where it stopped and ends with the same weights."""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from finetune.training.run import train
+from finetune.training.settings import SettingsError, TrainSettings
+from finetune.training.trainer import last_checkpoint
+
+ROOT = Path(__file__).parents[3]
+OPTIONS = {"epochs": 3, "batch_size": 8, "learning_rate": 3e-3, "dropout": 0.2, "average": 0.9, "evaluations": 4}
+
+
+def command(base: Path, data: Path, output: Path) -> list[str]:
+    options = [part for name, value in OPTIONS.items() for part in ("--" + name.replace("_", "-"), str(value))]
+    return [
+        sys.executable, "-m", "finetune", "train", "--data", str(data), "--base-model", str(base),
+        "--output", str(output), *options,
+    ]  # fmt: skip
+
+
+def weights(folder: Path) -> str:
+    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+
+
+def stop(arguments: list[str], run: Path, how: signal.Signals) -> "subprocess.CompletedProcess[str]":
+    """Run a command until its run has a whole checkpoint, then send it a signal."""
+    process = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while last_checkpoint(run) is None:
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.02)
+    process.send_signal(how)
+    out, err = process.communicate(timeout=120)
+    return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(base: Path, click_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """The last line and the weights of the run that nobody stops."""
+    output = tmp_path_factory.mktemp("whole") / "out"
+    done = subprocess.run(command(base, click_folder, output), cwd=ROOT, capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()[-1].split(":", 1)[1], weights(output)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_stopped_run_ends_like_one_that_was_not(
+    how: signal.Signals, uninterrupted: tuple[str, str], base: Path, click_folder: Path, tmp_path: Path
+) -> None:
+    output, run = tmp_path / "out", tmp_path / "out-run"
+    arguments = command(base, click_folder, output)
+    stopped = stop(arguments, run, how)
+    kept = last_checkpoint(run)
+    assert not output.exists()
+    if how == signal.SIGINT:
+        assert stopped.returncode == 130
+        assert f"interrupted; {kept} is kept: give the same command again to go on" in stopped.stderr
+    with pytest.raises(SettingsError, match=r"a run with another objective, epochs, .* or --restart"):
+        train(click_folder, str(base), output, TrainSettings(objective="pairwise"))
+    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert f"{kept}: going on from there" in done.stderr
+    assert (done.stdout.splitlines()[-1].split(":", 1)[1], weights(output)) == uninterrupted
+    assert last_checkpoint(run) is None, "a finished run leaves no checkpoints"
+    assert list(run.glob("**/events.out.tfevents.*")), "but what TensorBoard shows"
+
+
+@pytest.mark.slow
+def test_a_half_written_checkpoint_does_not_count(base: Path, click_folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "out-run"
+    stop(command(base, click_folder, tmp_path / "out"), run, signal.SIGINT)
+    whole = last_checkpoint(run)
+    assert whole is not None
+    newer = run / "checkpoint-99999"
+    shutil.copytree(whole, newer)
+    state = newer / "trainer_state.json"
+    state.write_text(state.read_text(encoding="utf-8")[:100], encoding="utf-8")
+    assert last_checkpoint(run) == whole
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_model(base: Path, click_folder: Path, tmp_path: Path) -> None:
+    """What `accelerate launch` does on several GPUs, on two processes of this CPU."""
+    launch = [
+        sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
+        "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
+    ]  # fmt: skip
+    arguments = command(base, click_folder, tmp_path / "out")[1:]
+    arguments += ["--understanding-weight", "learned", "--position-bias", "none"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*launch, *arguments], cwd=ROOT, capture_output=True, text=True, env=environment, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "model.safetensors").exists()
+    settings = json.loads((tmp_path / "out-run" / "settings.json").read_text(encoding="utf-8"))
+    assert settings["epochs"] == 3
+    assert "saved; dev auc" in done.stdout
