@@ -56,6 +56,15 @@ def add_commands(commands: Any) -> None:
     mean.add_argument("--output", type=Path, required=True, help="folder of the new checkpoint")
     mean.set_defaults(run=_average)
 
+    search = commands.add_parser(
+        "search", help="look for better settings: rate, batch, epochs, decay, dropout, weights", allow_abbrev=False
+    )
+    search.add_argument(
+        "--minutes", type=float, required=True, metavar="N", help="no trial begins after so many; the last one ends"
+    )
+    _add_training(search)
+    search.set_defaults(run=_search)
+
 
 def _add_training(parser: argparse.ArgumentParser) -> None:
     """Add the options of a training run."""
@@ -122,6 +131,25 @@ def _average(options: argparse.Namespace) -> None:
 
     average(options.checkpoints, options.output)
     print(f"{options.output}: saved; the mean of {len(options.checkpoints)} checkpoints")
+
+
+def _search(options: argparse.Namespace) -> None:
+    from finetune.training.search import Search
+
+    search = Search(options.data, options.base_model, options.output, from_options(options), restart=options.restart)
+    search.run(options.minutes)
+    rows = search.table()
+    names = [name for name in dict.fromkeys(name for row in rows for name in row) if name != "error"]
+    shown = [names, *([_cell(row.get(name)) for name in names] for row in rows)]
+    widths = [max(len(line[column]) for line in shown) for column in range(len(names))]
+    for line in shown:
+        print("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)))
+    number, metrics = search.best()
+    print(f"{options.output}: saved; trial {number}, dev {_shown(metrics)}")
+
+
+def _cell(value: object) -> str:
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _shown(metrics: dict[str, float]) -> str:

@@ -105,16 +105,16 @@ def train(
         return _choose_passages(data, base, output, settings, restart=restart, teachers=teachers, callbacks=callbacks)
     train_rows, dev_rows = (read_click_log(find_split(data, name)) for name in ("train", "dev"))
     for warning in [f"train: {line}" for line in check_log(train_rows)] + check_splits(train_rows, dev_rows):
-        _say(f"warning: {warning}")
+        say(f"warning: {warning}")
     evaluate_ranking(dev_rows, [0.5] * len(dev_rows))  # refuses a dev split without clicks now, not after an epoch
     if settings.translated:
         train_rows += read_translated(Path(settings.translated), train_rows, dev_rows)
     run = output.with_name(f"{output.name}-run")
     model, tokenizer, max_length = build(base, train_rows, settings)
     trained, weights = trained_share(model)
-    _say(f"trained: {trained:,} of {weights:,} weights ({trained / weights:.2%})")
+    say(f"trained: {trained:,} of {weights:,} weights ({trained / weights:.2%})")
     if settings.method == PREFIX:
-        _say(UNMERGED)
+        say(UNMERGED)
     collator = Collator(train_rows, tokenizer, model.heads.settings, max_length)
     distillation = None
     if teachers:
@@ -138,7 +138,7 @@ def train(
     if settings.patience:
         called.append(EarlyStoppingCallback(settings.patience))
     arguments = _arguments(run, len(items), dev_rows, settings)
-    described = _describe(data, base, settings) | (teachers.describe() if teachers else {})
+    described = describe(data, base, settings) | (teachers.describe() if teachers else {})
     with arguments.main_process_first(local=False):
         if arguments.process_index == 0:
             open_run(run, described, restart=restart)
@@ -158,10 +158,10 @@ def _keep(model: JointModel, tokenizer: PreTrainedTokenizerFast, run: Path, outp
     """Save what was trained, and remove the run's checkpoints."""
     if model.bias is not None:
         (run / POSITION_ODDS).write_text(json.dumps(model.bias.odds()) + "\n", encoding="utf-8")
-        _say(f"{run / POSITION_ODDS}: odds of a click by position")
+        say(f"{run / POSITION_ODDS}: odds of a click by position")
     if model.method and model.prefix:
         model.method.save(model.click, tokenizer, output, model.heads)
-        _say(UNMERGED)
+        say(UNMERGED)
     else:
         if model.method:
             model.method.merge()
@@ -251,7 +251,7 @@ def _objective(rows: Sequence[ClickRow], settings: TrainSettings) -> Objective:
 def _arguments(run: Path, items: int, dev: Sequence[ClickRow], settings: TrainSettings) -> TrainingArguments:
     steps = math.ceil(math.ceil(items / settings.items) / settings.accumulate)  # an epoch
     every = max(1, steps // settings.evaluations)
-    metric = settings.metric or _default_metric(dev, settings)
+    metric = settings.metric or default_metric(dev, settings)
     known = evaluate_ranking(dev, [0.5] * len(dev))
     if metric not in known:
         raise SettingsError(f"--metric is {metric!r}; dev has {', '.join(sorted(known))}")
@@ -288,7 +288,8 @@ def _arguments(run: Path, items: int, dev: Sequence[ClickRow], settings: TrainSe
     )
 
 
-def _default_metric(dev: Sequence[ClickRow], settings: TrainSettings) -> str:
+def default_metric(dev: Sequence[ClickRow], settings: TrainSettings) -> str:
+    """The metric on dev by which the best is kept, if none is chosen."""
     if settings.objective == CLICK:
         return "auc"
     known = evaluate_ranking(dev, [0.5] * len(dev))
@@ -307,7 +308,7 @@ def run_to_end(trainer: Trainer, stop: StopAtStep, run: Path) -> Path:
     """
     checkpoint = last_checkpoint(run)
     if checkpoint:
-        _say(f"{checkpoint}: going on from there")
+        say(f"{checkpoint}: going on from there")
     try:
         with stop.listening():
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -331,7 +332,7 @@ def _metrics(trainer: ClickTrainer, best: Path) -> Metrics:
     return {name.removeprefix("eval_"): value for name, value in found.items() if name.startswith("eval_")}
 
 
-def _describe(data: Path, base: str, settings: TrainSettings) -> dict[str, Any]:
+def describe(data: Path, base: str, settings: TrainSettings) -> dict[str, Any]:
     """What must be the same for a stopped run to go on."""
     paths = {name: find_split(data, name) for name in ("train", "dev")}
     paths |= {name: Path(path) for name in ("synonyms", "translated") if (path := getattr(settings, name))}
@@ -367,13 +368,13 @@ def open_run(run: Path, described: dict[str, Any], *, restart: bool) -> None:
 def _choose_passages(data: Path, base: str, output: Path, settings: TrainSettings, **others: Any) -> Metrics:
     """Train once for each way to aggregate passages, and keep the one that is best on dev."""
     dev = read_click_log(find_split(data, "dev"))
-    metric = settings.metric or _default_metric(dev, settings)
+    metric = settings.metric or default_metric(dev, settings)
     sign = -1 if metric in LOWER_IS_BETTER else 1
     found: dict[str, Metrics] = {}
     folders = {way: output.with_name(f"{output.name}-{way}") for way in AGGREGATES}
     for way, folder in folders.items():
         found[way] = train(data, base, folder, replace(settings, passages=way), **others)
-        _say(f"passages by {way}: dev {metric} {found[way][metric]:.4f}")
+        say(f"passages by {way}: dev {metric} {found[way][metric]:.4f}")
     best = max(found, key=lambda way: sign * found[way][metric])
     check_output(output)
     shutil.rmtree(output, ignore_errors=True)
@@ -383,5 +384,6 @@ def _choose_passages(data: Path, base: str, output: Path, settings: TrainSetting
     return found[best]
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """Tell the user something, on stderr."""
     tqdm.write(text, file=sys.stderr)  # does not break a progress bar
