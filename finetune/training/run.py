@@ -12,6 +12,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -255,6 +256,8 @@ def _arguments(run: Path, items: int, dev: Sequence[ClickRow], settings: TrainSe
     known = evaluate_ranking(dev, [0.5] * len(dev))
     if metric not in known:
         raise SettingsError(f"--metric is {metric!r}; dev has {', '.join(sorted(known))}")
+    if "wandb" in settings.report_to and find_spec("wandb") is None:
+        raise SettingsError("--report-to wandb: wandb is not installed; run `pip install wandb`, or leave it out")
     by_step: dict[str, Any] = {"eval_steps": every, "save_steps": every} if settings.evaluations > 1 else {}
     when = "steps" if by_step else "epoch"
     return TrainingArguments(
@@ -315,6 +318,8 @@ def run_to_end(trainer: Trainer, stop: StopAtStep, run: Path) -> Path:
     except KeyboardInterrupt:
         stop.asked = True
     finally:
+        if "wandb" in (trainer.args.report_to or ()) and (wandb := sys.modules.get("wandb")):
+            wandb.finish()  # else the next run of this process would go into the same one
         kept = last_checkpoint(run)
         if kept is None and trainer.args.process_index == 0:
             shutil.rmtree(run, ignore_errors=True)
