@@ -24,6 +24,8 @@ def average(folders: Sequence[Path], output: Path) -> None:
     Raises:
         CheckpointError: one cannot be used, they do not fit each other, or `output` exists and is no checkpoint.
     """
+    if len(folders) < 2:
+        raise CheckpointError(f"{folders[0]}: is one checkpoint, and a mean takes two or more; name the others, too")
     check_output(output)
     first, tokenizer, longest = load_checkpoint(folders[0])
     heads = read_heads(folders[0], int(first.config.hidden_size))

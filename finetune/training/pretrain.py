@@ -8,7 +8,6 @@ import hashlib
 import math
 import random
 import shutil
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +17,6 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
-from tqdm import tqdm
 from transformers import (
     BertForMaskedLM,
     DataCollatorForLanguageModeling,
@@ -37,7 +35,7 @@ from finetune.checkpoint.quiet import quiet_transformers
 from finetune.checkpoint.save import check_output, replacing
 from finetune.data.clicklog import ClickLogError, find_split, read_click_log
 from finetune.training.batches import SimilarLengths
-from finetune.training.run import open_run, run_to_end
+from finetune.training.run import open_run, run_to_end, say
 from finetune.training.settings import SettingsError
 from finetune.training.trainer import Progress, StopAtStep
 
@@ -91,7 +89,6 @@ def pretrain(
     if not 0 < settings.mask < 1:
         raise SettingsError(f"--mask is {settings.mask}; it must be between 0 and 1")
     digest = hashlib.sha256("\n".join(found).encode()).hexdigest()
-    open_run(run, {"pretrain": base, "texts": digest, **asdict(settings)}, restart=restart)
     model = _masked_model(resolve_base(base), click, settings.seed)
     encoded = _encode(tokenizer, found, length)
     random.Random(settings.seed).shuffle(encoded)
@@ -102,20 +99,26 @@ def pretrain(
     def measure() -> float:
         return masked_loss(model, Masking(tokenizer, settings, held_out), settings.batch_size)
 
+    arguments = _arguments(run, len(learned), settings)
+    with arguments.main_process_first(local=False):
+        if arguments.process_index == 0:
+            open_run(run, {"pretrain": base, "texts": digest, **asdict(settings)}, restart=restart)
     before = measure()
-    tqdm.write(f"masked-word loss on {kept} held-out texts: {before:.4f} nats", file=sys.stderr)
+    say(f"masked-word loss on {kept} held-out texts: {before:.4f} nats")
     stop = StopAtStep()
     with quiet_transformers():
-        trainer = _MaskedTrainer(model, run, learned, masking, settings, measure, [stop, masking, *callbacks])
+        trainer = _MaskedTrainer(model, arguments, learned, masking, measure, [stop, masking, *callbacks])
     best = run_to_end(trainer, stop, run)
     model.load_state_dict(load_file(best / WEIGHTS), strict=False)
     after = measure()
-    click.bert.load_state_dict(model.bert.state_dict(), strict=False)  # the pooler stays the base's
-    with replacing(output) as draft, quiet_transformers():
-        click.bert.save_pretrained(draft)
-        tokenizer.save_pretrained(draft)
-    for folder in run.glob("checkpoint-*"):
-        shutil.rmtree(folder)
+    if arguments.process_index == 0:
+        click.bert.load_state_dict(model.bert.state_dict(), strict=False)  # the pooler stays the base's
+        with replacing(output) as draft, quiet_transformers():
+            click.bert.save_pretrained(draft)
+            tokenizer.save_pretrained(draft)
+        for folder in run.glob("checkpoint-*"):
+            shutil.rmtree(folder)
+    trainer.accelerator.wait_for_everyone()
     return before, after
 
 
@@ -198,38 +201,15 @@ class _MaskedTrainer(Trainer):
     def __init__(
         self,
         model: BertForMaskedLM,
-        run: Path,
+        arguments: TrainingArguments,
         encoded: Sequence[Encoded],
         masking: Masking,
-        settings: PretrainSettings,
         measure: Callable[[], float],
         callbacks: list[TrainerCallback],
     ) -> None:
         self.measure = measure
         self.lengths = [len(text["input_ids"]) for text in encoded]
-        steps = math.ceil(len(encoded) / settings.batch_size)
         places = _Places(len(encoded))
-        arguments = TrainingArguments(
-            output_dir=str(run),
-            num_train_epochs=settings.epochs,
-            per_device_train_batch_size=settings.batch_size,
-            learning_rate=settings.learning_rate,
-            warmup_steps=max(1, round(0.06 * steps * settings.epochs)),
-            weight_decay=0.01,
-            eval_strategy="epoch",
-            save_strategy="epoch",
-            save_total_limit=2,  # the best and the last
-            metric_for_best_model="loss",
-            greater_is_better=False,
-            logging_steps=max(1, steps // 20),
-            report_to=["tensorboard"],
-            remove_unused_columns=False,
-            dataloader_pin_memory=torch.cuda.is_available(),
-            seed=settings.seed,
-            data_seed=settings.seed,
-            disable_tqdm=True,
-            use_cpu=not torch.cuda.is_available(),
-        )
         super().__init__(
             model, arguments, data_collator=masking, train_dataset=places, eval_dataset=places, callbacks=callbacks
         )
@@ -244,9 +224,34 @@ class _MaskedTrainer(Trainer):
         loss = self.measure()
         metrics = {"eval_loss": loss}
         self.log(dict(metrics))
-        tqdm.write(f"epoch {self.state.epoch:.3g}: masked-word loss {loss:.4f} nats", file=sys.stderr)
+        say(f"epoch {self.state.epoch:.3g}: masked-word loss {loss:.4f} nats")
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+
+def _arguments(run: Path, texts: int, settings: PretrainSettings) -> TrainingArguments:
+    steps = math.ceil(texts / settings.batch_size)  # an epoch
+    return TrainingArguments(
+        output_dir=str(run),
+        num_train_epochs=settings.epochs,
+        per_device_train_batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate,
+        warmup_steps=max(1, round(0.06 * steps * settings.epochs)),
+        weight_decay=0.01,
+        use_cpu=not torch.cuda.is_available(),
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        save_total_limit=2,  # the best and the last
+        metric_for_best_model="loss",
+        greater_is_better=False,
+        logging_steps=max(1, steps // 20),
+        report_to=["tensorboard"],
+        remove_unused_columns=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        seed=settings.seed,
+        data_seed=settings.seed,
+        disable_tqdm=True,
+    )
 
 
 def _masked_model(folder: Path, click: Any, seed: int) -> BertForMaskedLM:

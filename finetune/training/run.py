@@ -117,10 +117,6 @@ def train(
     if settings.method == PREFIX:
         say(UNMERGED)
     collator = Collator(train_rows, tokenizer, model.heads.settings, max_length)
-    distillation = None
-    if teachers:
-        collator.teacher = torch.from_numpy(teachers.log_odds(train_rows))
-        distillation = Distillation(DISTILLATION[settings.objective], teachers.weight)
     labels = label_names(model.click)
 
     def measure(current: JointModel) -> Metrics:
@@ -143,6 +139,10 @@ def train(
     with arguments.main_process_first(local=False):
         if arguments.process_index == 0:
             open_run(run, described, restart=restart)
+    distillation = None
+    if teachers:
+        collator.teacher = torch.from_numpy(teachers.log_odds(train_rows))
+        distillation = Distillation(DISTILLATION[settings.objective], teachers.weight)
     with quiet_transformers():
         trainer = ClickTrainer(
             model, arguments, items, collator, settings,

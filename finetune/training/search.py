@@ -5,6 +5,7 @@ the table of all trials; and TensorBoard's events of each. `NAME` is always the 
 """
 
 import csv
+import os
 import shutil
 import time
 from dataclasses import replace
@@ -55,6 +56,8 @@ class Search:
         """
         settings.check()
         check_output(output)
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise SettingsError("search runs in one process; start it with `python -m finetune search`")
         if settings.passages == CHOOSE:
             raise SettingsError(f"--passages {CHOOSE} trains three times; name a way for a search")
         self.data, self.base, self.output, self.settings = data, base, output, settings

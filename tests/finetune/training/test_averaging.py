@@ -73,6 +73,8 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folders = [str(make(tmp_path / str(seed), seed)) for seed in range(2)]
     assert main(["average", "--checkpoints", *folders, "--output", str(tmp_path / "mean")]) == 0
     assert "the mean of 2 checkpoints" in capsys.readouterr().out
+    assert main(["average", "--checkpoints", folders[0], "--output", str(tmp_path / "other")]) == 1
+    assert "a mean takes two or more" in capsys.readouterr().err
     (tmp_path / "letters").mkdir()
     (tmp_path / "letters" / "love.txt").write_text(json.dumps("keep me"))
     assert main(["average", "--checkpoints", *folders, "--output", str(tmp_path / "letters")]) == 1

@@ -107,14 +107,18 @@ def test_a_trial_that_fails_is_recorded_and_the_search_goes_on(
     assert search.table()[1]["error"] == "step 3: the loss is nan; lower --learning-rate"
 
 
-def test_settings_that_cannot_be_trained_end_the_search_at_once(open_search: Any) -> None:
+def test_settings_that_cannot_be_trained_end_the_search_at_once(
+    open_search: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(SettingsError, match="--max-length is 49"):
         open_search(replace(SETTINGS, max_length=49)).run(5)
     with pytest.raises(SettingsError, match="--passages choose"):
         open_search(replace(SETTINGS, passages="choose"))
-    search = open_search(restart=True)
     with pytest.raises(SettingsError, match="no trial was finished"):
-        search.best()
+        open_search(restart=True).best()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SettingsError, match="in one process"):
+        open_search()
 
 
 def test_ctrl_c_keeps_what_is_finished_and_the_stopped_trial_begins_anew(
