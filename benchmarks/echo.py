@@ -41,8 +41,8 @@ from benchmarks.measure.stats import summarize_latency
 from benchmarks.report.tables import make_table, percentile_columns
 from clickbert import AsyncRanker, Ranker
 from clickbert.connection import Connection
-from clickbert.protocol import DEFAULT_MODEL, LENGTHS, LOGITS, TOKENIZER_MODEL, InferRequest, InferResponse
-from clickbert.transport import GrpcTransport, infer_message, read_answer
+from clickbert.wire.protocol import DEFAULT_MODEL, LENGTHS, LOGITS, TOKENIZER_MODEL, InferRequest, InferResponse
+from clickbert.wire.transport import GrpcTransport, infer_message, read_answer
 from release.names import CONFIG_FILE, MODEL_FILE
 
 CANDIDATES = 20

@@ -25,7 +25,7 @@ from benchmarks.measure.environment import find_environment
 from benchmarks.measure.schema import Environment, dump
 from benchmarks.saturation.ceiling import Ceiling, CoreLayout, graph_speed, open_graph
 from benchmarks.saturation.tokens import pack
-from clickbert.tokenization import PairTokenizer
+from clickbert.wire.tokenization import PairTokenizer
 from export.graph.onnx_export import GraphError, write_click_model
 from export.graph.packed_bert import UnsupportedModelError
 from export.verify.evaluation import read_checkpoint

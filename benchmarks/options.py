@@ -9,7 +9,7 @@ from pathlib import Path
 from benchmarks.load_gen.workload import DATA, add_workload_options, whole_number
 from benchmarks.measure.schema import Slo
 from clickbert.connection import Connection
-from clickbert.protocol import DEFAULT_MODEL
+from clickbert.wire.protocol import DEFAULT_MODEL
 
 REPOSITORY = Path("model_repository")
 CHECKPOINT = Path("checkpoints/demo")

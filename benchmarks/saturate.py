@@ -36,7 +36,7 @@ from benchmarks.report.page import write_page
 from benchmarks.report.tables import every_step_table, size_table, summary_table
 from benchmarks.saturation.schedule import SCHEDULE, SaturationRun, Schedule
 from benchmarks.saturation.tokens import count_pairs, count_tokens, pack, published_tokenizer
-from clickbert.tokenization import PackedPairs
+from clickbert.wire.tokenization import PackedPairs
 from release.stamp import PlanError
 
 EXPECTED = (*target.EXPECTED, PlanError)

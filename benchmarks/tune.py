@@ -35,7 +35,7 @@ from benchmarks.measure.schema import Environment, Latency, Step, dump, percenti
 from benchmarks.measure.stats import LIMITS, ClientLimits
 from benchmarks.options import RESULTS
 from benchmarks.report.tables import make_table, percentile_columns
-from clickbert.protocol import TOKENIZER_MODEL
+from clickbert.wire.protocol import TOKENIZER_MODEL
 from release.files import write_whole
 from release.names import CONFIG_FILE
 from serving.backends.onnxruntime.workers import usable_cores

@@ -51,7 +51,7 @@ from benchmarks.measure.environment import find_environment
 from benchmarks.measure.schema import Environment, dump
 from benchmarks.report.tables import make_table
 from clickbert import Ranker
-from clickbert.protocol import DEFAULT_MODEL
+from clickbert.wire.protocol import DEFAULT_MODEL
 from finetune.checkpoint.load import CheckpointError, label_names, load_checkpoint
 from finetune.data.clicklog import ClickRow
 from finetune.evaluation.metrics import MetricError, click_probability

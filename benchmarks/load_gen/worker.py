@@ -41,7 +41,7 @@ from benchmarks.load_gen.workload import Request, sample_of_all_sizes, size_clas
 from benchmarks.measure.recording import Recording, Sample
 from clickbert import ClickBertError, Ranker
 from clickbert.connection import Connection
-from clickbert.protocol import DEFAULT_MODEL
+from clickbert.wire.protocol import DEFAULT_MODEL
 
 # Locust has patched the standard library for gevent before it imports this file. gRPC, however, waits in C, where
 # gevent cannot see it: one user's call would stop all the others until its answer is there. This hands the waiting to

@@ -19,7 +19,7 @@ import onnxruntime
 
 from benchmarks.measure.schema import CeilingResult
 from benchmarks.saturation.tokens import count_pairs
-from clickbert.tokenization import PackedPairs
+from clickbert.wire.tokenization import PackedPairs
 from export.graph.packing import add_longest
 from export.tensorrt.runtime import LoadedPlan, load_tensorrt
 from release.hardware import keep_products_whole

@@ -20,7 +20,7 @@ from benchmarks.load_gen.pool import Load, Pool, open_pool
 from benchmarks.load_gen.target import Target, published_version
 from benchmarks.measure.schema import ModelResult, OpenStep, Round, Slo, SloResult, Step
 from benchmarks.saturation.ceiling import Ceiling, open_ceiling
-from clickbert.tokenization import PackedPairs
+from clickbert.wire.tokenization import PackedPairs
 from release.names import CONFIG_FILE
 from serving.backends.onnxruntime.workers import usable_cores
 

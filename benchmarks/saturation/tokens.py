@@ -10,7 +10,7 @@ import onnxruntime
 
 from benchmarks.load_gen.target import published_version
 from benchmarks.load_gen.workload import Request
-from clickbert.tokenization import PackedPairs, PairTokenizer
+from clickbert.wire.tokenization import PackedPairs, PairTokenizer
 from release.names import MAX_LENGTH, MODEL_FILE, TOKENIZER_JSON, TOKENIZER_MODEL
 
 

@@ -12,6 +12,7 @@ same for asyncio. `user_text` makes the user text from the titles that a user cl
 """
 
 from clickbert.async_ranker import AsyncRanker
+from clickbert.calls.session import RankedDocument
 from clickbert.connection import Connection
 from clickbert.errors import (
     AuthenticationError,
@@ -27,7 +28,6 @@ from clickbert.errors import (
     ServerUnavailableError,
 )
 from clickbert.ranker import Ranker
-from clickbert.session import RankedDocument
 from clickbert.user_text import user_text
 
 __all__ = [

@@ -20,12 +20,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from clickbert.arguments import LONG_DOCUMENTS, TRUNCATE
+from clickbert.calls.arguments import LONG_DOCUMENTS, TRUNCATE
+from clickbert.calls.session import RankedDocument
 from clickbert.connection import Connection
 from clickbert.errors import ClickBertError, InvalidInputError
-from clickbert.protocol import DEFAULT_MODEL
 from clickbert.ranker import Ranker
-from clickbert.session import RankedDocument
+from clickbert.wire.protocol import DEFAULT_MODEL
 
 _TEXT_WIDTH = 80
 

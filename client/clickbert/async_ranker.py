@@ -8,13 +8,13 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from clickbert.arguments import LongDocuments
+from clickbert.calls.arguments import LongDocuments
+from clickbert.calls.session import MAX_IN_FLIGHT, RankedDocument, Session
+from clickbert.calls.steps import Compute, DescribeModel, Done, GetRelease, Infer, Step, advance
 from clickbert.connection import Connection, as_connection
 from clickbert.errors import ServerError
-from clickbert.protocol import DEFAULT_MODEL, InferRequest, InferResponse, Release
-from clickbert.session import MAX_IN_FLIGHT, RankedDocument, Session
-from clickbert.steps import Compute, DescribeModel, Done, GetRelease, Infer, Step, advance
-from clickbert.transport import AsyncGrpcTransport, AsyncTransport
+from clickbert.wire.protocol import DEFAULT_MODEL, InferRequest, InferResponse, Release
+from clickbert.wire.transport import AsyncGrpcTransport, AsyncTransport
 
 
 class AsyncRanker:

@@ -43,7 +43,9 @@ def add_commands(commands: Any) -> None:
         default=1000,
         help="draws of groups for the 95%% intervals, 0 for none; default: %(default)s",
     )
-    evaluate.add_argument("--page", type=Path, help="write the evaluation as a page with pictures, too: an HTML file")
+    evaluate.add_argument(
+        "--page", metavar="FILE.html", type=Path, help="write the evaluation as a page with pictures, too"
+    )
     evaluate.set_defaults(run=_evaluate)
 
 

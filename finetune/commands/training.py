@@ -96,7 +96,7 @@ def _train(options: argparse.Namespace) -> None:
     from finetune.training.run import train
 
     metrics = train(options.data, options.base_model, options.output, from_options(options), restart=options.restart)
-    print(f"{options.output}: saved; dev {_shown(metrics)}")
+    _report(f"{options.output}: saved; dev {_shown(metrics)}")
 
 
 def _distil(options: argparse.Namespace) -> None:
@@ -106,12 +106,12 @@ def _distil(options: argparse.Namespace) -> None:
 
     teachers = Teachers(tuple(options.teachers), options.teacher_weight)
     for name, metrics in teachers.evaluate(read_click_log(find_split(options.data, "dev"))).items():
-        print(f"{name}: dev {_shown(metrics)}")
+        _report(f"{name}: dev {_shown(metrics)}")
     metrics = train(
         options.data, options.base_model, options.output, from_options(options), restart=options.restart,
         teachers=teachers,
     )  # fmt: skip
-    print(f"{options.output}: saved; dev {_shown(metrics)}")
+    _report(f"{options.output}: saved; dev {_shown(metrics)}")
 
 
 def _pretrain(options: argparse.Namespace) -> None:
@@ -123,14 +123,14 @@ def _pretrain(options: argparse.Namespace) -> None:
     before, after = pretrain(
         options.texts or options.data, options.base_model, options.output, settings, restart=options.restart
     )
-    print(f"{options.output}: saved; masked-word loss on held-out texts {before:.4f} nats before, {after:.4f} after")
+    _report(f"{options.output}: saved; masked-word loss on held-out texts {before:.4f} nats before, {after:.4f} after")
 
 
 def _average(options: argparse.Namespace) -> None:
     from finetune.training.averaging import average
 
     average(options.checkpoints, options.output)
-    print(f"{options.output}: saved; the mean of {len(options.checkpoints)} checkpoints")
+    _report(f"{options.output}: saved; the mean of {len(options.checkpoints)} checkpoints")
 
 
 def _search(options: argparse.Namespace) -> None:
@@ -150,6 +150,13 @@ def _search(options: argparse.Namespace) -> None:
 
 def _cell(value: object) -> str:
     return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _report(text: str) -> None:
+    from finetune.training.run import is_first_process
+
+    if is_first_process():
+        print(text)
 
 
 def _shown(metrics: dict[str, float]) -> str:

@@ -14,6 +14,7 @@ from finetune.evaluation.metrics import FloatArray, ScoredLog, Sums
 
 Interval = tuple[float, float]
 DRAWS = 1000
+FEWEST = 5  # groups; draws of fewer are so much alike that an interval would be far too narrow
 MIDDLE = (2.5, 97.5)  # percentiles
 CELLS = 2_000_000  # draws times rows that are held at once: 16 MB an array
 
@@ -21,12 +22,12 @@ CELLS = 2_000_000  # draws times rows that are held at once: 16 MB an array
 def bootstrap(log: ScoredLog, draws: int = DRAWS, seed: int = 0) -> dict[str, Interval]:
     """Compute the intervals of AUC, log loss and the ranking metrics, by name, each (low, high).
 
-    A metric is absent if fewer than two groups take part in it: such a log says nothing about its spread. A draw in
-    which a metric is undefined (no click was drawn) does not count for it. `draws` of 0 gives no interval.
+    A metric is absent if fewer than `FEWEST` groups take part in it. A draw in which a metric is undefined (no click
+    was drawn) does not count for it. `draws` of 0 gives no interval.
     """
     sums = {"log_loss": _loss_sums(log), **log.ranking_sums}
-    sums = {name: (above, below) for name, (above, below) in sums.items() if np.count_nonzero(below) > 1}
-    if draws < 1 or len(log.groups) < 2:
+    sums = {name: (above, below) for name, (above, below) in sums.items() if np.count_nonzero(below) >= FEWEST}
+    if draws < 1 or len(log.groups) < FEWEST:
         return {}
     chance = np.random.default_rng(seed)
     step = max(1, CELLS // len(log.scores))

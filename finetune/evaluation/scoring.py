@@ -125,7 +125,7 @@ def tokenize_passages(
     A pair that fits is one passage, the same tokens as `tokenize_pairs` gives. Else the user text keeps half of the
     room, or what the document leaves of it, and the document is cut into windows that fill the rest, each sharing
     `overlap` tokens with the one before (or as many as leave a step of one). The client has the same
-    rule (`clickbert.tokenization`).
+    rule (`clickbert.wire.tokenization`).
     """
     plain = tokenizer.backend_tokenizer
     plain.no_truncation()

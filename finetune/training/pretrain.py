@@ -35,7 +35,7 @@ from finetune.checkpoint.quiet import quiet_transformers
 from finetune.checkpoint.save import check_output, replacing
 from finetune.data.clicklog import ClickLogError, find_split, read_click_log
 from finetune.training.batches import SimilarLengths
-from finetune.training.run import open_run, run_to_end, say
+from finetune.training.run import is_first_process, open_run, run_to_end, say
 from finetune.training.settings import SettingsError
 from finetune.training.trainer import Progress, StopAtStep
 
@@ -101,7 +101,7 @@ def pretrain(
 
     arguments = _arguments(run, len(learned), settings)
     with arguments.main_process_first(local=False):
-        if arguments.process_index == 0:
+        if is_first_process():
             open_run(run, {"pretrain": base, "texts": digest, **asdict(settings)}, restart=restart)
     before = measure()
     say(f"masked-word loss on {kept} held-out texts: {before:.4f} nats")
@@ -111,7 +111,7 @@ def pretrain(
     best = run_to_end(trainer, stop, run)
     model.load_state_dict(load_file(best / WEIGHTS), strict=False)
     after = measure()
-    if arguments.process_index == 0:
+    if is_first_process():
         click.bert.load_state_dict(model.bert.state_dict(), strict=False)  # the pooler stays the base's
         with replacing(output) as draft, quiet_transformers():
             click.bert.save_pretrained(draft)

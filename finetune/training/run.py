@@ -8,6 +8,7 @@ on from there when the same command is given again.
 import hashlib
 import json
 import math
+import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -137,7 +138,7 @@ def train(
     arguments = _arguments(run, len(items), dev_rows, settings)
     described = describe(data, base, settings) | (teachers.describe() if teachers else {})
     with arguments.main_process_first(local=False):
-        if arguments.process_index == 0:
+        if is_first_process():
             open_run(run, described, restart=restart)
     distillation = None
     if teachers:
@@ -149,7 +150,7 @@ def train(
             _objective(train_rows, settings), measure, called, distillation,
         )  # fmt: skip
     metrics = _metrics(trainer, run_to_end(trainer, stop, run))
-    if arguments.process_index == 0:
+    if is_first_process():
         _keep(model, tokenizer, run, output)
     trainer.accelerator.wait_for_everyone()
     return metrics
@@ -321,7 +322,7 @@ def run_to_end(trainer: Trainer, stop: StopAtStep, run: Path) -> Path:
         if "wandb" in (trainer.args.report_to or ()) and (wandb := sys.modules.get("wandb")):
             wandb.finish()  # else the next run of this process would go into the same one
         kept = last_checkpoint(run)
-        if kept is None and trainer.args.process_index == 0:
+        if kept is None and is_first_process():
             shutil.rmtree(run, ignore_errors=True)
     if stop.asked and trainer.state.global_step < trainer.state.max_steps:
         how = f"{kept} is kept: give the same command again to go on" if kept else "no checkpoint was written yet"
@@ -332,8 +333,8 @@ def run_to_end(trainer: Trainer, stop: StopAtStep, run: Path) -> Path:
 def _metrics(trainer: ClickTrainer, best: Path) -> Metrics:
     """Load the best weights into the model, and return their metrics on dev."""
     trainer.load_weights(best)
-    history = [entry for entry in trainer.state.log_history if "eval_auc" in entry]
-    (found,) = [entry for entry in history if best.name == f"checkpoint-{entry['step']}"][-1:]
+    evaluations = [entry for entry in trainer.state.log_history if "eval_auc" in entry]
+    found = [entry for entry in evaluations if best.name == f"checkpoint-{entry['step']}"][-1]
     return {name.removeprefix("eval_"): value for name, value in found.items() if name.startswith("eval_")}
 
 
@@ -389,6 +390,12 @@ def _choose_passages(data: Path, base: str, output: Path, settings: TrainSetting
     return found[best]
 
 
+def is_first_process() -> bool:
+    """Whether this is the only process of a run, or the first: the one that writes and speaks."""
+    return os.environ.get("RANK", "0") == "0"  # set by every launcher
+
+
 def say(text: str) -> None:
     """Tell the user something, on stderr."""
-    tqdm.write(text, file=sys.stderr)  # does not break a progress bar
+    if is_first_process():
+        tqdm.write(text, file=sys.stderr)  # does not break a progress bar

@@ -110,7 +110,9 @@ class TrainSettings:
     @property
     def task_weights(self) -> dict[str, float] | None:
         """The weight of each task; None if they are learned."""
-        if self.understanding_weight == LEARNED and self.understanding:
+        if not self.understanding:
+            return {"click": 1.0}
+        if self.understanding_weight == LEARNED:
             return None
         return {"click": 1.0, **dict.fromkeys(self.understanding, float(self.understanding_weight))}
 

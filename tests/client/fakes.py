@@ -23,7 +23,7 @@ from tritonclient.utils import np_to_triton_dtype, triton_to_np_dtype
 
 from clickbert import AsyncRanker, Connection, RankedDocument, Ranker
 from clickbert.errors import from_status
-from clickbert.protocol import InferRequest, InferResponse, ModelDescription
+from clickbert.wire.protocol import InferRequest, InferResponse, ModelDescription
 
 MODEL = "clickbert_onnx"
 WORDS = ["the", "a", "cheap", "coffee", "tea", "bar", "cafe", "bank", "near", "me", "park", "museum", "of", "and", "in"]

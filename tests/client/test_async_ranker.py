@@ -9,7 +9,7 @@ import pytest
 from tritonclient.grpc import service_pb2_grpc
 
 from clickbert import AsyncRanker, InvalidInputError, Ranker, RankerClosedError
-from clickbert.tokenization import PairTokenizer
+from clickbert.wire.tokenization import PairTokenizer
 from tests.client.fakes import FakeTriton, Servicer, held
 
 DOCUMENTS = [f"{kind} {number} near me" for kind in ("cafe", "hotel", "park") for number in range(50)]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from clickbert import ProtocolError, Ranker
-from clickbert.heads import Heads, Passages, cosines, read_heads, topic_probabilities
+from clickbert.wire.heads import Heads, Passages, cosines, read_heads, topic_probabilities
 from tests.client.fakes import FakeTransport, FakeTriton, Published
 
 hypothesis = pytest.importorskip("hypothesis", reason="hypothesis is not installed: properties are not checked")

@@ -12,8 +12,8 @@ from itertools import pairwise
 import pytest
 
 from clickbert import AsyncRanker, Ranker
-from clickbert.session import MAX_IN_FLIGHT
-from clickbert.tokenization import PairTokenizer
+from clickbert.calls.session import MAX_IN_FLIGHT
+from clickbert.wire.tokenization import PairTokenizer
 from tests.client.fakes import FakeTriton, grpc_server
 
 DOCUMENTS = ["a " * length + "bar" for length in random.Random(0).sample(range(1, 25), 24)]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, normalizers, processors
 
-from clickbert.tokenization import PackedPairs, PairTokenizer, longest_first
+from clickbert.wire.tokenization import PackedPairs, PairTokenizer, longest_first
 from tests.client.fakes import tokenizer_json
 
 TEXTS = ["", " ", "a", "cheap coffee", "[SEP] [MASK] [CLS]", "\x00\x07", "中文", "😀", "cafés", "the " * 40, "q" * 150]
@@ -184,7 +184,7 @@ def test_forking_after_use_neither_warns_nor_hangs():
     script = """
 import os
 from tests.client.fakes import tokenizer_json
-from clickbert.tokenization import PairTokenizer
+from clickbert.wire.tokenization import PairTokenizer
 tokenizer = PairTokenizer(tokenizer_json(), 32)
 tokenizer.pack("tea", ["a bar"] * 100)
 if os.fork() == 0:

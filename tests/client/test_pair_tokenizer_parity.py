@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from clickbert.tokenization import PairTokenizer
+from clickbert.wire.tokenization import PairTokenizer
 from tests.client.fakes import tokenizer_json
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed: parity is not checked")

@@ -6,7 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from clickbert import InvalidInputError, RankedDocument, Ranker, RankerClosedError, ServerTimeoutError, session
+from clickbert import InvalidInputError, RankedDocument, Ranker, RankerClosedError, ServerTimeoutError
+from clickbert.calls import session
 from tests.client.fakes import FakeTransport, FakeTriton, Published, held
 
 DOCUMENTS = ["a cheap bar", "the coffee cafe", "a bank", "", "tea [SEP] [MASK]", "museum of the city", "中文", "pizza"]

@@ -16,9 +16,9 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from clickbert import Ranker
-from clickbert import heads as client_heads
-from clickbert.protocol import InferRequest, InferResponse
-from clickbert.tokenization import PairTokenizer
+from clickbert.wire import heads as client_heads
+from clickbert.wire.protocol import InferRequest, InferResponse
+from clickbert.wire.tokenization import PairTokenizer
 from finetune.checkpoint.heads import AGGREGATES, Heads, HeadSettings, Passages
 from finetune.checkpoint.load import load_checkpoint
 from finetune.data.clicklog import ClickRow

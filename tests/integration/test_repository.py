@@ -12,7 +12,7 @@ from google.protobuf import text_format
 from onnx import TensorProto
 from tritonclient.grpc import model_config_pb2
 
-from clickbert import protocol
+from clickbert.wire import protocol
 from export.engines import find_engines
 from export.engines.trt import TensorRTEngine
 from export.publish import TEMPLATES

@@ -23,8 +23,8 @@ from pathlib import Path
 import pytest
 
 from clickbert import ConnectionFailedError, ModelNotFoundError, Ranker, ServerError, ServerUnavailableError
-from clickbert.protocol import tokenizer_request
-from clickbert.transport import GrpcTransport
+from clickbert.wire.protocol import tokenizer_request
+from clickbert.wire.transport import GrpcTransport
 from serving.server import Server, open_directly
 from tests.integration.scores import PATIENCE
 from tests.published import serve

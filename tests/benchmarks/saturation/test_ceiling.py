@@ -21,7 +21,7 @@ from benchmarks.saturation.ceiling import (
     to_requests,
 )
 from benchmarks.saturation.tokens import pack, published_tokenizer
-from clickbert.tokenization import PackedPairs
+from clickbert.wire.tokenization import PackedPairs
 from release.names import MODEL_FILE
 from serving.backends.onnxruntime.chunks import cut
 

@@ -5,7 +5,7 @@ import pytest
 
 from finetune.data.clicklog import ClickRow
 from finetune.evaluation import bootstrap as module
-from finetune.evaluation.bootstrap import bootstrap, draw_groups
+from finetune.evaluation.bootstrap import FEWEST, bootstrap, draw_groups
 from finetune.evaluation.metrics import ScoredLog, evaluate_ranking
 
 METRICS = {"auc", "log_loss", "ndcg_at_10", "mrr", "pairwise_accuracy", "significant_pair_accuracy"}
@@ -80,12 +80,17 @@ def test_the_seed_decides() -> None:
 
 
 def test_too_few_groups_have_no_interval() -> None:
-    rows = [ClickRow("a", "q", "d", 1, 1), ClickRow("a", "q", "d", 0, 1)]
-    assert bootstrap(ScoredLog.of(rows, [0.2, 0.1])) == {}
-    more = [*rows, ClickRow("b", "q", "d", 1, 1), ClickRow("c", "q", "d", 0, 1)]
-    intervals = bootstrap(ScoredLog.of(more, [0.2, 0.1, 0.3, 0.4]))
-    assert intervals.keys() == {"auc", "log_loss"}, "one group alone has contrast"
-    assert np.isfinite(list(intervals.values())).all(), "draws without a click or without a non-click do not count"
+    assert bootstrap(ScoredLog.of(*make_log(FEWEST - 1, seed=3))) == {}
+    assert bootstrap(ScoredLog.of(*make_log(FEWEST, seed=3))).keys() == METRICS
+
+
+def test_groups_that_take_no_part_in_a_metric_give_it_no_interval() -> None:
+    """One group alone has contrast; each draw without a click, or without anything else, does not count."""
+    clicks = [1, 0, 1, 0, 0, 0, 0]
+    rows = [ClickRow(f"g{max(number, 1)}", "q", "d", click, 1) for number, click in enumerate(clicks)]
+    intervals = bootstrap(ScoredLog.of(rows, [0.2, 0.1, 0.3, 0.4, 0.5, 0.6, 0.7]))
+    assert intervals.keys() == {"auc", "log_loss"}
+    assert np.isfinite(list(intervals.values())).all()
 
 
 def test_no_draws_give_no_interval() -> None:

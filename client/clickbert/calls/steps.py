@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from clickbert.errors import ServerError
-from clickbert.protocol import InferRequest
+from clickbert.wire.protocol import InferRequest
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,10 @@ from typing import Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from clickbert.calls.steps import Compute
 from clickbert.errors import InvalidInputError
-from clickbert.heads import ATTENTION, Passages, aggregate, topic_probabilities
-from clickbert.protocol import (
+from clickbert.wire.heads import ATTENTION, Passages, aggregate, topic_probabilities
+from clickbert.wire.protocol import (
     EMBEDDING,
     LOGITS,
     PASSAGE_LOGITS,
@@ -24,8 +25,7 @@ from clickbert.protocol import (
     Release,
     click_probability,
 )
-from clickbert.steps import Compute
-from clickbert.tokenization import PackedPairs, Window
+from clickbert.wire.tokenization import PackedPairs, Window
 
 Pair = tuple[str, str]
 Rows = Mapping[str, npt.NDArray[np.float32]]  # an output's rows, by its name

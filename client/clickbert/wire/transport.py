@@ -18,7 +18,7 @@ from tritonclient.utils import np_to_triton_dtype
 
 from clickbert.connection import Connection, as_connection
 from clickbert.errors import ProtocolError, RankerClosedError, from_status
-from clickbert.protocol import InferRequest, InferResponse, ModelDescription
+from clickbert.wire.protocol import InferRequest, InferResponse, ModelDescription
 
 
 class Transport(Protocol):

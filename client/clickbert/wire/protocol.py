@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from clickbert.errors import ProtocolError
-from clickbert.heads import Heads, read_heads
-from clickbert.tokenization import PackedPairs, PairTokenizer
+from clickbert.wire.heads import Heads, read_heads
+from clickbert.wire.tokenization import PackedPairs, PairTokenizer
 
 TOKENIZER_MODEL = "clickbert_tokenizer"
 DEFAULT_MODEL = "clickbert_onnx"

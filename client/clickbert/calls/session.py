@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from clickbert.arguments import (
+from clickbert.calls.arguments import (
     PASSAGES,
     check_long_documents,
     check_pairs,
@@ -27,9 +27,20 @@ from clickbert.arguments import (
     check_texts,
     check_top_k,
 )
+from clickbert.calls.questions import (
+    Batch,
+    Pair,
+    Question,
+    Rows,
+    about_clicks,
+    about_embeddings,
+    about_passages,
+    about_topics,
+)
+from clickbert.calls.steps import Compute, DescribeModel, GetRelease, Infer, Step
 from clickbert.errors import InvalidInputError, ProtocolError, RankerClosedError, ServerError, ServerTimeoutError
-from clickbert.heads import cosines
-from clickbert.protocol import (
+from clickbert.wire.heads import cosines
+from clickbert.wire.protocol import (
     TOKENIZER_MODEL,
     InferRequest,
     InferResponse,
@@ -41,17 +52,6 @@ from clickbert.protocol import (
     read_rows,
     tokenizer_request,
 )
-from clickbert.questions import (
-    Batch,
-    Pair,
-    Question,
-    Rows,
-    about_clicks,
-    about_embeddings,
-    about_passages,
-    about_topics,
-)
-from clickbert.steps import Compute, DescribeModel, GetRelease, Infer, Step
 
 MAX_IN_FLIGHT = 4  # requests of one call at a time
 _KEPT_RELEASES = 4  # as many as the server keeps
