@@ -78,6 +78,11 @@ def _read_settings(folder: Path) -> tuple[int, float]:
     """Read the rank and the scale, and refuse whatever is not plain LoRA."""
     path = folder / ADAPTER_CONFIG
     settings = read_object(path)
+    if settings.get("peft_type") == "PREFIX_TUNING":
+        raise CheckpointError(
+            f"{path}: is a prefix (PREFIX_TUNING), which cannot be merged into a BERT's weights, so it is neither "
+            "served nor evaluated here; PEFT alone loads it. Fine-tune with `--method lora` instead"
+        )
     if settings.get("peft_type") != "LORA":
         raise CheckpointError(f"{path}: peft_type is {settings.get('peft_type')!r}, not 'LORA'; merge it with PEFT")
     for name, value in settings.items():

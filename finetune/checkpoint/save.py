@@ -2,11 +2,13 @@
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from transformers import BertForSequenceClassification, PreTrainedTokenizerFast
 
-from finetune.checkpoint.files import CONFIG, WEIGHTS, CheckpointError
+from finetune.checkpoint.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG, WEIGHTS, CheckpointError
 from finetune.checkpoint.heads import Heads, read_heads, write_heads
 from finetune.checkpoint.load import load_checkpoint
 from finetune.checkpoint.quiet import quiet_transformers
@@ -19,7 +21,8 @@ def check_output(folder: Path) -> None:
         CheckpointError: the path is a file, or a folder with other things in it.
     """
     if folder.is_dir() and any(folder.iterdir()):
-        if not all((folder / name).is_file() for name in (CONFIG, WEIGHTS)):
+        kinds = ((CONFIG, WEIGHTS), (ADAPTER_CONFIG, ADAPTER_WEIGHTS))
+        if not any(all((folder / name).is_file() for name in names) for names in kinds):
             raise CheckpointError(
                 f"{folder}: is not empty and no checkpoint, so it is not replaced; choose another --output"
             )
@@ -39,12 +42,7 @@ def save_checkpoint(
         CheckpointError: `folder` exists and is no checkpoint, or what was written cannot be read back.
         OSError: the disk is full, or the folder cannot be written.
     """
-    check_output(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = folder.with_name(f".{folder.name}.draft-{os.getpid()}")
-    older = folder.with_name(f".{folder.name}.older-{os.getpid()}")
-    try:
-        draft.mkdir()
+    with replacing(folder) as draft:
         # Encoding leaves truncation on, and tokenizer.json would say that it is the model's own.
         tokenizer.backend_tokenizer.no_truncation()
         tokenizer.backend_tokenizer.no_padding()
@@ -57,6 +55,22 @@ def save_checkpoint(
         read_heads(draft, int(loaded.config.hidden_size))
         # safetensors makes its file readable by the owner alone; the server may run as another user.
         (draft / WEIGHTS).chmod((draft / CONFIG).stat().st_mode)
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """Give an empty folder to write a checkpoint into, which takes the place of `folder` if the block ends well.
+
+    Raises:
+        CheckpointError: `folder` exists and is no checkpoint.
+    """
+    check_output(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = folder.with_name(f".{folder.name}.draft-{os.getpid()}")
+    older = folder.with_name(f".{folder.name}.older-{os.getpid()}")
+    try:
+        draft.mkdir()
+        yield draft
         if folder.exists():
             folder.rename(older)
         draft.rename(folder)

@@ -19,7 +19,7 @@ from finetune.objectives.understanding import NO_TOPIC
 from finetune.training.model import Batch
 
 BUCKET = 64  # batches sorted by length together: little padding, and the batches still differ in each epoch
-Augment = Callable[[str], str]
+Augment = Callable[[Sequence[str], int], list[str]]  # changes the texts of a row, which is the second argument
 
 
 class Items(Dataset[list[int]]):
@@ -103,7 +103,8 @@ class Collator:
         queries = [row.query for row in rows]
         documents = [row.document for row in rows]
         if self.augment is not None:
-            queries, documents = ([self.augment(text) for text in texts] for texts in (queries, documents))
+            changed = [self.augment((row.query, row.document), place) for row, place in zip(rows, places, strict=True)]
+            queries, documents = ([texts[part] for texts in changed] for part in (0, 1))
         groups: dict[str, int] = {}
         batch: Batch = {
             **self._pairs(queries, documents),

@@ -9,8 +9,10 @@ from transformers import BertForSequenceClassification
 from finetune.checkpoint.heads import ATTENTION, MAX, MEAN, Heads, Passages
 from finetune.objectives.position_bias import PositionBias
 from finetune.objectives.understanding import TaskWeights
+from finetune.training.methods import Method
 
 Batch = dict[str, Any]
+UNBIASED = "unbiased_logits"
 
 
 class JointModel(nn.Module):
@@ -19,19 +21,27 @@ class JointModel(nn.Module):
     accepts_loss_kwargs = False  # the Trainer divides by the number of accumulated batches
 
     def __init__(
-        self, click: BertForSequenceClassification, heads: Heads, bias: PositionBias | None, weights: TaskWeights
+        self,
+        click: BertForSequenceClassification,
+        heads: Heads,
+        bias: PositionBias | None,
+        weights: TaskWeights,
+        method: Method | None = None,
     ) -> None:
         super().__init__()
         self.click = click
         self.heads = heads
         self.bias = bias
         self.weights = weights
+        self.method = method  # its weights are in `click` and `prefix`
+        self.prefix = method.prefix if method else None
 
     def forward(self, **batch: Any) -> dict[str, Tensor]:
         """Computes a batch (see `finetune.training.batches.Collator`).
 
         Returns:
-            `logits` [rows, labels] with the position's offset added, and the heads' outputs for `texts`.
+            `logits` [rows, labels] with the position's offset added, `unbiased_logits` without it, and the heads'
+            outputs for `texts`.
         """
         states = self.click.bert(**batch["pairs"])
         logits = self.click.classifier(self.click.dropout(states.pooler_output)).float()
@@ -39,18 +49,20 @@ class JointModel(nn.Module):
         if passages is not None:
             weights = None if self.heads.passage is None else self.heads.passage(states.last_hidden_state[:, 0])
             logits = aggregate(logits, weights, batch["row_of_pair"], batch["place_of_pair"], passages)
+        unbiased = logits
         if self.bias is not None:
             # The last label is "click".
             logits = torch.cat([logits[:, :-1], logits[:, -1:] + self.bias(batch["positions"])[:, None]], dim=1)
         if "texts" not in batch:
-            return {"logits": logits}
+            return {"logits": logits, UNBIASED: unbiased}
         first = self.click.bert(**batch["texts"]).last_hidden_state[:, 0]
-        return {"logits": logits, **{name: output.float() for name, output in self.heads(first).items()}}
+        others = {name: output.float() for name, output in self.heads(first).items()}
+        return {"logits": logits, UNBIASED: unbiased, **others}
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
-        """What the Trainer calls for `gradient_checkpointing`."""
+    def activation_checkpointing_enable(self, **options: Any) -> None:
+        """What the Trainer calls for `activation_checkpointing`."""
         click: Any = self.click  # typed in part only
-        click.gradient_checkpointing_enable(gradient_checkpointing_kwargs=gradient_checkpointing_kwargs)
+        click.activation_checkpointing_enable(**options)
 
 
 def aggregate(logits: Tensor, weights: Tensor | None, rows: Tensor, places: Tensor, passages: Passages) -> Tensor:

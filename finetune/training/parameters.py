@@ -10,8 +10,10 @@ from finetune.checkpoint.base_model import FRESH
 from finetune.training.model import JointModel
 from finetune.training.settings import SettingsError, TrainSettings
 
-# The head starts untrained (and MiniLM's pooler nearly so): at the encoder's rate, it would slow learning down.
+# The head starts untrained (and MiniLM's pooler nearly so): at the encoder's rate, it would slow learning down. So do
+# the weights that a PEFT method adds.
 HEAD_RATE = 10
+ADDED = ("lora_", "ia3_")
 # A click log holds few of the vocabulary's words. Training would move those away from their synonyms, and updating the
 # whole table, half of a small BERT, would cost as much as updating all the rest.
 WORDS = "bert.embeddings.word_embeddings."
@@ -53,7 +55,7 @@ def parameter_groups(model: JointModel, settings: TrainSettings) -> list[dict[st
 
 def rate_of(name: str, layers: int, decay: float) -> float:
     """A weight's rate beside the encoder's: heads learn faster, and each layer slower than the one above."""
-    if "bert." not in name or any(f"{fresh}" in name for fresh in FRESH):
+    if "bert." not in name or any(part in name for part in (*FRESH, *ADDED)):
         return HEAD_RATE
     layer = layer_of(name)
     depth = layers - 1 - layer if layer is not None else layers if EMBEDDINGS in name else 0

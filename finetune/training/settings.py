@@ -11,8 +11,7 @@ from finetune.objectives.understanding import UNDERSTANDING
 CLICK, PAIRWISE, LISTWISE = OBJECTIVES = ("click", "pairwise", "listwise")
 LEARNED = "learned"
 CHOOSE = "choose"
-FULL = "full"
-METHODS = (FULL, "lora", "adalora", "ia3", "prefix")
+FULL, LORA, ADALORA, IA3, PREFIX = METHODS = ("full", "lora", "adalora", "ia3", "prefix")
 PRECISIONS = ("fp32", "bf16", "fp16")
 LOWER_IS_BETTER = ("log_loss", "ece")
 
@@ -137,6 +136,8 @@ class TrainSettings:
                 weight = -1.0
             if not 0 <= weight < float("inf"):
                 raise SettingsError(f"--understanding-weight is {self.understanding_weight!r}; a number, or {LEARNED}")
+        if self.gradient_checkpointing and self.method == PREFIX:
+            raise SettingsError("--gradient-checkpointing does not go with --method prefix: BERT would drop the prefix")
         if self.passages != NONE and self.labels == 2:
             raise SettingsError("--passages needs --labels 1: passages are aggregated by their one logit")
 

@@ -28,10 +28,11 @@ from transformers import (
 )
 
 from finetune.objectives.clicks import Objective
+from finetune.objectives.distillation import Distillation
 from finetune.objectives.understanding import SIMILARITY, TOPIC, similarity_loss, topic_loss
 from finetune.training.adversarial import Adversary
 from finetune.training.batches import Collator, Items, SimilarLengths
-from finetune.training.model import Batch, JointModel
+from finetune.training.model import UNBIASED, Batch, JointModel
 from finetune.training.parameters import parameter_groups
 from finetune.training.settings import TrainSettings
 from release.names import EMBEDDING, LOGITS, TOPIC_LOGITS
@@ -62,10 +63,12 @@ class ClickTrainer(Trainer):
         objective: Objective,
         measure: Callable[[JointModel], Metrics],
         callbacks: list[TrainerCallback],
+        distillation: Distillation | None = None,
     ) -> None:
         self.settings = settings
         self.objective = objective
         self.measure = measure
+        self.distillation = distillation
         self.items = items
         self.adversary: Adversary | None = None
         if settings.adversarial:
@@ -107,7 +110,12 @@ class ClickTrainer(Trainer):
         """The weighted sum of the losses of all tasks."""
         outputs = model(**inputs)
         losses = task_losses(self.objective, outputs, inputs)
+        if self.distillation:
+            losses["click"] = self.distillation(losses["click"], outputs[UNBIASED], inputs["teacher"], inputs["groups"])
         loss = self.model.weights(losses)
+        penalty = self.model.method.penalty() if self.model.method else None
+        if penalty is not None:
+            loss = loss + penalty
         if not torch.isfinite(loss):
             raise TrainingError(
                 f"step {self.state.global_step + 1}: the loss is {loss.item():g}; lower --learning-rate"
@@ -231,6 +239,13 @@ class StopAtStep(TrainerCallback):
         """Stop if it was asked for."""
         if self.asked:
             control.should_save = control.should_training_stop = True
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **unused: Any
+    ) -> None:
+        """Leave out the evaluation of an epoch that did not end: a run that was never stopped has none there."""
+        if self.asked and state.epoch % 1:
+            control.should_evaluate = control.should_save = False
 
 
 @contextmanager

@@ -75,7 +75,9 @@ def test_long_documents_become_passages_of_their_row() -> None:
 
 
 def test_augmentation_and_teachers_reach_the_batch() -> None:
-    batch = collator(HeadSettings(), augment=lambda text: text.replace("tea", "moon"))([[0], [1]])
+    batch = collator(HeadSettings(), augment=lambda texts, _: [text.replace("tea", "moon") for text in texts])(
+        [[0], [1]]
+    )
     assert torch.equal(batch["pairs"]["input_ids"][0], batch["pairs"]["input_ids"][1])
     taught = collator(HeadSettings(), teacher=torch.tensor([0.1, 0.2, 0.3]))([[2], [0]])
     assert taught["teacher"].tolist() == pytest.approx([0.3, 0.1])
