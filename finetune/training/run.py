@@ -270,7 +270,6 @@ def _arguments(run: Path, items: int, dev: Sequence[ClickRow], settings: TrainSe
         warmup_steps=max(1, round(settings.warm_up * steps * settings.epochs)),
         weight_decay=settings.weight_decay,
         optim=settings.optimizer,
-        use_cpu=not torch.cuda.is_available(),  # else the Trainer takes bf16 for a GPU that is missing
         bf16=settings.precision == "bf16",
         fp16=settings.precision == "fp16",
         activation_checkpointing=settings.gradient_checkpointing,
