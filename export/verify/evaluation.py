@@ -24,7 +24,7 @@ from finetune.checkpoint.heads import Heads, read_heads
 from finetune.checkpoint.load import hash_checkpoint, label_names, load_checkpoint
 from finetune.data.clicklog import ClickRow, read_click_log
 from finetune.evaluation.metrics import click_column, click_probability, evaluate_ranking
-from finetune.evaluation.scoring import score_passages, score_rows, score_texts, tokenize_pairs
+from finetune.evaluation.scoring import score_documents, score_passages, score_rows, score_texts, tokenize_pairs
 from release.manifest import CheckpointRecord
 from release.names import PASSAGE_LOGITS
 
@@ -113,7 +113,7 @@ def evaluate(checkpoint: Checkpoint, rows: list[ClickRow], limits: Limits) -> Ev
     """Scores the evaluation file in PyTorch, padded.
 
     Parity is about the graph, which knows pairs. So the metrics are those of cut pairs, even if the checkpoint reads
-    long documents in passages.
+    long documents in passages. Only whether it ranks at all is asked of it as it was trained.
 
     Raises:
         TokenizerError: clients would make other tokens of its texts.
@@ -124,8 +124,16 @@ def evaluate(checkpoint: Checkpoint, rows: list[ClickRow], limits: Limits) -> Ev
     check_unknown(checkpoint, pairs, MAX_UNKNOWN.of(limits))
     logits = score_rows(checkpoint.model, checkpoint.tokenizer, rows, checkpoint.max_length)
     metrics = evaluate_ranking(rows, click_probability(logits, checkpoint.labels))
-    refuse_low_auc(checkpoint, metrics, MIN_AUC.of(limits))
+    refuse_low_auc(checkpoint, rank_as_trained(checkpoint, rows) or metrics, MIN_AUC.of(limits))
     return Evaluation(rows, pairs, checkpoint.labels, logits, metrics, score_heads(checkpoint, rows, pairs))
+
+
+def rank_as_trained(checkpoint: Checkpoint, rows: list[ClickRow]) -> dict[str, float] | None:
+    """The metrics of a checkpoint that reads long documents in passages; None of one that cuts them."""
+    if checkpoint.heads.settings.passages is None:
+        return None
+    logits = score_documents(checkpoint.model, checkpoint.heads, checkpoint.tokenizer, rows, checkpoint.max_length)
+    return evaluate_ranking(rows, click_probability(logits, checkpoint.labels))
 
 
 def score_heads(checkpoint: Checkpoint, rows: Sequence[ClickRow], pairs: Sequence[Pair]) -> HeadReference | None:

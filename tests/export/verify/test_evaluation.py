@@ -17,11 +17,13 @@ from export.verify.evaluation import (
     read_evaluation,
     served_tokenizer,
 )
+from export.verify.gates import GateError
 from finetune.checkpoint.load import CheckpointError, load_tokenizer
 from finetune.data.clicklog import ClickRow, read_click_log
-from finetune.evaluation.scoring import tokenize_pairs
+from finetune.evaluation.metrics import click_probability, evaluate_ranking
+from finetune.evaluation.scoring import score_documents, score_rows, tokenize_pairs
 from tests.export.command import engines, run
-from tests.tiny import MAX_LENGTH, make_checkpoint, make_click_log
+from tests.tiny import JOINT, MAX_LENGTH, make_checkpoint, make_click_log
 
 ODD_WORDS = ["w1", "[SEP]", "[UNK]", "[CLS]x", "w2", "##w", "a[MASK]b", "W3"]
 
@@ -71,6 +73,26 @@ def test_the_label_that_the_user_names_is_the_one_that_ranks(tmp_path: Path) -> 
         assert checkpoint.click_label == index
         auc[label] = evaluate(checkpoint, rows, {"min_auc": 0}).metrics["auc"]
     assert auc["engaged"] == pytest.approx(1 - auc["1"])
+
+
+def test_a_checkpoint_that_reads_passages_must_rank_in_passages(tmp_path: Path) -> None:
+    rows = read_click_log(make_click_log(tmp_path / "log.jsonl", groups=30))
+    checkpoint = read_checkpoint(make_checkpoint(tmp_path / "checkpoint", heads=JOINT), None)
+    parts = (checkpoint.model, checkpoint.heads, checkpoint.tokenizer, rows, checkpoint.max_length)
+    cut, read = (
+        evaluate_ranking(rows, click_probability(logits, checkpoint.labels))["auc"]
+        for logits in (
+            score_rows(checkpoint.model, checkpoint.tokenizer, rows, checkpoint.max_length),
+            score_documents(*parts),
+        )
+    )
+    assert cut != read
+    least = (cut + read) / 2
+    if read > cut:
+        assert evaluate(checkpoint, rows, {"min_auc": least}).metrics["auc"] == cut, "the gates compare cut pairs"
+    else:
+        with pytest.raises(GateError, match=f"its AUC in PyTorch is {read:.4f}"):
+            evaluate(checkpoint, rows, {"min_auc": least})
 
 
 def odd_rows() -> list[ClickRow]:
