@@ -8,10 +8,11 @@ import hashlib
 import math
 import random
 import shutil
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file
@@ -35,11 +36,13 @@ from finetune.checkpoint.quiet import quiet_transformers
 from finetune.checkpoint.save import check_output, replacing
 from finetune.data.clicklog import ClickLogError, find_split, read_click_log
 from finetune.training.batches import SimilarLengths
+from finetune.training.parameters import HEAD_RATE
 from finetune.training.run import is_first_process, open_run, run_to_end, say
 from finetune.training.settings import SettingsError
 from finetune.training.trainer import Progress, StopAtStep
 
 HELD_OUT, MOST_HELD_OUT = 0.05, 1000  # share of the texts on which the loss is measured, and how many at most
+HEAD = "cls."
 Encoded = dict[str, list[int]]
 
 
@@ -89,7 +92,7 @@ def pretrain(
     if not 0 < settings.mask < 1:
         raise SettingsError(f"--mask is {settings.mask}; it must be between 0 and 1")
     digest = hashlib.sha256("\n".join(found).encode()).hexdigest()
-    model = _masked_model(resolve_base(base), click, settings.seed)
+    model, is_new = _masked_model(resolve_base(base), click, settings.seed)
     encoded = _encode(tokenizer, found, length)
     random.Random(settings.seed).shuffle(encoded)
     kept = max(1, min(MOST_HELD_OUT, round(HELD_OUT * len(encoded))))
@@ -107,7 +110,9 @@ def pretrain(
     say(f"masked-word loss on {kept} held-out texts: {before:.4f} nats")
     stop = StopAtStep()
     with quiet_transformers():
-        trainer = _MaskedTrainer(model, arguments, learned, masking, measure, [stop, masking, *callbacks])
+        trainer = _MaskedTrainer(
+            model, arguments, learned, masking, measure, HEAD_RATE if is_new else 1, [stop, masking, *callbacks]
+        )
     best = run_to_end(trainer, stop, run)
     model.load_state_dict(load_file(best / WEIGHTS), strict=False)
     after = measure()
@@ -205,9 +210,11 @@ class _MaskedTrainer(Trainer):
         encoded: Sequence[Encoded],
         masking: Masking,
         measure: Callable[[], float],
+        head_rate: float,
         callbacks: list[TrainerCallback],
     ) -> None:
         self.measure = measure
+        self.head_rate = head_rate
         self.lengths = [len(text["input_ids"]) for text in encoded]
         places = _Places(len(encoded))
         super().__init__(
@@ -218,6 +225,20 @@ class _MaskedTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         return SimilarLengths(self.lengths, self.args.train_batch_size, self.args.seed)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Makes the optimizer; a drawn head learns faster than the encoder, or it would blur what that knows."""
+        if self.optimizer is None:
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args)
+            groups: dict[tuple[float, float], list[torch.nn.Parameter]] = defaultdict(list)
+            for name, weight in cast("BertForMaskedLM", self.model).named_parameters():
+                rate = self.args.learning_rate * (self.head_rate if name.startswith(HEAD) else 1)
+                groups[rate, self.args.weight_decay if weight.ndim >= 2 else 0.0].append(weight)
+            self.optimizer = kind(
+                [{"params": group, "lr": rate, "weight_decay": decay} for (rate, decay), group in groups.items()],
+                **options,
+            )
+        return self.optimizer
 
     def evaluate(self, *unused: Any, **options: Any) -> dict[str, float]:
         """Measures the loss on the held-out texts."""
@@ -254,17 +275,22 @@ def _arguments(run: Path, texts: int, settings: PretrainSettings) -> TrainingArg
     )
 
 
-def _masked_model(folder: Path, click: Any, seed: int) -> BertForMaskedLM:
-    """Load the base with a head that guesses words; the encoder's weights are those of `click`."""
+def _masked_model(folder: Path, click: Any, seed: int) -> tuple[BertForMaskedLM, bool]:
+    """Load the base with a head that guesses words, and tell if that was drawn; the encoder's weights are `click`'s."""
     torch.manual_seed(seed)
-    weights = find_sources(folder).weights
     with quiet_transformers():
-        model: Any = BertForMaskedLM.from_pretrained(
-            weights, config=click.config, use_safetensors=True, local_files_only=True, dtype=torch.float32
+        loaded: Any = BertForMaskedLM.from_pretrained(
+            find_sources(folder).weights,
+            config=click.config,
+            use_safetensors=True,
+            local_files_only=True,
+            dtype=torch.float32,
+            output_loading_info=True,
         )
+    model: BertForMaskedLM
+    model, report = loaded
     model.bert.load_state_dict(click.bert.state_dict(), strict=False)
-    found: BertForMaskedLM = model
-    return found
+    return model, any(name.startswith(HEAD) for name in report["missing_keys"])
 
 
 def _encode(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], length: int) -> list[Encoded]:

@@ -7,14 +7,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from finetune.__main__ import main
 from finetune.checkpoint.load import CheckpointError, load_checkpoint
 from finetune.data.clicklog import read_click_log
 from finetune.evaluation.metrics import click_probability
 from finetune.evaluation.scoring import score_rows
+from finetune.objectives.distillation import Distillation, click_distillation
+from finetune.training.batches import Collator
 from finetune.training.distil import ENSEMBLE, Teachers, click_log_odds
-from finetune.training.run import train
+from finetune.training.model import UNBIASED
+from finetune.training.run import build, train
 from finetune.training.settings import SettingsError, TrainSettings
 from tests.finetune.training.interrupt import CtrlC
 
@@ -74,6 +78,21 @@ def test_a_student_is_as_sure_as_its_teachers(
     student = click_log_odds(tmp_path / "taught", rows)
     expected = Teachers(teachers, 1.0).log_odds(rows)
     assert np.abs(1 / (1 + np.exp(-student)) - 1 / (1 + np.exp(-expected))).max() < 0.1
+
+
+def test_nothing_of_a_position_is_learned_from_teachers(base: Path, joint_folder: Path) -> None:
+    rows = read_click_log(joint_folder / "train.jsonl")[:16]
+    model, tokenizer, length = build(str(base), rows, replace(SETTINGS, position_bias="estimated"))
+    assert model.bias is not None
+    torch.nn.init.constant_(model.bias.offsets, -1.0)
+    batch = Collator(rows, tokenizer, model.heads.settings, length)([[place] for place in range(16)])
+    outputs = model(**batch)
+    moved = (outputs["logits"] - outputs[UNBIASED])[:, 0]
+    assert set(moved.detach().round(decimals=4).tolist()) == {0.0, -1.0}, "the first position has no offset"
+    taught = Distillation(click_distillation, 1.0)(torch.zeros(()), outputs[UNBIASED], torch.ones(16), batch["groups"])
+    taught.backward()
+    assert model.bias.offsets.grad is None
+    assert model.click.classifier.weight.grad is not None
 
 
 def test_other_teachers_cannot_take_over_a_stopped_run(

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from transformers import BertForSequenceClassification
 
 from finetune.__main__ import main
+from finetune.checkpoint.heads import read_heads
 from finetune.checkpoint.load import CheckpointError, load_checkpoint
 from finetune.checkpoint.tokenizer import load_tokenizer
 from finetune.data.clicklog import read_click_log
@@ -67,6 +68,16 @@ def test_nothing_moves_but_the_methods_weights_and_the_head(method: str, base: P
     assert moving < {name for name in (added | TRAINED_WHOLE) if "layer.0." not in name} | TRAINED_WHOLE | added
     assert not any("layer.0." in name for name in moving)
     assert any("layer.1." in name for name in moving)
+
+
+def test_further_heads_are_trained_whole(base: Path, joint_folder: Path, tmp_path: Path) -> None:
+    chosen = settings("lora", epochs=1, understanding=("topic", "similarity"))
+    start, _, _ = build(str(base), read_click_log(joint_folder / "train.jsonl"), chosen)
+    train(joint_folder, str(base), tmp_path / "model", chosen)
+    heads = read_heads(tmp_path / "model", 32).state_dict()
+    assert heads.keys() == {f"{head}.{part}" for head in ("topic", "embedding") for part in ("weight", "bias")}
+    for name, weight in start.heads.state_dict().items():
+        assert not torch.equal(weight, heads[name])
 
 
 def test_the_share_that_is_trained_is_told(

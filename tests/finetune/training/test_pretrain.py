@@ -1,11 +1,13 @@
 """Continued pre-training: masked words are guessed better, and the result is a base."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import BertForMaskedLM
 
 from finetune.__main__ import main
 from finetune.checkpoint.files import CheckpointError
@@ -54,6 +56,18 @@ def test_the_result_is_a_base_for_train(texts: Path, base: Path, click_folder: P
     torch.testing.assert_close(model.click.bert.state_dict(), after)
     settings = TrainSettings(epochs=2, batch_size=16, learning_rate=3e-3)
     train(click_folder, str(tmp_path / "model"), tmp_path / "click", settings)
+
+
+def test_a_head_of_the_base_is_used(texts: Path, base: Path, tmp_path: Path) -> None:
+    """As most bases of the hub have one: it begins where the last run ended."""
+    model = BertForMaskedLM.from_pretrained(base)
+    with torch.no_grad():
+        model.cls.predictions.bias[load_tokenizer(base).convert_tokens_to_ids("likes")] = 20.0
+    model.save_pretrained(tmp_path / "base")
+    load_tokenizer(base).save_pretrained(tmp_path / "base")
+    drawn, _ = pretrain(texts, str(base), tmp_path / "model", replace(SETTINGS, epochs=1))
+    own, _ = pretrain(texts, str(tmp_path / "base"), tmp_path / "other", replace(SETTINGS, epochs=1))
+    assert own > drawn + 5, "it believes that every word is 'likes'"
 
 
 def test_a_stopped_run_goes_on_to_the_same_weights(texts: Path, base: Path, tmp_path: Path) -> None:
