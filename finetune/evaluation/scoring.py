@@ -36,7 +36,8 @@ def score_rows(
     with torch.inference_mode():
         for start in range(0, len(rows), batch_size):
             chosen = by_length[start : start + batch_size]
-            logits[chosen] = model(**pad(tokenizer, [pairs[index] for index in chosen])).logits.float().numpy()
+            batch = to_device(pad(tokenizer, [pairs[index] for index in chosen]), model)
+            logits[chosen] = model(**batch).logits.float().cpu().numpy()
     return logits
 
 
@@ -80,10 +81,10 @@ def score_passages(
     with torch.inference_mode():
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
-            states = model.bert(**pad(tokenizer, [passages[index] for index in chosen]))
-            logits[chosen] = model.classifier(states.pooler_output)[:, 0].float().numpy()
+            states = model.bert(**to_device(pad(tokenizer, [passages[index] for index in chosen]), model))
+            logits[chosen] = model.classifier(states.pooler_output)[:, 0].float().cpu().numpy()
             if weights is not None and heads.passage is not None:
-                weights[chosen] = heads.passage(states.last_hidden_state[:, 0])[:, 0].float().numpy()
+                weights[chosen] = heads.passage(states.last_hidden_state[:, 0])[:, 0].float().cpu().numpy()
     return logits, weights
 
 
@@ -110,9 +111,10 @@ def score_texts(
     with torch.inference_mode():
         for start in range(0, len(texts), batch_size):
             chosen = order[start : start + batch_size]
-            first = model.bert(**pad(tokenizer, [singles[index] for index in chosen])).last_hidden_state[:, 0]
+            batch = to_device(pad(tokenizer, [singles[index] for index in chosen]), model)
+            first = model.bert(**batch).last_hidden_state[:, 0]
             for name, rows in heads(first).items():
-                for index, row in zip(chosen, rows.float().numpy(), strict=True):
+                for index, row in zip(chosen, rows.float().cpu().numpy(), strict=True):
                     found[name][index] = row
     return {name: np.stack(rows) if rows else np.zeros((0, 0), np.float32) for name, rows in found.items()}
 
@@ -182,3 +184,8 @@ def pad(tokenizer: PreTrainedTokenizerFast, pairs: Sequence[dict[str, list[int]]
             list(pairs), padding=True, padding_side="right", return_attention_mask=True, return_tensors="pt"
         )
     return {key: padded[key] for key in ("input_ids", "token_type_ids", "attention_mask")}
+
+
+def to_device(batch: dict[str, torch.Tensor], model: BertForSequenceClassification) -> dict[str, torch.Tensor]:
+    """Put a batch where the model is: in training, on the accelerator."""
+    return {name: tensor.to(model.device) for name, tensor in batch.items()}
