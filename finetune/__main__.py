@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         options.run(options)
     except KeyboardInterrupt as interrupt:
-        print(f"\ninterrupted; {str(interrupt) or 'nothing was written'}", file=sys.stderr)
+        print(f"\ninterrupted{'; ' if str(interrupt) else ''}{interrupt}", file=sys.stderr)
         return 130
     except (ValueError, OSError) as error:  # this package's errors are ValueErrors
         print(f"error: {error}", file=sys.stderr)

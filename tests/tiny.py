@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
 
-from finetune.checkpoint.heads import ATTENTION, Heads, HeadSettings, Passages, write_heads
+from finetune.checkpoint.heads import Heads, HeadSettings, Passages, write_heads
+from finetune.names import ATTENTION
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = [f"w{number}" for number in range(150)]

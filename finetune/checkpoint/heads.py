@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from finetune.checkpoint.files import HEAD_SETTINGS, HEAD_WEIGHTS, CheckpointError
+from finetune.names import AGGREGATES, ATTENTION
 from release.names import EMBEDDING, PASSAGE_LOGITS, TOPIC_LOGITS
 from release.records import RecordError, read_record, to_json
 
 SCHEMA = 1
-MAX, MEAN, ATTENTION = AGGREGATES = ("max", "mean", "attention")
 
 
 @dataclass(frozen=True, slots=True)

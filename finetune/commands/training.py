@@ -101,21 +101,25 @@ def _train(options: argparse.Namespace) -> None:
 
 def _distil(options: argparse.Namespace) -> None:
     from finetune.data.clicklog import find_split, read_click_log
-    from finetune.training.distil import Teachers
+    from finetune.training.processes import is_first_process
+    from finetune.training.recipes.distil import Teachers
     from finetune.training.run import train
 
+    settings = from_options(options)
+    settings.check()
     teachers = Teachers(tuple(options.teachers), options.teacher_weight)
-    for name, metrics in teachers.evaluate(read_click_log(find_split(options.data, "dev"))).items():
-        _report(f"{name}: dev {_shown(metrics)}")
+    if is_first_process():
+        for name, metrics in teachers.evaluate(read_click_log(find_split(options.data, "dev"))).items():
+            _report(f"{name}: dev {_shown(metrics)}")
     metrics = train(
-        options.data, options.base_model, options.output, from_options(options), restart=options.restart,
+        options.data, options.base_model, options.output, settings, restart=options.restart,
         teachers=teachers,
     )  # fmt: skip
     _report(f"{options.output}: saved; dev {_shown(metrics)}")
 
 
 def _pretrain(options: argparse.Namespace) -> None:
-    from finetune.training.pretrain import PretrainSettings, pretrain
+    from finetune.training.recipes.pretrain import PretrainSettings, pretrain
 
     settings = PretrainSettings(
         options.epochs, options.batch_size, options.learning_rate, options.mask, options.max_length, options.seed
@@ -127,14 +131,14 @@ def _pretrain(options: argparse.Namespace) -> None:
 
 
 def _average(options: argparse.Namespace) -> None:
-    from finetune.training.averaging import average
+    from finetune.training.recipes.averaging import average
 
     average(options.checkpoints, options.output)
     _report(f"{options.output}: saved; the mean of {len(options.checkpoints)} checkpoints")
 
 
 def _search(options: argparse.Namespace) -> None:
-    from finetune.training.search import Search
+    from finetune.training.recipes.search import Search
 
     search = Search(options.data, options.base_model, options.output, from_options(options), restart=options.restart)
     search.run(options.minutes)
@@ -153,13 +157,13 @@ def _cell(value: object) -> str:
 
 
 def _report(text: str) -> None:
-    from finetune.training.run import is_first_process
+    from finetune.training.processes import is_first_process
 
     if is_first_process():
         print(text)
 
 
 def _shown(metrics: dict[str, float]) -> str:
-    from finetune.training.trainer import SHOWN
+    from finetune.training.callbacks import SHOWN
 
     return ", ".join(f"{name} {metrics[name]:.4f}" for name in SHOWN if name in metrics)

@@ -40,6 +40,7 @@ Sums = tuple[FloatArray, FloatArray]
 THRESHOLD = 0.5
 CUTOFF = 10
 BINS = 15
+LOWER_IS_BETTER = ("log_loss", "ece")
 
 
 class MetricError(ValueError):

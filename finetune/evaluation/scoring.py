@@ -11,9 +11,10 @@ import torch
 from numpy.typing import NDArray
 from transformers import BertForSequenceClassification, PreTrainedTokenizerFast
 
-from finetune.checkpoint.heads import MAX, MEAN, Heads, Passages
+from finetune.checkpoint.heads import Heads, Passages
 from finetune.checkpoint.quiet import quiet_transformers
 from finetune.data.clicklog import ClickRow
+from finetune.names import MAX, MEAN
 
 KEYS = ("input_ids", "token_type_ids")
 

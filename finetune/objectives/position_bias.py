@@ -18,7 +18,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-NONE, ESTIMATED = "none", "estimated"
 DEEPEST = 100  # positions beyond share one offset
 
 

@@ -4,7 +4,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-TOPIC, SIMILARITY = UNDERSTANDING = ("topic", "similarity")
 NO_TOPIC = -100  # cross_entropy leaves it out
 TEMPERATURE = 0.05  # as in SimCSE (Gao et al., 2021) and in the base model's own training
 

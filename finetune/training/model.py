@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 from transformers import BertForSequenceClassification
 
-from finetune.checkpoint.heads import ATTENTION, MAX, MEAN, Heads, Passages
+from finetune.checkpoint.heads import Heads, Passages
+from finetune.names import ATTENTION, MAX, MEAN
 from finetune.objectives.position_bias import PositionBias
 from finetune.objectives.understanding import TaskWeights
-from finetune.training.methods import Method
+from finetune.training.methods.few_weights import Method
 
 Batch = dict[str, Any]
 UNBIASED = "unbiased_logits"

@@ -4,16 +4,13 @@ import argparse
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
-from finetune.checkpoint.heads import AGGREGATES
-from finetune.objectives.position_bias import ESTIMATED, NONE
-from finetune.objectives.understanding import UNDERSTANDING
+from finetune.names import AGGREGATES, ESTIMATED, NONE, UNDERSTANDING
 
 CLICK, PAIRWISE, LISTWISE = OBJECTIVES = ("click", "pairwise", "listwise")
 LEARNED = "learned"
 CHOOSE = "choose"
 FULL, LORA, ADALORA, IA3, PREFIX = METHODS = ("full", "lora", "adalora", "ia3", "prefix")
 PRECISIONS = ("fp32", "bf16", "fp16")
-LOWER_IS_BETTER = ("log_loss", "ece")
 
 
 LEAST = {
@@ -40,9 +37,10 @@ class TrainSettings:
     understanding: tuple[str, ...] = _option(
         tuple, "learn beside the click: topics of documents, similarity of texts", nargs="+", choices=UNDERSTANDING
     )
-    understanding_weight: str = _option(
-        "0.2", f'weight of each beside the click\'s 1, or "{LEARNED}" by uncertainty', metavar="W"
-    )
+    understanding_weight: tuple[str, ...] = _option(
+        lambda: ("0.2",), f'weight beside the click\'s 1, one for all or one each; or "{LEARNED}" by uncertainty',
+        nargs="+", metavar="W",
+    )  # fmt: skip
     embedding_size: int = _option(128, "length of the similarity head's embedding", type=int)
     position_bias: str = _option(NONE, f'"{NONE}", "{ESTIMATED}", or a JSON file of odds by position', metavar="BIAS")
     passages: str = _option(
@@ -110,11 +108,10 @@ class TrainSettings:
     @property
     def task_weights(self) -> dict[str, float] | None:
         """The weight of each task; None if they are learned."""
-        if not self.understanding:
-            return {"click": 1.0}
-        if self.understanding_weight == LEARNED:
+        if self.understanding and self.understanding_weight == (LEARNED,):
             return None
-        return {"click": 1.0, **dict.fromkeys(self.understanding, float(self.understanding_weight))}
+        given = self.understanding_weight * (1 if len(self.understanding_weight) > 1 else len(self.understanding))
+        return {"click": 1.0} | {task: float(weight) for task, weight in zip(self.understanding, given, strict=True)}
 
     def check(self) -> None:
         """Raises SettingsError for values out of range, and for settings that contradict each other."""
@@ -129,24 +126,29 @@ class TrainSettings:
             raise SettingsError("--learning-rate must be over 0, and --layer-decay over 0 and at most 1")
         if self.freeze not in ("none", "words", "embeddings", "encoder") and not self.freeze.isdecimal():
             raise SettingsError(f"--freeze is {self.freeze!r}; none, words, embeddings, encoder, or a number of layers")
-        if self.understanding_weight != LEARNED:
-            try:
-                weight = float(self.understanding_weight)
-            except ValueError:
-                weight = -1.0
-            if not 0 <= weight < float("inf"):
-                raise SettingsError(f"--understanding-weight is {self.understanding_weight!r}; a number, or {LEARNED}")
-        if self.gradient_checkpointing and self.method == PREFIX:
-            raise SettingsError("--gradient-checkpointing does not go with --method prefix: BERT would drop the prefix")
+        if self.understanding_weight != (LEARNED,):
+            for weight in self.understanding_weight:
+                if not _is_weight(weight):
+                    raise SettingsError(f"--understanding-weight is {weight!r}; it takes numbers, or {LEARNED}")
+            if len(self.understanding_weight) not in (1, len(self.understanding)):
+                raise SettingsError("--understanding-weight takes one number for all tasks, or one for each")
         if self.passages != NONE and self.labels == 2:
             raise SettingsError("--passages needs --labels 1: passages are aggregated by their one logit")
+
+
+def _is_weight(text: str) -> bool:
+    try:
+        return 0 <= float(text) < float("inf")
+    except ValueError:
+        return False
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add one option for each setting."""
     for each in fields(TrainSettings):
         default = each.default_factory() if each.default_factory is not MISSING else each.default
-        shown = "" if default in (None, False, ()) or "default:" in each.metadata["help"] else f"; default: {default}"
+        plain = " ".join(default) if isinstance(default, tuple) else default
+        shown = "" if default in (None, False, ()) or "default:" in each.metadata["help"] else f"; default: {plain}"
         parser.add_argument(
             _flag(each.name), dest=each.name, default=default, help=each.metadata["help"].replace("%", "%%") + shown,
             **each.metadata["parse"],

@@ -1,45 +1,33 @@
-"""transformers' Trainer with what is ours: the losses of a click log, its metrics on dev, averaged weights, Ctrl-C.
+"""transformers' Trainer with what is ours: the losses of a click log, its metrics on dev, averaged weights.
 
 Batches, mixed precision, accumulation, checkpoints, resuming, several processes and trackers are the Trainer's.
 """
 
-import json
-import signal
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from accelerate.utils import broadcast_object_list
+from safetensors.torch import load_file
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import Sampler
-from tqdm import tqdm
-from transformers import (
-    PrinterCallback,
-    ProgressCallback,
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from finetune.names import SIMILARITY, TOPIC
 from finetune.objectives.clicks import Objective
 from finetune.objectives.distillation import Distillation
-from finetune.objectives.understanding import SIMILARITY, TOPIC, similarity_loss, topic_loss
-from finetune.training.adversarial import Adversary
+from finetune.objectives.understanding import similarity_loss, topic_loss
 from finetune.training.batches import Collator, Items, SimilarLengths
+from finetune.training.callbacks import AVERAGE, Progress, RunningAverage
+from finetune.training.methods.adversarial import Adversary
 from finetune.training.model import UNBIASED, Batch, JointModel
 from finetune.training.parameters import parameter_groups
+from finetune.training.processes import is_first_process
 from finetune.training.settings import TrainSettings
 from release.names import EMBEDDING, LOGITS, TOPIC_LOGITS
 
-AVERAGE = "average.safetensors"
-# What is shown of the metrics on dev, in this order; the rest is in TensorBoard.
-SHOWN = ("auc", "log_loss", "ndcg_at_10", "pairwise_accuracy", "significant_pair_accuracy")
 Metrics = dict[str, float]
 
 
@@ -124,12 +112,23 @@ class ClickTrainer(Trainer):
 
     def evaluate(self, *unused: Any, **options: Any) -> Metrics:
         """Measures on dev, with the averaged weights if there are any."""
-        with self.average.swapped_in() if self.average else _nothing():
-            metrics = {f"eval_{name}": value for name, value in self.measure(self.model).items()}
-        self.model.train()
+        found: list[Metrics | None] = [None]
+        if is_first_process():  # the others take its figures, so that all decide alike
+            with self.average.swapped_in() if self.average else _nothing():
+                found[0] = {f"eval_{name}": value for name, value in self.measure(self.model).items()}
+            self.model.train()
+        metrics: Metrics = broadcast_object_list(found)[0]
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        # Before the Trainer's own state, which it writes last: a checkpoint that has that is whole.
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            for callback in self.callback_handler.callbacks:
+                if hasattr(callback, "write"):
+                    callback.write(Path(str(output_dir or self.args.output_dir)))
 
     def load_weights(self, checkpoint: Path) -> None:
         """Loads a checkpoint's weights: the averaged ones if it has any."""
@@ -148,120 +147,6 @@ def task_losses(objective: Objective, outputs: dict[str, Tensor], batch: Batch) 
     return losses
 
 
-class RunningAverage(TrainerCallback):
-    """An exponential average of the weights, updated after each step: less noise than the weights of the last step.
-
-    It lies in every checkpoint, so that a resumed run goes on with it.
-    """
-
-    def __init__(self, model: JointModel, decay: float) -> None:
-        self.model = model
-        average: Any = get_ema_multi_avg_fn  # has no types
-        self.average = AveragedModel(model, multi_avg_fn=average(decay), use_buffers=False)
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **unused: Any
-    ) -> None:
-        """A resumed run goes on with the average of its checkpoint."""
-        path = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / AVERAGE
-        if state.global_step and path.exists():
-            self.average.module.load_state_dict(load_file(path))
-            self.average.n_averaged.fill_(state.global_step)
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **unused: Any) -> None:
-        """Take the step's weights in. Those of the warm-up count for nothing: the average starts behind it."""
-        if state.global_step <= args.get_warmup_steps(state.max_steps):
-            self.average.module.load_state_dict(self.model.state_dict())
-            self.average.n_averaged.fill_(1)
-        else:
-            self.average.update_parameters(self.model)
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **unused: Any) -> None:
-        """Write the average into the checkpoint that was just written."""
-        folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-        if state.is_world_process_zero and folder.is_dir():
-            draft = folder / f"{AVERAGE}.draft"
-            save_file(self.average.module.state_dict(), draft)
-            draft.replace(folder / AVERAGE)
-
-    @contextmanager
-    def swapped_in(self) -> Iterator[None]:
-        """Give the model the averaged weights for a while."""
-        own = {name: weight.clone() for name, weight in self.model.state_dict().items()}
-        self.model.load_state_dict(self.average.module.state_dict())
-        try:
-            yield
-        finally:
-            self.model.load_state_dict(own)
-
-
-class Progress(ProgressCallback):
-    """The Trainer's bar, with the loss behind it and a line for each evaluation."""
-
-    def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **unused: Any) -> None:
-        """Show the loss, or the metrics on dev."""
-        if not state.is_world_process_zero or self.training_bar is None:
-            return
-        if "loss" in logs:
-            self.training_bar.set_postfix(loss=f"{logs['loss']:.4f}")
-        if "eval_auc" in logs:
-            shown = ", ".join(f"{name} {logs[f'eval_{name}']:.4f}" for name in SHOWN if f"eval_{name}" in logs)
-            tqdm.write(f"epoch {state.epoch:.3g}: dev {shown}", file=sys.stderr)
-
-
-class StopAtStep(TrainerCallback):
-    """Ctrl-C ends a run after the step that it is at, with a checkpoint; a second Ctrl-C ends it at once."""
-
-    def __init__(self) -> None:
-        self.asked = False
-
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Take Ctrl-C while the block runs."""
-        before = signal.getsignal(signal.SIGINT)
-
-        def ask(number: int, frame: Any) -> None:
-            if self.asked:
-                raise KeyboardInterrupt
-            self.asked = True
-
-        try:
-            signal.signal(signal.SIGINT, ask)
-        except ValueError:  # not the main thread, which alone gets signals
-            yield
-            return
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, before)
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **unused: Any) -> None:
-        """Stop if it was asked for."""
-        if self.asked:
-            control.should_save = control.should_training_stop = True
-
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **unused: Any
-    ) -> None:
-        """Leave out the evaluation of an epoch that did not end: a run that was never stopped has none there."""
-        if self.asked and state.epoch % 1:
-            control.should_evaluate = control.should_save = False
-
-
 @contextmanager
 def _nothing() -> Iterator[None]:
     yield
-
-
-def last_checkpoint(run: Path) -> Path | None:
-    """The newest whole checkpoint of a run; None if there is none. A kill may leave the newest half written."""
-    found = sorted(run.glob("checkpoint-*"), key=lambda folder: int(folder.name.rsplit("-", 1)[1]), reverse=True)
-    return next((folder for folder in found if _is_whole(folder)), None)
-
-
-def _is_whole(folder: Path) -> bool:
-    try:  # the Trainer writes this file last
-        json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return True

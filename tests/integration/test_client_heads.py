@@ -19,11 +19,12 @@ from clickbert import Ranker
 from clickbert.wire import heads as client_heads
 from clickbert.wire.protocol import InferRequest, InferResponse
 from clickbert.wire.tokenization import PairTokenizer
-from finetune.checkpoint.heads import AGGREGATES, Heads, HeadSettings, Passages
+from finetune.checkpoint.heads import Heads, HeadSettings, Passages
 from finetune.checkpoint.load import load_checkpoint
 from finetune.data.clicklog import ClickRow
 from finetune.evaluation.metrics import click_probability
 from finetune.evaluation.scoring import aggregate, pad, score_documents, score_texts, tokenize_passages
+from finetune.names import AGGREGATES
 from tests.client.fakes import FakeTriton, Published, grpc_server
 from tests.client.test_pair_tokenizer_parity import bert_folders, load, texts
 from tests.tiny import WORDS

@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import BertForSequenceClassification
 
-from finetune.checkpoint.heads import AGGREGATES, Heads, HeadSettings, Passages
+from finetune.checkpoint.heads import Heads, HeadSettings, Passages
 from finetune.evaluation.scoring import aggregate as served
+from finetune.names import AGGREGATES
 from finetune.objectives.position_bias import PositionBias
 from finetune.objectives.understanding import TaskWeights
 from finetune.training.model import JointModel, aggregate

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from finetune.training.run import train
+from finetune.training.run_folder import last_checkpoint
 from finetune.training.settings import SettingsError, TrainSettings
-from finetune.training.trainer import last_checkpoint
 
 ROOT = Path(__file__).parents[3]
 OPTIONS = {"epochs": 3, "batch_size": 8, "learning_rate": 3e-3, "dropout": 0.2, "average": 0.9, "evaluations": 4}

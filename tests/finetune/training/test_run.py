@@ -293,7 +293,11 @@ def test_an_average_of_weights_is_kept_and_is_not_the_last_steps(
         ({"freeze": "3"}, "--freeze is 3, but the encoder has 2 layers"),
         ({"epochs": 0}, "--epochs is 0; it must be 1 or more"),
         ({"dropout": 1.0}, "--dropout is 1.0; it must be from 0 to below 1"),
-        ({"understanding_weight": "much"}, "--understanding-weight is 'much'; a number, or learned"),
+        ({"understanding_weight": ("much",)}, "--understanding-weight is 'much'; it takes numbers, or learned"),
+        (
+            {"understanding": ("topic",), "understanding_weight": ("1", "2")},
+            "--understanding-weight takes one number for all tasks, or one for each",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_are_refused_at_once(

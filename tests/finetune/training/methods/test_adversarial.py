@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import BertForSequenceClassification
 
-from finetune.training.adversarial import Adversary
+from finetune.training.methods.adversarial import Adversary
 from tests.finetune.conftest import make_config
 
 IDS = torch.tensor([[2, 5, 9, 3], [2, 6, 10, 3], [2, 7, 11, 3], [2, 8, 12, 3]])

@@ -7,7 +7,6 @@ is the encoder, with the base's pooler and tokenizer: a folder for `train --base
 import hashlib
 import math
 import random
-import shutil
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -36,10 +35,11 @@ from finetune.checkpoint.quiet import quiet_transformers
 from finetune.checkpoint.save import check_output, replacing
 from finetune.data.clicklog import ClickLogError, find_split, read_click_log
 from finetune.training.batches import SimilarLengths
+from finetune.training.callbacks import Progress, StopAtStep
 from finetune.training.parameters import HEAD_RATE
-from finetune.training.run import is_first_process, open_run, run_to_end, say
+from finetune.training.processes import is_first_process, say
+from finetune.training.run_folder import open_run, remove_checkpoints, run_to_end
 from finetune.training.settings import SettingsError
-from finetune.training.trainer import Progress, StopAtStep
 
 HELD_OUT, MOST_HELD_OUT = 0.05, 1000  # share of the texts on which the loss is measured, and how many at most
 HEAD = "cls."
@@ -121,8 +121,7 @@ def pretrain(
         with replacing(output) as draft, quiet_transformers():
             click.bert.save_pretrained(draft)
             tokenizer.save_pretrained(draft)
-        for folder in run.glob("checkpoint-*"):
-            shutil.rmtree(folder)
+        remove_checkpoints(run)
     trainer.accelerator.wait_for_everyone()
     return before, after
 

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune.data.clicklog import ClickLogError, ClickRow, read_click_log
-from finetune.training.augment import Augmentation, read_synonyms, read_translated, split_words
 from finetune.training.batches import Collator
-from finetune.training.run import build, train
+from finetune.training.build import build
+from finetune.training.methods.augment import Augmentation, read_synonyms, read_translated, split_words
+from finetune.training.run import train
 from finetune.training.settings import SettingsError, TrainSettings
 from tests.finetune.conftest import make_tokenizer, write_log
 from tests.finetune.training.interrupt import CtrlC

@@ -13,7 +13,7 @@ from finetune.checkpoint.files import CheckpointError
 from finetune.checkpoint.heads import Heads, HeadSettings, read_heads
 from finetune.checkpoint.load import load_checkpoint
 from finetune.checkpoint.save import save_checkpoint
-from finetune.training.averaging import average
+from finetune.training.recipes.averaging import average
 from tests.tiny import make_checkpoint
 
 

@@ -17,8 +17,9 @@ from finetune.checkpoint.tokenizer import load_tokenizer
 from finetune.data.clicklog import read_click_log
 from finetune.evaluation.metrics import click_probability, evaluate_ranking
 from finetune.evaluation.scoring import score_rows
-from finetune.training.methods import Method, trained_share
-from finetune.training.run import build, train
+from finetune.training.build import build
+from finetune.training.methods.few_weights import Method, trained_share
+from finetune.training.run import train
 from finetune.training.settings import SettingsError, TrainSettings
 from tests.finetune.training.interrupt import CtrlC
 

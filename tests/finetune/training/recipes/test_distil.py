@@ -16,9 +16,10 @@ from finetune.evaluation.metrics import click_probability
 from finetune.evaluation.scoring import score_rows
 from finetune.objectives.distillation import Distillation, click_distillation
 from finetune.training.batches import Collator
-from finetune.training.distil import ENSEMBLE, Teachers, click_log_odds
+from finetune.training.build import build
 from finetune.training.model import UNBIASED
-from finetune.training.run import build, train
+from finetune.training.recipes.distil import ENSEMBLE, Teachers, click_log_odds
+from finetune.training.run import train
 from finetune.training.settings import SettingsError, TrainSettings
 from tests.finetune.training.interrupt import CtrlC
 

@@ -13,8 +13,9 @@ from finetune.__main__ import main
 from finetune.checkpoint.files import CheckpointError
 from finetune.checkpoint.tokenizer import load_tokenizer
 from finetune.data.clicklog import ClickLogError
-from finetune.training.pretrain import Masking, PretrainSettings, pretrain, read_texts
-from finetune.training.run import build, train
+from finetune.training.build import build
+from finetune.training.recipes.pretrain import Masking, PretrainSettings, pretrain, read_texts
+from finetune.training.run import train
 from finetune.training.settings import SettingsError, TrainSettings
 from tests.finetune.training.interrupt import CtrlC
 

@@ -20,8 +20,12 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from finetune.checkpoint.save import check_output
 from finetune.data.clicklog import find_split, read_click_log
-from finetune.training.run import default_metric, describe, say, train
-from finetune.training.settings import CHOOSE, LEARNED, LOWER_IS_BETTER, SettingsError, TrainSettings
+from finetune.evaluation.metrics import LOWER_IS_BETTER, evaluate_ranking
+from finetune.training.arguments import default_metric
+from finetune.training.processes import say
+from finetune.training.run import train
+from finetune.training.run_folder import describe, place_of_run, remove_checkpoints
+from finetune.training.settings import CHOOSE, LEARNED, SettingsError, TrainSettings
 from finetune.training.trainer import Metrics
 
 DATABASE, TABLE = "study.db", "trials.csv"
@@ -62,9 +66,11 @@ class Search:
             raise SettingsError(f"--passages {CHOOSE} trains three times; name a way for a search")
         self.data, self.base, self.output, self.settings = data, base, output, settings
         dev = read_click_log(find_split(data, "dev"))
-        self.metric = settings.metric or default_metric(dev, settings)
+        self.metric = settings.metric or default_metric(evaluate_ranking(dev, [0.5] * len(dev)), settings)
         self.folder = output.with_name(f"{output.name}-search")
         described = describe(data, base, settings)
+        if self.folder.exists() and any(self.folder.iterdir()) and not (self.folder / DATABASE).exists():
+            raise SettingsError(f"{self.folder}: is not empty and no search; choose another --output")
         if restart:
             shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -173,11 +179,14 @@ class Search:
             "learning_rate": trial.suggest_float("learning_rate", rate / 5, rate * 5, log=True),
             "batch_size": trial.suggest_categorical("batch_size", self._batch_sizes()),
             "epochs": trial.suggest_int("epochs", 1, max(4, self.settings.epochs)),
-            "weight_decay": trial.suggest_float("weight_decay", 0.0, 0.1),
-            "dropout": trial.suggest_float("dropout", 0.0, 0.2),
+            # What is given lies within, too.
+            "weight_decay": trial.suggest_float("weight_decay", 0.0, max(0.1, self.settings.weight_decay)),
+            "dropout": trial.suggest_float("dropout", 0.0, max(0.2, self.settings.dropout)),
         }
         if self._weighs_tasks():
-            drawn["understanding_weight"] = str(trial.suggest_float("understanding_weight", 0.02, 2.0, log=True))
+            given = float(self.settings.understanding_weight[0])
+            least, most = min(0.02, given or 0.02), max(2.0, given)
+            drawn["understanding_weight"] = (str(trial.suggest_float("understanding_weight", least, most, log=True)),)
         return drawn
 
     def _given(self) -> dict[str, Any]:
@@ -185,14 +194,14 @@ class Search:
         given: dict[str, Any] = {name: getattr(self.settings, name) for name in names}
         given["batch_size"] = self.settings.items
         if self._weighs_tasks():
-            given["understanding_weight"] = float(self.settings.understanding_weight)
+            given["understanding_weight"] = max(0.02, float(self.settings.understanding_weight[0]))
         return given
 
     def _batch_sizes(self) -> list[int]:
         return [max(1, self.settings.items // 2), self.settings.items, 2 * self.settings.items, 4 * self.settings.items]
 
     def _weighs_tasks(self) -> bool:
-        return bool(self.settings.understanding) and self.settings.understanding_weight != LEARNED
+        return bool(self.settings.understanding) and self.settings.understanding_weight != (LEARNED,)
 
     def _tidy(self) -> None:
         """Keep the best trial's checkpoint as `output`, no other, and write the table."""
@@ -204,8 +213,7 @@ class Search:
         for trial in self.study.trials:
             place = self._place(trial.number)
             shutil.rmtree(place, ignore_errors=True)
-            for checkpoint in place.with_name(f"{place.name}-run").glob("checkpoint-*"):
-                shutil.rmtree(checkpoint)
+            remove_checkpoints(place_of_run(place))
         rows = self.table()
         if rows:
             names = list(dict.fromkeys(name for row in rows for name in row))

@@ -14,7 +14,7 @@ from finetune.__main__ import main
 from finetune.checkpoint.files import hash_checkpoint
 from finetune.checkpoint.load import load_checkpoint
 from finetune.training import search as module
-from finetune.training.search import Search
+from finetune.training.recipes.search import Search
 from finetune.training.settings import SettingsError, TrainSettings
 from finetune.training.trainer import TrainingError
 

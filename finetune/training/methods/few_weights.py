@@ -139,13 +139,9 @@ class RankAllocation(TrainerCallback):
         tuner: Any = self.peft.base_model
         tuner.update_and_allocate(state.global_step + 1)
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **unused: Any) -> None:
-        """Write the importance into the checkpoint that was just written."""
-        folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-        if state.is_world_process_zero and folder.is_dir():
-            draft = folder / f"{IMPORTANCE}.draft"
-            save_file(self._known(), draft)
-            draft.replace(folder / IMPORTANCE)
+    def write(self, folder: Path) -> None:
+        """Write the importance into a checkpoint that is being written."""
+        save_file(self._known(), folder / IMPORTANCE)
 
     def _tables(self) -> dict[str, dict[str, Tensor]]:
         allocator = cast("Any", self.peft.base_model).rankallocator

@@ -1,0 +1,9 @@
+"""The words of options that several rooms share. It imports nothing, so that `--help` does not wait for PyTorch."""
+
+NONE = "none"
+# How the logits of a document's passages become one (finetune/checkpoint/heads.py).
+MAX, MEAN, ATTENTION = AGGREGATES = ("max", "mean", "attention")
+# What is learned beside the click (finetune/objectives/understanding.py).
+TOPIC, SIMILARITY = UNDERSTANDING = ("topic", "similarity")
+# Position bias that is learned (finetune/objectives/position_bias.py).
+ESTIMATED = "estimated"

@@ -1,0 +1,114 @@
+"""Makes what is trained: the model with its heads and its position bias, and the objective."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerFast, set_seed
+
+from finetune.checkpoint.base_model import load_base, resolve_base
+from finetune.checkpoint.heads import Heads, HeadSettings, Passages
+from finetune.checkpoint.tokenizer import SHORTEST
+from finetune.data.clicklog import ClickRow
+from finetune.evaluation.metrics import group_rows
+from finetune.names import AGGREGATES, ESTIMATED, NONE, SIMILARITY, TOPIC
+from finetune.objectives.clicks import ClickLoss, ListwiseLoss, Objective, pairwise_loss
+from finetune.objectives.position_bias import PositionBias, PositionBiasError, read_odds
+from finetune.objectives.understanding import TaskWeights
+from finetune.training.methods.few_weights import Method
+from finetune.training.model import JointModel
+from finetune.training.parameters import freeze
+from finetune.training.settings import CLICK, FULL, PAIRWISE, PREFIX, SettingsError, TrainSettings
+
+
+def build(
+    base: str, rows: Sequence[ClickRow], settings: TrainSettings
+) -> tuple[JointModel, PreTrainedTokenizerFast, int]:
+    """Make the model to train on `rows`, its tokenizer, and its longest pair in tokens.
+
+    Raises:
+        CheckpointError, SettingsError, PositionBiasError: as `train`.
+    """
+    set_seed(settings.seed)
+    click, tokenizer, longest = load_base(resolve_base(base), settings.labels, settings.seed)
+    if settings.method == PREFIX:
+        longest -= settings.rank  # a prefix takes the first positions
+    max_length = settings.max_length or longest
+    if not SHORTEST <= max_length <= longest:
+        raise SettingsError(f"--max-length is {max_length}; this base takes {SHORTEST} to {longest} tokens")
+    tokenizer.model_max_length = max_length  # saved with the tokenizer, so the model is served as it was trained
+    set_dropout(click, settings.dropout)
+    torch.manual_seed(settings.seed)
+    method = Method(click, settings) if settings.method != FULL else None
+    heads = Heads(_head_settings(rows, settings), int(click.config.hidden_size))
+    weights = TaskWeights(("click", *settings.understanding), settings.task_weights)
+    model = JointModel(click, heads, _position_bias(rows, settings), weights, method)
+    freeze(model, settings.freeze)
+    return model, tokenizer, max_length
+
+
+def set_dropout(model: torch.nn.Module, share: float) -> None:
+    """Set every dropout of a BERT, attention's included."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = share
+
+
+def _head_settings(rows: Sequence[ClickRow], settings: TrainSettings) -> HeadSettings:
+    topics: tuple[str, ...] = ()
+    if TOPIC in settings.understanding:
+        topics = tuple(sorted({topic for row in rows for topic in row.topics}))
+        if len(topics) < 2:
+            raise SettingsError(
+                f"--understanding topic needs rows with a 'topic', of two or more; the training split has {len(topics)}"
+            )
+    if SIMILARITY in settings.understanding and not any(row.query and row.clicks for row in rows):
+        raise SettingsError("--understanding similarity needs user texts with clicks; the training split has none")
+    passages = None
+    if settings.passages in AGGREGATES:
+        passages = Passages(settings.passages, settings.passage_overlap, settings.passage_best)
+    return HeadSettings(
+        topics=topics,
+        several_topics=any(len(row.topics) > 1 for row in rows) and bool(topics),
+        embedding_size=settings.embedding_size if SIMILARITY in settings.understanding else 0,
+        passages=passages,
+    )
+
+
+def _position_bias(rows: Sequence[ClickRow], settings: TrainSettings) -> PositionBias | None:
+    if settings.position_bias == NONE:
+        return None
+    deepest = max((row.position or 0 for row in rows), default=0)
+    if deepest == 0:
+        raise PositionBiasError(
+            "--position-bias needs rows with a 'position'; the training split has none: leave it out, or import them"
+        )
+    if settings.position_bias == ESTIMATED:
+        return PositionBias(deepest)
+    return PositionBias(deepest, read_odds(Path(settings.position_bias)))
+
+
+def build_objective(rows: Sequence[ClickRow], settings: TrainSettings) -> Objective:
+    """Make what is minimised on `rows`.
+
+    Raises:
+        SettingsError: the rows tell the objective nothing.
+    """
+    clicks = np.array([row.clicks for row in rows])
+    impressions = np.array([row.impressions for row in rows])
+    if not 0 < clicks.sum() < impressions.sum():
+        kind = "no click" if not clicks.any() else "nothing but clicks"
+        raise SettingsError(f"the training split has {kind}: nothing can be learned from it; check the log")
+    if settings.objective == CLICK:
+        return ClickLoss(float(impressions.mean()))
+    groups = group_rows(rows)
+    if not any(np.ptp(clicks[group] / impressions[group]) > 0 for group in groups):
+        raise SettingsError(
+            f"--objective {settings.objective} needs groups with better and worse candidates; the training split has "
+            "none: give candidates that were shown together the same 'group', or use --objective click"
+        )
+    if settings.objective == PAIRWISE:
+        return pairwise_loss
+    totals = np.array([clicks[group].sum() for group in groups])
+    return ListwiseLoss(float(totals[totals > 0].mean()))

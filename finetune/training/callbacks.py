@@ -1,0 +1,138 @@
+"""What the Trainer calls at each step and evaluation: averaged weights, early stopping, progress, Ctrl-C."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from finetune.training.model import JointModel
+from finetune.training.processes import say
+
+AVERAGE = "average.safetensors"
+# What is shown of the metrics on dev, in this order; the rest is in TensorBoard.
+SHOWN = ("auc", "log_loss", "ndcg_at_10", "pairwise_accuracy", "significant_pair_accuracy")
+
+
+class RunningAverage(TrainerCallback):
+    """An exponential average of the weights, updated after each step: less noise than the weights of the last step.
+
+    It lies in every checkpoint, so that a resumed run goes on with it.
+    """
+
+    def __init__(self, model: JointModel, decay: float) -> None:
+        self.model = model
+        average: Any = get_ema_multi_avg_fn  # has no types
+        self.average = AveragedModel(model, multi_avg_fn=average(decay), use_buffers=False)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **unused: Any
+    ) -> None:
+        """A resumed run goes on with the average of its checkpoint."""
+        path = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / AVERAGE
+        if state.global_step and path.exists():
+            self.average.module.load_state_dict(load_file(path))
+            self.average.n_averaged.fill_(state.global_step)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **unused: Any) -> None:
+        """Take the step's weights in. Those of the warm-up count for nothing: the average starts behind it."""
+        if state.global_step <= args.get_warmup_steps(state.max_steps):
+            self.average.module.load_state_dict(self.model.state_dict())
+            self.average.n_averaged.fill_(1)
+        else:
+            self.average.update_parameters(self.model)
+
+    def write(self, folder: Path) -> None:
+        """Write the average into a checkpoint that is being written."""
+        save_file(self.average.module.state_dict(), folder / AVERAGE)
+
+    @contextmanager
+    def swapped_in(self) -> Iterator[None]:
+        """Give the model the averaged weights for a while."""
+        own = {name: weight.clone() for name, weight in self.model.state_dict().items()}
+        self.model.load_state_dict(self.average.module.state_dict())
+        try:
+            yield
+        finally:
+            self.model.load_state_dict(own)
+
+
+class Patience(TrainerCallback):
+    """Stops a run after so many evaluations without a better one.
+
+    It counts from the run's own history, so that a resumed run stops where it would have stopped. (The Trainer's
+    EarlyStoppingCallback begins at 0 again.)
+    """
+
+    def __init__(self, evaluations: int) -> None:
+        self.evaluations = evaluations
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **unused: Any
+    ) -> None:
+        """A run that was killed when it had already ended is over at its first step."""
+        self.on_evaluate(args, state, control)
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **unused: Any) -> None:
+        """Stop if the last evaluations were no better than one before them."""
+        name = f"eval_{args.metric_for_best_model}"
+        values = [entry[name] for entry in state.log_history if name in entry]
+        if not args.greater_is_better:
+            values = [-value for value in values]
+        if len(values) > self.evaluations and max(values[-self.evaluations :]) <= max(values[: -self.evaluations]):
+            control.should_training_stop = True
+
+
+class Progress(ProgressCallback):
+    """The Trainer's bar, with the loss behind it and a line for each evaluation."""
+
+    def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **unused: Any) -> None:
+        """Show the loss, or the metrics on dev."""
+        if not state.is_world_process_zero or self.training_bar is None:
+            return
+        if "loss" in logs:
+            self.training_bar.set_postfix(loss=f"{logs['loss']:.4f}")
+        if "eval_auc" in logs:
+            shown = ", ".join(f"{name} {logs[f'eval_{name}']:.4f}" for name in SHOWN if f"eval_{name}" in logs)
+            say(f"epoch {state.epoch:.3g}: dev {shown}")
+
+
+class StopAtStep(TrainerCallback):
+    """Ctrl-C ends a run after the step that it is at, with a checkpoint; a second Ctrl-C ends it at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take Ctrl-C while the block runs."""
+        before = signal.getsignal(signal.SIGINT)
+
+        def ask(number: int, frame: Any) -> None:
+            if self.asked:
+                raise KeyboardInterrupt
+            self.asked = True
+
+        try:
+            signal.signal(signal.SIGINT, ask)
+        except ValueError:  # not the main thread, which alone gets signals
+            yield
+            return
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **unused: Any) -> None:
+        """Stop if it was asked for: all processes at the same step, or one would wait for the others for ever."""
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            asked = torch.tensor(int(self.asked), device=args.device)
+            torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX)
+            self.asked = bool(asked)
+        if self.asked:
+            control.should_save = control.should_training_stop = True

@@ -1,0 +1,1 @@
+"""Ways to train otherwise: few weights, against an adversary, on changed texts."""
