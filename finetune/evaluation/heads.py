@@ -11,7 +11,8 @@ from transformers import BertForSequenceClassification, PreTrainedTokenizerFast
 
 from finetune.checkpoint.heads import Heads, HeadSettings
 from finetune.data.clicklog import ClickRow
-from finetune.evaluation.metrics import CUTOFF, group_rows, reciprocal_rank
+from finetune.evaluation.metrics import group_rows
+from finetune.evaluation.ranking import CUTOFF, reciprocal_rank
 from finetune.evaluation.scoring import score_texts
 from release.names import EMBEDDING, TOPIC_LOGITS
 
@@ -199,4 +200,5 @@ def _search(scores: Floats, clicked: Sequence[int]) -> tuple[float, float]:
     # Of the `tied` documents of one score, each is as likely to get one of the places that those above leave.
     above = np.array([(scores > score).sum() for score in scores[mask]])
     tied = np.array([(scores == score).sum() for score in scores[mask]])
-    return float(np.clip((CUTOFF - above) / tied, 0, 1).mean()), reciprocal_rank(mask, scores.astype(np.float64))
+    rank = reciprocal_rank(mask[None], scores[None].astype(np.float64))
+    return float(np.clip((CUTOFF - above) / tied, 0, 1).mean()), float(rank[0])

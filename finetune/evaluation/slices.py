@@ -6,13 +6,12 @@ from dataclasses import dataclass
 
 from finetune.data.clicklog import ClickRow
 from finetune.evaluation.bootstrap import Interval, bootstrap
-from finetune.evaluation.metrics import FloatArray, MetricError, ScoredLog, measure
+from finetune.evaluation.metrics import LOWER_IS_BETTER, FloatArray, MetricError, ScoredLog, measure
 
 METRICS = (
     "accuracy", "precision", "recall", "f1", "auc", "log_loss", "ece", "ndcg_at_10", "mrr", "pairwise_accuracy",
     "significant_pair_accuracy",
 )  # fmt: skip
-LOWER_IS_BETTER = ("log_loss", "ece")
 # The usual least count for a share of two outcomes. Below it, a value with two clicks would lead every list of gaps.
 LEAST = 5
 
