@@ -1,9 +1,9 @@
 """Measures click probabilities as a classifier, as probabilities, and as a ranking within each group.
 
 scikit-learn computes all metrics over impressions but the calibration error; `ranking` has those within a group. Counts
-are weights: a row with 3 clicks of 40 impressions is 3 positives and 37 negatives. Ties earn nothing: where candidates of a group share a
-probability, NDCG and MRR are the expected value over all orders of the tied candidates, so a constant scorer gets what
-a random order gets.
+are weights: a row with 3 clicks of 40 impressions is 3 positives and 37 negatives. Ties earn nothing: where candidates
+of a group share a probability, NDCG and MRR are the expected value over all orders of the tied candidates, so a
+constant scorer gets what a random order gets.
 
 Not known here: position bias. Clicks are taken as they were logged.
 """

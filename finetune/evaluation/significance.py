@@ -15,7 +15,8 @@ CRITICAL_Z = 1.96
 def differ_significantly(clicks: NDArray[np.float64], impressions: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Whether the rates of candidates i and j differ significantly: [..., candidates, candidates], symmetric.
 
-    `clicks` and `impressions` are [..., candidates], where "..." may be groups of one size. A candidate of one impression never does: the test needs counts.
+    `clicks` and `impressions` are [..., candidates], where "..." may be groups of one size. A candidate of one
+    impression never does: the test needs counts.
     """
     rates = clicks / impressions
     pooled = (clicks[..., :, None] + clicks[..., None, :]) / (impressions[..., :, None] + impressions[..., None, :])
