@@ -12,7 +12,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 STYLE = """
-:root { --text: #222; --quiet: #5c6370; --line: #dfe2e6; --failed: #b00020 }
+:root { --text: #222; --quiet: #5c6370; --line: #dfe2e6; --failed: #b00020; --passed: #1b7a43 }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 1080px; margin: 2rem auto 4rem; padding: 0 1rem;
   color: var(--text); background: #fff }
 h1 { font-size: 1.7rem; margin-bottom: .4rem } h2 { font-size: 1.25rem; margin: 2.2rem 0 .4rem }
@@ -21,7 +21,11 @@ th, td { padding: .3rem .8rem; border-bottom: 1px solid var(--line); text-align:
 th:first-child, td:first-child { text-align: left; padding-left: 0 } th { color: var(--quiet); font-weight: 600 }
 table.facts td { text-align: left; white-space: normal; overflow-wrap: anywhere; vertical-align: top }
 table.facts td:first-child { color: var(--quiet); white-space: nowrap }
-.note { color: var(--quiet); max-width: 50rem } .wide { overflow-x: auto } svg { max-width: 100%; height: auto }
+.failed { color: var(--failed); font-weight: 600 } .passed { color: var(--passed) }
+.verdict { border-left: 4px solid; padding: .5rem 1rem; background: #f6f7f8; white-space: pre-line }
+.note { color: var(--quiet); max-width: 50rem } .wide { overflow-x: auto } img { max-width: 100% }
+svg { max-width: 100%; height: auto }
+code { font-size: .9em }
 """
 
 

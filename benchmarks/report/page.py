@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from benchmarks.measure.schema import SaturationResult, percentile_names
 from benchmarks.report.plots import plot_latency, plot_sizes, plot_throughput, plot_time, plot_tokens
 from benchmarks.report.tables import Table, all_steps, every_step_table, size_table, summary_table
-from export.report.page import image, render
+from export.report.page import image
+from finetune.page import render
 from release.files import write_whole
 
 TEMPLATE = Path(__file__).with_name("page.html.j2")

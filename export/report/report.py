@@ -14,11 +14,12 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from export.report.page import image, render
+from export.report.page import image
 from export.report.result import Result
 from export.verify.comparison import DRAWS, METRICS
 from export.verify.evaluation import Evaluation
 from finetune.evaluation.metrics import click_probability
+from finetune.page import render
 from release.files import write_whole
 
 METRIC_NAMES = {"auc": "AUC", "log_loss": "log-loss", "ece": "ECE", "ndcg_at_10": "NDCG@10"}

@@ -1,6 +1,5 @@
 """A click log's description as one page with pictures, which needs no network."""
 
-import io
 import re
 from collections.abc import Callable
 from datetime import timedelta
@@ -9,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from finetune.data.describe import EPOCH, SHOWN, Description, Rate, quantile, tables
+from finetune.page import picture, render
 from release.files import write_whole
 
 TEMPLATE = Path(__file__).with_name("describe_page.html.j2")
@@ -24,8 +23,6 @@ MOST_POSITIONS = 50
 BARS = 60
 SETTINGS: Any = {
     "text.parse_math": False,  # a "$" in a topic is no formula
-    "svg.fonttype": "none",  # texts stay texts
-    "svg.hashsalt": "clickbert",  # the same log gives the same page
     "font.family": "sans-serif",
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -34,17 +31,9 @@ SETTINGS: Any = {
 
 def write_page(path: Path, log: Path, found: Description) -> None:
     """Write the page, whole or not at all. `log` is named in its title. Raises OSError."""
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATE.parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template(TEMPLATE.name).render(log=str(log), tables=tables(found), pictures=draw(found))
+    page = render(TEMPLATE, log=str(log), tables=tables(found), pictures=draw(found))
     path.parent.mkdir(parents=True, exist_ok=True)
-    # (a half character in a file's name has no UTF-8)
-    write_whole(path, page.encode(errors="replace"))
+    write_whole(path, page)
 
 
 def draw(found: Description) -> dict[str, Markup]:
@@ -64,7 +53,7 @@ def draw(found: Description) -> dict[str, Markup]:
                 lines = min(len(found.topics), SHOWN) if plot is _topics else 0
                 figure = Figure(figsize=(6.4, max(2.8, 0.8 + 0.22 * lines)), layout="constrained")
                 plot(figure.subplots(), found)
-                drawn[title] = _svg(figure, title)
+                drawn[title] = picture(figure, f"picture{len(drawn)}", title)
     return drawn
 
 
@@ -118,11 +107,3 @@ def _topics(axes: Axes, found: Description) -> None:
     axes.axvline(found.overall.value, color=COLOURS[1], linewidth=1)
     axes.set_yticks(range(len(topics)), names, fontsize=8)
     axes.set(xlabel="click rate (the line: of all)", ylim=(len(topics) - 0.4, -0.6))
-
-
-def _svg(figure: Figure, title: str) -> Markup:
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
-    text = buffer.getvalue()
-    label = Markup('<svg role="img" aria-label="{}" ').format(title)
-    return Markup(label + Markup(text[text.index("<svg ") :].removeprefix("<svg ")))

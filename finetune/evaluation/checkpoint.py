@@ -11,7 +11,7 @@ from finetune.checkpoint.heads import read_heads
 from finetune.checkpoint.load import label_names, load_incomplete
 from finetune.data.clicklog import ClickRow
 from finetune.evaluation.bootstrap import DRAWS, Interval, bootstrap
-from finetune.evaluation.heads import EmbeddingReport, TopicReport, measure_heads
+from finetune.evaluation.heads import EmbeddingReport, TopicReport, score_heads
 from finetune.evaluation.metrics import ScoredLog, check_clicks, click_probability, measure
 from finetune.evaluation.scoring import score_documents
 from finetune.evaluation.slices import FieldReport, check_fields, measure_by
@@ -69,7 +69,8 @@ def evaluate(
     heads = read_heads(folder, model.config.hidden_size)
     logits = score_documents(model, heads, tokenizer, rows, max_length)
     log = ScoredLog.of(rows, click_probability(logits, label_names(model)))
-    topic, embedding = measure_heads(model, heads, tokenizer, rows, max_length)
+    scores = score_heads(model, heads, tokenizer, rows, max_length)
+    topic, embedding = scores.measure(rows)
     return Evaluation(
         log=log,
         metrics=measure(log),
@@ -77,7 +78,7 @@ def evaluate(
         oddities=_count_oddities(rows, log),
         topic=topic,
         embedding=embedding,
-        by=measure_by(rows, log.scores, by, draws),
+        by=measure_by(rows, log.scores, by, draws, scores),
         missing=tuple(missing),
     )
 

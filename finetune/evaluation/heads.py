@@ -11,11 +11,13 @@ from transformers import BertForSequenceClassification, PreTrainedTokenizerFast
 
 from finetune.checkpoint.heads import Heads, HeadSettings
 from finetune.data.clicklog import ClickRow
-from finetune.evaluation.metrics import CUTOFF, group_rows, reciprocal_rank
+from finetune.evaluation.metrics import group_rows
+from finetune.evaluation.ranking import CUTOFF, reciprocal_rank
 from finetune.evaluation.scoring import score_texts
 from release.names import EMBEDDING, TOPIC_LOGITS
 
 LARGEST_POOL = 5000  # documents that are searched: every search compares its user text with each
+HEAD_FIGURES = ("topic_accuracy", "embedding_mrr")  # by which parts of a log are compared
 Floats = NDArray[np.float32]
 
 
@@ -69,27 +71,83 @@ class EmbeddingReport:
     mrr: float | None = None
 
 
-def measure_heads(
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """The documents that searches look through: those of a log's first groups, `LARGEST_POOL` at most."""
+
+    places: dict[str, int]  # of each document in `embeddings`
+    embeddings: Floats  # [documents, size]
+    groups: frozenset[str]  # all of whose documents are in the pool
+    all_documents: int  # of the log
+
+    @classmethod
+    def of(cls, rows: Sequence[ClickRow], embeddings: Mapping[str, Floats]) -> "Pool":
+        """Take the documents of as many of the log's first groups as the pool holds, at least of one."""
+        places: dict[str, int] = {}
+        names: list[str] = []
+        for group in group_rows(rows):
+            fresh = dict.fromkeys(rows[index].document for index in group if rows[index].document not in places)
+            if places and len(places) + len(fresh) > LARGEST_POOL:
+                break
+            names.append(rows[group[0]].group)
+            for document in fresh:
+                places[document] = len(places)
+        matrix = np.stack([embeddings[document] for document in places])
+        return cls(places, matrix, frozenset(names), len({row.document for row in rows}))
+
+
+@dataclass(frozen=True, slots=True)
+class HeadScores:
+    """What the further heads say of a log's texts: scored once, measured for any of its rows."""
+
+    settings: HeadSettings
+    documents: dict[str, tuple[str, ...]]  # the topics of each, see `find_topics`
+    topic_logits: Mapping[str, Floats] | None  # by document; None: the checkpoint has no such head
+    embeddings: Mapping[str, Floats] | None  # by text
+    pool: Pool | None
+
+    def measure(self, rows: Sequence[ClickRow], least: int = 1) -> tuple[TopicReport | None, EmbeddingReport | None]:
+        """Measure rows of the log; None for a head that the checkpoint lacks.
+
+        Whichever rows they are, a document has the topics that any row of the log names, and is searched among the
+        documents of the log: the figures of several parts of a log can be compared. A figure that rests on fewer than
+        `least` documents or groups is None.
+        """
+        topic, embedding = None, None
+        if self.topic_logits is not None:
+            documents = {row.document: self.documents[row.document] for row in rows}
+            topic = measure_topics(documents, self.topic_logits, self.settings, least)
+        if self.embeddings is not None and self.pool is not None:
+            embedding = measure_embedding(rows, self.embeddings, self.pool, least)
+        return topic, embedding
+
+
+def score_heads(
     model: BertForSequenceClassification,
     heads: Heads,
     tokenizer: PreTrainedTokenizerFast,
     rows: Sequence[ClickRow],
     max_length: int,
-) -> tuple[TopicReport | None, EmbeddingReport | None]:
-    """Measure the heads that the checkpoint has; None for one that it lacks. Texts beyond `max_length` are cut."""
-    names = [name for name in (TOPIC_LOGITS, EMBEDDING) if name in heads.outputs]
-    if not names:
-        return None, None
+) -> HeadScores:
+    """Score each distinct text of a log with the heads that the checkpoint has. Texts beyond `max_length` are cut."""
     documents = find_topics(rows)
-    texts = dict.fromkeys(document for document, topics in documents.items() if topics)
-    if EMBEDDING in names:
-        texts = dict.fromkeys(text for row in rows for text in (row.query, row.document))
-    scored = score_texts(model, heads, tokenizer, list(texts), max_length)
-    vectors = {name: dict(zip(texts, scored[name], strict=True)) for name in names}
-    return (
-        measure_topics(documents, vectors[TOPIC_LOGITS], heads.settings) if TOPIC_LOGITS in names else None,
-        measure_embedding(rows, vectors[EMBEDDING]) if EMBEDDING in names else None,
+    if EMBEDDING in heads.outputs:
+        texts = list(dict.fromkeys(text for row in rows for text in (row.query, row.document)))
+    else:
+        texts = [document for document, topics in documents.items() if topics and TOPIC_LOGITS in heads.outputs]
+    scored = score_texts(model, heads, tokenizer, texts, max_length)
+    logits, embeddings = (
+        dict(zip(texts, scored[name], strict=True)) if name in heads.outputs else None
+        for name in (TOPIC_LOGITS, EMBEDDING)
     )
+    pool = None if embeddings is None else Pool.of(rows, embeddings)
+    return HeadScores(heads.settings, documents, logits, embeddings, pool)
+
+
+def head_figures(topic: TopicReport | None, embedding: EmbeddingReport | None) -> dict[str, float]:
+    """Return the `HEAD_FIGURES` that were measured."""
+    found = (topic.accuracy if topic else None, embedding.mrr if embedding else None)
+    return {name: value for name, value in zip(HEAD_FIGURES, found, strict=True) if value is not None}
 
 
 def find_topics(rows: Sequence[ClickRow]) -> dict[str, tuple[str, ...]]:
@@ -101,12 +159,13 @@ def find_topics(rows: Sequence[ClickRow]) -> dict[str, tuple[str, ...]]:
 
 
 def measure_topics(
-    documents: Mapping[str, Sequence[str]], logits: Mapping[str, Floats], settings: HeadSettings
+    documents: Mapping[str, Sequence[str]], logits: Mapping[str, Floats], settings: HeadSettings, least: int = 1
 ) -> TopicReport:
     """Measure topic logits [topics] of each document that has topics, `documents`, against those topics.
 
     Several topics a text: each whose sigmoid is 0.5 or more is predicted. One: the one with the highest logit. Topics
-    that the model does not know are counted; a document is measured by its others.
+    that the model does not know are counted; a document is measured by its others. Of fewer than `least` measured
+    documents there are counts only.
     """
     columns = {topic: column for column, topic in enumerate(settings.topics)}
     named = {document: topics for document, topics in documents.items() if topics}
@@ -121,7 +180,7 @@ def measure_topics(
         documents_of_unknown_topics=len(known) - len(measured),
         documents_of_several_topics=len(named) - len(clear),
     )
-    if not measured:
+    if len(measured) < least:
         return counts
     truth = np.zeros((len(measured), len(columns)), dtype=bool)
     for number, document in enumerate(measured):
@@ -143,26 +202,30 @@ def measure_topics(
     )
 
 
-def measure_embedding(rows: Sequence[ClickRow], embeddings: Mapping[str, Floats]) -> EmbeddingReport:
-    """Measure embeddings [size], of length 1, of every distinct user text and document (see `EmbeddingReport`)."""
+def measure_embedding(
+    rows: Sequence[ClickRow], embeddings: Mapping[str, Floats], pool: Pool | None = None, least: int = 1
+) -> EmbeddingReport:
+    """Measure embeddings [size], of length 1, of every distinct user text and document (see `EmbeddingReport`).
+
+    `pool` is searched; by default, that of the rows. A figure of fewer than `least` groups is None.
+    """
+    pool = pool or Pool.of(rows, embeddings)
     groups = [[rows[index] for index in group] for group in group_rows(rows)]
     spoken = [group for group in groups if all(row.query.strip() for row in group)]
     within = [auc for group in spoken if (auc := _auc_within(group, embeddings)) is not None]
-    pool, searched = _choose_pool(groups)
-    matrix = np.stack([embeddings[document] for document in pool])
     found = [
-        _search(matrix @ embeddings[group[0].query], [pool[row.document] for row in group if row.clicks > 0])
-        for group in searched
-        if all(row.query.strip() for row in group) and any(row.clicks > 0 for row in group)
+        _search(pool.embeddings @ embeddings[group[0].query], [pool.places[row.document] for row in clicked])
+        for group in spoken
+        if group[0].group in pool.groups and (clicked := [row for row in group if row.clicks > 0])
     ]
-    recall, rank = np.mean(found, axis=0).tolist() if found else (None, None)
+    recall, rank = np.mean(found, axis=0).tolist() if len(found) >= least else (None, None)
     return EmbeddingReport(
         groups=len(within),
         searches=len(found),
-        searched_documents=len(pool),
-        all_documents=len({row.document for row in rows}),
+        searched_documents=len(pool.places),
+        all_documents=pool.all_documents,
         groups_without_user_text=len(groups) - len(spoken),
-        auc_within_groups=float(np.mean(within)) if within else None,
+        auc_within_groups=float(np.mean(within)) if len(within) >= least else None,
         recall_at_10=recall,
         mrr=rank,
     )
@@ -177,21 +240,6 @@ def _auc_within(group: Sequence[ClickRow], embeddings: Mapping[str, Floats]) -> 
     return float((weights * (0.5 + 0.5 * np.sign(scores[:, None] - scores))).sum() / weights.sum())
 
 
-def _choose_pool(groups: Sequence[Sequence[ClickRow]]) -> tuple[dict[str, int], Sequence[Sequence[ClickRow]]]:
-    """Choose the documents to search, with their places, and the groups whose documents are all among them.
-
-    These are all, or the first groups that `LARGEST_POOL` documents hold, at least one.
-    """
-    pool: dict[str, int] = {}
-    for number, group in enumerate(groups):
-        fresh = dict.fromkeys(row.document for row in group if row.document not in pool)
-        if pool and len(pool) + len(fresh) > LARGEST_POOL:
-            return pool, groups[:number]
-        for document in fresh:
-            pool[document] = len(pool)
-    return pool, groups
-
-
 def _search(scores: Floats, clicked: Sequence[int]) -> tuple[float, float]:
     """Recall@10 and reciprocal rank of the documents at the places `clicked`; expected values where scores are tied."""
     mask = np.zeros(len(scores), dtype=bool)
@@ -199,4 +247,5 @@ def _search(scores: Floats, clicked: Sequence[int]) -> tuple[float, float]:
     # Of the `tied` documents of one score, each is as likely to get one of the places that those above leave.
     above = np.array([(scores > score).sum() for score in scores[mask]])
     tied = np.array([(scores == score).sum() for score in scores[mask]])
-    return float(np.clip((CUTOFF - above) / tied, 0, 1).mean()), reciprocal_rank(mask, scores.astype(np.float64))
+    rank = reciprocal_rank(mask[None], scores[None].astype(np.float64))
+    return float(np.clip((CUTOFF - above) / tied, 0, 1).mean()), float(rank[0])

@@ -1,15 +1,15 @@
 """Measures click probabilities as a classifier, as probabilities, and as a ranking within each group.
 
-scikit-learn computes all metrics but MRR, pairwise accuracy and the calibration error. Counts are weights: a row with
-3 clicks of 40 impressions is 3 positives and 37 negatives. Ties earn nothing: where candidates of a group share a
-probability, NDCG and MRR are the expected value over all orders of the tied candidates, so a constant scorer gets what
-a random order gets.
+scikit-learn computes all metrics over impressions but the calibration error; `ranking` has those within a group. Counts
+are weights: a row with 3 clicks of 40 impressions is 3 positives and 37 negatives. Ties earn nothing: where candidates
+of a group share a probability, NDCG and MRR are the expected value over all orders of the tied candidates, so a
+constant scorer gets what a random order gets.
 
 Not known here: position bias. Clicks are taken as they were logged.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -20,7 +20,6 @@ from sklearn.metrics import (
     accuracy_score,
     f1_score,
     log_loss,
-    ndcg_score,
     precision_score,
     recall_score,
     roc_auc_score,
@@ -28,19 +27,19 @@ from sklearn.metrics import (
 
 from finetune.checkpoint.labels import click_column
 from finetune.data.clicklog import ClickRow
+from finetune.evaluation.ranking import CUTOFF, FloatArray, ndcg, order_credit, reciprocal_rank
 from finetune.evaluation.significance import differ_significantly
 
 __all__ = [
-    "MetricError", "ScoredLog", "calibration_error", "check_clicks", "click_column", "click_probability",
-    "evaluate_ranking", "group_rows", "measure", "reciprocal_rank",
+    "CUTOFF", "LOWER_IS_BETTER", "FloatArray", "MetricError", "ScoredLog", "calibration_error", "check_clicks",
+    "click_column", "click_probability", "evaluate_ranking", "group_rows", "measure",
 ]  # fmt: skip
 
-FloatArray = NDArray[np.float64]
 Sums = tuple[FloatArray, FloatArray]
 THRESHOLD = 0.5
-CUTOFF = 10
 BINS = 15
-LOWER_IS_BETTER = ("log_loss", "ece")
+CELLS = 2_000_000  # pairs of candidates that are compared at once: 16 MB an array
+LOWER_IS_BETTER = ("log_loss", "ece")  # of the metrics; of all others, higher is
 
 
 class MetricError(ValueError):
@@ -100,28 +99,38 @@ class ScoredLog:
 
         A metric is the sum of its numerators over that of its denominators. A group without contrast adds nothing.
         """
-        ndcg, rank, ranked, right, compared, right_significant, significant = np.zeros((7, len(self.groups)))
+        gain, rank, ranked, right, compared, right_significant, significant = np.zeros((7, len(self.groups)))
         counted = bool((self.impressions > 1).any())
-        for number, group in enumerate(self.groups):
-            clicks, impressions, scores = self.clicks[group], self.impressions[group], self.scores[group]
-            gains = clicks / impressions
-            if np.ptp(gains) == 0:
-                continue
-            ranked[number] = 1
-            ndcg[number] = ndcg_score([gains], [scores], k=CUTOFF)
-            rank[number] = reciprocal_rank(gains > 0, scores)
-            better = gains[:, None] > gains
-            credit = 0.5 + 0.5 * np.sign(scores[:, None] - scores)
-            right[number], compared[number] = (better * credit).sum(), better.sum()
+        for chosen, members in self._equal_groups():
+            clicks, impressions, scores = self.clicks[members], self.impressions[members], self.scores[members]
+            rates = clicks / impressions
+            ranked[chosen] = 1
+            gain[chosen] = ndcg(rates, scores)
+            rank[chosen] = reciprocal_rank(rates > 0, scores)
+            better, credit = rates[:, :, None] > rates[:, None, :], order_credit(scores)
+            right[chosen], compared[chosen] = (better * credit).sum(axis=(1, 2)), better.sum(axis=(1, 2))
             if counted:
                 better &= differ_significantly(clicks, impressions)
-                right_significant[number], significant[number] = (better * credit).sum(), better.sum()
+                right_significant[chosen] = (better * credit).sum(axis=(1, 2))
+                significant[chosen] = better.sum(axis=(1, 2))
         return {
-            "ndcg_at_10": (ndcg, ranked),
+            "ndcg_at_10": (gain, ranked),
             "mrr": (rank, ranked),
             "pairwise_accuracy": (right, compared),
             "significant_pair_accuracy": (right_significant, significant),
         }
+
+    def _equal_groups(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+        """Give the groups with contrast, some of one size at a time: their numbers [groups], rows [groups, size]."""
+        sizes = np.array([len(group) for group in self.groups])
+        for size in np.unique(sizes[sizes > 1]).tolist():
+            numbers = np.flatnonzero(sizes == size)
+            members = np.stack([self.groups[number] for number in numbers])
+            contrast = np.ptp(self.clicks[members] / self.impressions[members], axis=1) > 0
+            numbers, members = numbers[contrast], members[contrast]
+            step = max(1, CELLS // size**2)
+            for start in range(0, len(numbers), step):
+                yield numbers[start : start + step], members[start : start + step]
 
 
 def evaluate_ranking(rows: Sequence[ClickRow], probabilities: ArrayLike) -> dict[str, float]:
@@ -200,19 +209,6 @@ def calibration_error(probabilities: FloatArray, clicks: FloatArray, impressions
     bins = np.minimum((probabilities * BINS).astype(int), BINS - 1)
     gaps = np.bincount(bins, clicks - probabilities * impressions, minlength=BINS)
     return float(np.abs(gaps).sum() / impressions.sum())
-
-
-def reciprocal_rank(clicked: NDArray[np.bool_], scores: FloatArray) -> float:
-    """Expected 1 / rank of the first clicked candidate when ties are ordered at random."""
-    best = scores[clicked].max()
-    above = int((scores > best).sum())
-    tied = int((scores == best).sum())
-    tied_clicked = int((clicked & (scores == best)).sum())
-    # The first of `c` clicked among `t` tied places is at place j with the chance C(t - j, c - 1) / C(t, c): at place 1
-    # with c / t, and each next place is (t - j - c + 1) / (t - j) times as likely. (C itself outgrows a float.)
-    places = np.arange(1, tied - tied_clicked + 2)
-    steps = (tied - places[:-1] - tied_clicked + 1) / (tied - places[:-1])
-    return float((np.cumprod([tied_clicked / tied, *steps]) / (above + places)).sum())
 
 
 def _checked(rows: Sequence[ClickRow], probabilities: ArrayLike) -> FloatArray:

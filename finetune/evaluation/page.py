@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from sklearn.metrics import roc_curve
 
 from finetune.evaluation.checkpoint import Evaluation
+from finetune.evaluation.heads import head_figures
 from finetune.evaluation.metrics import BINS, ScoredLog
 from finetune.evaluation.report import (
     SHOWN_VALUES,
@@ -66,7 +67,7 @@ def write_page(path: Path, checkpoint: str, data: str, evaluation: Evaluation) -
 
 def _field_section(number: int, report: FieldReport, evaluation: Evaluation) -> dict[str, Any]:
     names = shown_metrics(report)
-    figure = plot_values(report, evaluation.metrics)
+    figure = plot_values(report, evaluation.metrics | head_figures(evaluation.topic, evaluation.embedding))
     alt = f"the metrics for each value of {report.field}, with their intervals"
     return {
         "name": report.field,
@@ -141,7 +142,7 @@ def plot_scores(log: ScoredLog) -> Figure:
 
 def plot_values(report: FieldReport, overall: dict[str, float]) -> Figure | None:
     """Each main metric by value, with intervals: a panel a metric, a line a value, the whole log's figure in grey."""
-    values = [value for value in report.values if value.metrics][:SHOWN_VALUES]
+    values = [value for value in report.values if value.figures][:SHOWN_VALUES]
     if not values:
         return None
     names = shown_metrics(report)
@@ -151,8 +152,8 @@ def plot_values(report: FieldReport, overall: dict[str, float]) -> Figure | None
         for line, value in enumerate(values):
             if name in value.intervals:
                 axes.plot(value.intervals[name], [line, line], color=CLICKED, linewidth=2)
-            if name in value.metrics:
-                axes.plot(value.metrics[name], line, "o", color=CLICKED)
+            if name in value.figures:
+                axes.plot(value.figures[name], line, "o", color=CLICKED)
         if name in overall:
             axes.axvline(overall[name], color=GREY, linewidth=1, zorder=0)
         axes.set_title(name)

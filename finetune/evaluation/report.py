@@ -6,12 +6,13 @@ from typing import Any
 
 from finetune.evaluation.bootstrap import Interval
 from finetune.evaluation.checkpoint import Evaluation
-from finetune.evaluation.heads import EmbeddingReport, TopicReport
+from finetune.evaluation.heads import HEAD_FIGURES, EmbeddingReport, TopicReport
 from finetune.evaluation.slices import LEAST, FieldReport, ValueReport
 
 COUNTS = ("significant_pairs", "pairs", "groups", "ranked_groups", "impressions", "clicks")
 # Of a value's metrics, those that a table and the page's pictures show. The JSON has all.
-SHOWN = ("auc", "log_loss", "ece", "ndcg_at_10", "pairwise_accuracy", "significant_pair_accuracy")
+SHOWN = ("auc", "log_loss", "ece", "ndcg_at_10", "pairwise_accuracy", "significant_pair_accuracy",
+         *HEAD_FIGURES)  # fmt: skip
 SHOWN_VALUES = 20
 LONGEST_VALUE = 40
 ODDITIES = {
@@ -30,20 +31,28 @@ def to_document(checkpoint: str, data: str, evaluation: Evaluation) -> dict[str,
         **asdict(evaluation.oddities),
         "intervals": evaluation.intervals,
     }
-    for name, head in (("topic", evaluation.topic), ("embedding", evaluation.embedding)):
-        if head is not None:
-            document[name] = {key: value for key, value in asdict(head).items() if value is not None}
+    document |= _head_documents(evaluation)
     if evaluation.by:
         document["by"] = {report.field: _field_document(report) for report in evaluation.by}
     return document
 
 
+def _head_documents(measured: Evaluation | ValueReport) -> dict[str, Any]:
+    return {
+        name: {key: value for key, value in asdict(head).items() if value is not None}
+        for name, head in (("topic", measured.topic), ("embedding", measured.embedding))
+        if head is not None
+    }
+
+
 def _field_document(report: FieldReport) -> dict[str, Any]:
     values = {}
     for value in report.values:
-        fields = asdict(value)
-        name, metrics = fields.pop("value"), fields.pop("metrics")
-        values[name] = {"measured": bool(metrics), **metrics, **fields}
+        counts = {name: getattr(value, name) for name in ("pairs", "groups", "impressions", "clicks", "intervals")}
+        found = {"measured": bool(value.metrics), **value.metrics, **counts, **_head_documents(value)}
+        if "topic" in found:
+            del found["topic"]["topics"]  # each topic's figures, for each value: `by` would be long
+        values[value.value] = found
     gaps = {gap.metric: {"gap": gap.gap, "worse": gap.worse, "better": gap.better} for gap in report.gaps}
     return {"values": values, "gaps": gaps, "pairs_without": report.pairs_without}
 
@@ -145,15 +154,16 @@ def shorten_value(value: str) -> str:
 
 def shown_metrics(report: FieldReport) -> list[str]:
     """The main metrics that a value of the field has."""
-    return [name for name in SHOWN if any(name in value.metrics for value in report.values)]
+    return [name for name in SHOWN if any(name in value.figures for value in report.values)]
 
 
 def value_cells(value: ValueReport, names: list[str]) -> list[str]:
     """A value's counts and main metrics; of one with too little to measure, its counts and a word on it."""
     counts = [show("impressions", value.impressions), show("clicks", value.clicks)]
-    if not value.metrics:
+    figures = value.figures
+    if not figures:
         return [*counts, "too few"]
-    return counts + [show(name, value.metrics[name]) if name in value.metrics else "-" for name in names]
+    return counts + [show(name, figures[name]) if name in figures else "-" for name in names]
 
 
 def field_notes(report: FieldReport) -> Iterator[str]:
@@ -165,11 +175,11 @@ def field_notes(report: FieldReport) -> Iterator[str]:
             yield f"largest gap in {gap.metric}: {gap.gap:.4f}; {worse} is served worst, {better} best"
     few = sum(not value.metrics for value in report.values)
     if few:
-        yield f"not measured, with under {LEAST} clicks or under {LEAST} impressions without one: {few:,} values"
+        yield f"clicks not measured, with under {LEAST} clicks or under {LEAST} impressions without one: {few:,} values"
     if report.pairs_without:
         yield f"rows without {report.field}: {report.pairs_without:,}"
 
 
 def _named(value: ValueReport, metric: str) -> str:
     interval = show_interval(value.intervals.get(metric))
-    return f"{shorten_value(value.value)} ({value.metrics[metric]:.4f}{interval and f', {interval}'})"
+    return f"{shorten_value(value.value)} ({value.figures[metric]:.4f}{interval and f', {interval}'})"

@@ -13,15 +13,16 @@ CRITICAL_Z = 1.96
 
 
 def differ_significantly(clicks: NDArray[np.float64], impressions: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Whether the rates of candidates i and j differ significantly: [candidates, candidates], symmetric.
+    """Whether the rates of candidates i and j differ significantly: [..., candidates, candidates], symmetric.
 
-    A candidate of one impression never does: the test needs counts.
+    `clicks` and `impressions` are [..., candidates], where "..." may be groups of one size. A candidate of one
+    impression never does: the test needs counts.
     """
     rates = clicks / impressions
-    pooled = (clicks[:, None] + clicks) / (impressions[:, None] + impressions)
+    pooled = (clicks[..., :, None] + clicks[..., None, :]) / (impressions[..., :, None] + impressions[..., None, :])
     # Rounding can lift a pooled rate just over 1.
-    variance = np.maximum(pooled * (1 - pooled), 0) * (1 / impressions[:, None] + 1 / impressions)
+    variance = np.maximum(pooled * (1 - pooled), 0) * (1 / impressions[..., :, None] + 1 / impressions[..., None, :])
     counted = impressions > 1
     # Multiplied out, so that a pooled rate of 0 or 1 divides nothing by nothing: equal rates don't differ.
-    far = np.abs(rates[:, None] - rates) > CRITICAL_Z * np.sqrt(variance)
-    return np.asarray(far & counted[:, None] & counted)
+    far = np.abs(rates[..., :, None] - rates[..., None, :]) > CRITICAL_Z * np.sqrt(variance)
+    return np.asarray(far & counted[..., :, None] & counted[..., None, :])

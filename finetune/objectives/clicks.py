@@ -4,7 +4,8 @@ All three take one logit a row, and counts: a row that was shown 400 times says 
 row with `click` is one impression. Each returns a mean, so that the learning rate does not depend on the batch's size.
 
     click      BCE of each impression, so a row counts as often as it was shown
-    pairwise   BCE of each pair of one group; the target is the probability that the first row's rate is the higher one
+    pairwise   BCE of each pair of one group; the target is the probability that the first row's rate is the higher one,
+               and pairs weigh by how far that is from a toss
     listwise   cross-entropy of each click among its group's impressions, so a group counts by its clicks
 """
 
@@ -39,12 +40,13 @@ class ClickLoss:
 
 
 def pairwise_loss(logits: Tensor, clicks: Tensor, impressions: Tensor, groups: Tensor) -> Tensor:
-    """BCE of every pair of rows of one group, the mean over pairs: a scalar, 0 if no pair tells anything.
+    """BCE of every pair of rows of one group, a weighted mean over pairs: a scalar, 0 if no pair tells anything.
 
     The score of a pair is the difference of its logits. Its target is Phi(z), the probability that the first row's
     click rate is the higher one, where z is the statistic of the two-proportion test: near 0.5 where chance explains
-    the difference, near 0 or 1 where it does not. A pair of equal rates is left out. Two rows of one impression each
-    have no rates to test: there the target is the click itself.
+    the difference, near 0 or 1 where it does not. Its weight is (2 target - 1)^2, so that pairs of which nothing is known
+    do not pull their scores together; a pair of equal rates has none. Two rows of one impression each have no rates to
+    test: there the target is the click itself.
 
     Args:
         logits: [rows, labels]; the score is the only logit, or "click" minus "no click".
@@ -60,7 +62,9 @@ def pairwise_loss(logits: Tensor, clicks: Tensor, impressions: Tensor, groups: T
     if not len(first):
         return scores.sum() * 0.0  # keeps the graph, for backward
     targets = higher_probability(clicks, impressions, first, second)
-    return functional.binary_cross_entropy_with_logits(scores[first] - scores[second], targets)
+    weights = (2 * targets - 1) ** 2
+    losses = functional.binary_cross_entropy_with_logits(scores[first] - scores[second], targets, reduction="none")
+    return (weights * losses).sum() / weights.sum()
 
 
 def higher_probability(clicks: Tensor, impressions: Tensor, first: Tensor, second: Tensor) -> Tensor:

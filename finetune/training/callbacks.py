@@ -136,3 +136,10 @@ class StopAtStep(TrainerCallback):
             self.asked = bool(asked)
         if self.asked:
             control.should_save = control.should_training_stop = True
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **unused: Any
+    ) -> None:
+        """Leave out the evaluation of an epoch that did not end: a run that was never stopped has none there."""
+        if self.asked and state.epoch is not None and state.epoch % 1:
+            control.should_evaluate = control.should_save = False

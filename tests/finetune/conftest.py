@@ -124,5 +124,64 @@ def long_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def very_long_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A log whose deciding word stands after 600 others."""
+    folder = tmp_path_factory.mktemp("very-long-data")
+    dice = random.Random(0)
+    for name, groups in (("train", 40), ("dev", 8)):
+        write_log(folder / f"{name}.jsonl", [
+            {
+                "group": str(group),
+                "query": "likes",
+                "document": " ".join([*dice.choices(["new", "about", "a", "b", "c", "d"], k=600), topic, topic, topic]),
+                "click": int(topic in LIKED),
+            }
+            for group in range(groups)
+            for topic in TOPICS
+        ])  # fmt: skip
+    return folder
+
+
+@pytest.fixture(scope="session")
+def noise_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A log whose clicks are chance."""
+    folder = tmp_path_factory.mktemp("noise-data")
+    dice = random.Random(0)
+    for name, groups in (("train", 30), ("dev", 20)):
+        write_log(folder / f"{name}.jsonl", [
+            {
+                "group": str(group),
+                "query": "likes",
+                "document": " ".join(dice.choices(VOCABULARY[5:], k=6)),
+                "click": int(dice.random() < 0.5),
+            }
+            for group in range(groups)
+            for _ in range(4)
+        ])  # fmt: skip
+    return folder
+
+
+@pytest.fixture(scope="session")
+def biased_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A log in which the same texts stand at two places, and the second is clicked at a third of the odds."""
+    folder = tmp_path_factory.mktemp("biased-data")
+    dice = random.Random(0)
+    for name, groups in (("train", 150), ("dev", 30)):
+        write_log(folder / f"{name}.jsonl", [
+            {
+                "group": f"{group} {topic}",
+                "query": "likes",
+                "document": f"new {topic}",
+                "click": int(dice.random() < (0.75 if topic in LIKED else 0.4) / (1 if place == 1 else 2)),
+                "position": place,
+            }
+            for group in range(groups // 4)
+            for topic in TOPICS
+            for place in (1, 2)
+        ])  # fmt: skip
+    return folder
+
+
 def write_log(path: Path, lines: list[dict[str, object]]) -> None:
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")

@@ -118,6 +118,8 @@ def test_the_page_has_tables_and_pictures_and_loads_nothing(tmp_path: Path, foun
     reader = Reader()
     reader.feed(text)
     assert reader.elements["figure"] == reader.elements["svg"] == 6
+    ids = re.findall(r'\bid="([^"]*)"', path.read_text(encoding="utf-8"))
+    assert len(ids) == len(set(ids)) > 6, "no picture refers to another's shapes"
     assert reader.elements["table"] == len(tables(found))
     assert reader.elements["script"] == reader.elements["link"] == reader.elements["img"] == 0
     assert all(load.startswith("#") for load in reader.loads), "all that it shows is inside"

@@ -18,8 +18,8 @@ from finetune.evaluation.heads import (
     TopicScore,
     find_topics,
     measure_embedding,
-    measure_heads,
     measure_topics,
+    score_heads,
 )
 from tests.finetune.conftest import TOPICS
 from tests.finetune.evaluation.joint import add_heads
@@ -170,7 +170,7 @@ def test_a_checkpoints_heads_are_measured(checkpoint: Path) -> None:
     add_heads(checkpoint)
     model, tokenizer, max_length = load_checkpoint(checkpoint)
     heads = read_heads(checkpoint, 32)
-    topic, embedding = measure_heads(model, heads, tokenizer, ROWS, max_length)
+    topic, embedding = score_heads(model, heads, tokenizer, ROWS, max_length).measure(ROWS)
     assert topic is not None and embedding is not None
     assert topic.unknown_topics == {"letters": 1}
     right = []
@@ -185,13 +185,13 @@ def test_a_checkpoints_heads_are_measured(checkpoint: Path) -> None:
 
 def test_a_head_that_is_missing_is_not_measured(checkpoint: Path) -> None:
     model, tokenizer, max_length = load_checkpoint(checkpoint)
-    assert measure_heads(model, read_heads(checkpoint, 32), tokenizer, ROWS, max_length) == (None, None)
+    assert score_heads(model, read_heads(checkpoint, 32), tokenizer, ROWS, max_length).measure(ROWS) == (None, None)
     heads = add_heads(checkpoint, HeadSettings(topics=TOPICS))
-    topic, embedding = measure_heads(model, heads, tokenizer, ROWS, max_length)
+    topic, embedding = score_heads(model, heads, tokenizer, ROWS, max_length).measure(ROWS)
     assert topic is not None and embedding is None
     plain = [replace(row, topics=()) for row in ROWS]
-    topic, _ = measure_heads(model, heads, tokenizer, plain, max_length)
+    topic, _ = score_heads(model, heads, tokenizer, plain, max_length).measure(plain)
     assert topic is not None and (topic.documents, topic.documents_without_topic) == (0, 5)
     heads = add_heads(checkpoint, HeadSettings(embedding_size=4))
-    topic, embedding = measure_heads(model, heads, tokenizer, ROWS, max_length)
+    topic, embedding = score_heads(model, heads, tokenizer, ROWS, max_length).measure(ROWS)
     assert topic is None and embedding is not None

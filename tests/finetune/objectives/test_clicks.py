@@ -47,10 +47,10 @@ def test_both_forms_of_the_click_loss_are_the_negative_log_likelihood() -> None:
 
 
 @given(counts)
-def test_the_pairwise_loss_is_the_mean_over_pairs_of_one_group_with_unequal_rates(
+def test_the_pairwise_loss_is_the_mean_over_pairs_of_one_group_by_what_they_tell(
     rows: list[tuple[int, int, int, float]],
 ) -> None:
-    losses = []
+    losses, weights = [], []
     for place, (c1, n1, g1, s1) in enumerate(rows):
         for c2, n2, g2, s2 in rows[place + 1 :]:
             if g1 == g2 and c1 / n1 != c2 / n2:
@@ -58,8 +58,10 @@ def test_the_pairwise_loss_is_the_mean_over_pairs_of_one_group_with_unequal_rate
                 z = (c1 / n1 - c2 / n2) / math.sqrt(pooled * (1 - pooled) * (1 / n1 + 1 / n2))
                 target = 0.5 * (1 + math.erf(z / math.sqrt(2))) if max(n1, n2) > 1 else float(c1 > c2)
                 likely = 1 / (1 + math.exp(s2 - s1))
-                losses.append(-(target * math.log(likely) + (1 - target) * math.log(1 - likely)))
-    expected = sum(losses) / len(losses) if losses else 0.0
+                weight = (2 * target - 1) ** 2
+                weights.append(weight)
+                losses.append(-weight * (target * math.log(likely) + (1 - target) * math.log(1 - likely)))
+    expected = sum(losses) / sum(weights) if losses else 0.0
     assert pairwise_loss(*tensors(rows)).item() == pytest.approx(expected, rel=1e-6, abs=1e-9)
 
 

@@ -17,7 +17,10 @@ from finetune.training.run_folder import last_checkpoint
 from finetune.training.settings import SettingsError, TrainSettings
 
 ROOT = Path(__file__).parents[3]
-OPTIONS = {"epochs": 3, "batch_size": 8, "learning_rate": 3e-3, "dropout": 0.2, "average": 0.9, "evaluations": 4}
+OPTIONS = {
+    "epochs": 3, "batch_size": 8, "learning_rate": 3e-3, "dropout": 0.2, "average": 0.9, "evaluations": 4,
+    "patience": 6,
+}  # fmt: skip
 
 
 def command(base: Path, data: Path, output: Path) -> list[str]:

@@ -3,11 +3,15 @@
 import hashlib
 import json
 import re
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoTokenizer, BertForSequenceClassification, RobertaConfig
 
 from finetune.__main__ import main
@@ -23,9 +27,10 @@ from finetune.training.run import train
 from finetune.training.settings import SettingsError, TrainSettings
 from finetune.training.trainer import TrainingError
 from tests.finetune.checkpoint.changes import name_labels
-from tests.finetune.conftest import LIKED, TOPICS
+from tests.finetune.conftest import LIKED, TOPICS, write_log
 from tests.tiny import make_checkpoint, make_click_log
 
+ROOT = Path(__file__).parents[3]
 TOPICS_SORTED = tuple(sorted(TOPICS))
 SETTINGS = TrainSettings(epochs=8, batch_size=16, learning_rate=3e-3)
 
@@ -256,10 +261,15 @@ def test_the_way_to_aggregate_is_chosen_on_dev(base: Path, long_folder: Path, tm
     assert evaluate_ranking(dev, click_probability(logits, ["click"]))["auc"] == pytest.approx(found["auc"])
 
 
-def test_what_is_kept_is_the_best_on_dev(base: Path, click_folder: Path, tmp_path: Path) -> None:
-    """The rate is so high that later epochs are worse: early stopping ends the run, and the best epoch is saved."""
-    settings = TrainSettings(epochs=20, batch_size=16, learning_rate=3e-3, patience=2, metric="log_loss", evaluations=2)
-    found = train(click_folder, str(base), tmp_path / "out", settings)
+def test_a_run_without_progress_ends_early_and_its_best_is_kept(base: Path, noise_folder: Path, tmp_path: Path) -> None:
+    """Clicks are chance here: what is learned of the training split makes dev worse."""
+    settings = TrainSettings(epochs=30, batch_size=16, learning_rate=3e-3, patience=3, metric="log_loss")
+    found = train(noise_folder, str(base), tmp_path / "out", settings)
+    curve = dev_curve(tmp_path / "out-run", "log_loss")
+    assert len(curve) < 30, "it ended early"
+    assert curve[-4] == min(curve) == pytest.approx(found["log_loss"]), "three evaluations after its best"
+    assert curve[-1] > min(curve), "whose weights are kept, not the last"
+    click_folder = noise_folder
     model, tokenizer, max_length = load_checkpoint(tmp_path / "out")
     dev = read_click_log(click_folder / "dev.jsonl")
     metrics = evaluate_ranking(dev, click_probability(score_rows(model, tokenizer, dev, max_length), ["click"]))
@@ -306,3 +316,87 @@ def test_settings_that_do_not_fit_are_refused_at_once(
     with pytest.raises(ValueError, match=re.escape(message)):
         train(click_folder, str(base), tmp_path / "out", TrainSettings(**settings))  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
+
+
+def dev_curve(run: Path, metric: str) -> list[float]:
+    """A metric's values on dev, as TensorBoard shows them."""
+    (events,) = run.glob("**/events.out.tfevents.*")
+    found = EventAccumulator(str(events.parent)).Reload()
+    return [event.value for event in found.Scalars(f"eval/{metric}")]
+
+
+def test_accumulated_batches_are_one_large_batch(base: Path, click_folder: Path, tmp_path: Path) -> None:
+    weights = []
+    for name, size, accumulate in (("large", 16, 1), ("small", 4, 4)):
+        settings = TrainSettings(epochs=1, batch_size=size, accumulate=accumulate, learning_rate=1e-3)
+        collected = train(click_folder, str(base), tmp_path / name, settings)
+        weights.append(collected["log_loss"])
+    assert weights[0] == pytest.approx(weights[1], abs=0.02), "the same number of steps of the same size"
+
+
+def test_position_bias_is_estimated_written_down_and_can_be_given(
+    base: Path, biased_folder: Path, tmp_path: Path
+) -> None:
+    settings = TrainSettings(epochs=12, batch_size=16, learning_rate=3e-3, position_bias="estimated")
+    train(biased_folder, str(base), tmp_path / "out", settings)
+    path = tmp_path / "out-run" / "position_bias.json"
+    odds = json.loads(path.read_text(encoding="utf-8"))
+    assert odds["1"] == 1.0
+    assert odds["2"] < 0.75, "the second place is clicked at a third of the odds, and the run is short"
+    train(biased_folder, str(base), tmp_path / "given", replace(settings, position_bias=str(path), epochs=1))
+    assert json.loads((tmp_path / "given-run" / "position_bias.json").read_text(encoding="utf-8")) == odds
+    plain = score(tmp_path / "out", biased_folder)
+    assert {row.position for row in read_click_log(biased_folder / "dev.jsonl")} == {1, 2}
+    assert plain[0] == plain[1], "a text is worth the same at both places: the bias is not in what is saved"
+
+
+def score(folder: Path, data: Path) -> list[float]:
+    model, tokenizer, max_length = load_checkpoint(folder)
+    return score_rows(model, tokenizer, read_click_log(data / "dev.jsonl"), max_length)[:, 0].tolist()
+
+
+@pytest.mark.parametrize(("objective", "clicks"), [("click", [0, 0]), ("pairwise", [0, 0]), ("listwise", [1, 1])])
+def test_a_log_of_one_class_teaches_nothing(
+    objective: str, clicks: list[int], base: Path, click_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "dev.jsonl").write_text((click_folder / "dev.jsonl").read_text(encoding="utf-8"))
+    lines = [{"group": "g", "query": "likes tea", "document": "new", "click": click} for click in clicks]
+    write_log(tmp_path / "data" / "train.jsonl", lines)
+    with pytest.raises(SettingsError, match=r"the training split has no(thing but)? clicks?: nothing can be learned"):
+        train(tmp_path / "data", str(base), tmp_path / "out", TrainSettings(objective=objective))
+
+
+def test_groups_of_one_have_no_order_to_learn(base: Path, click_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "dev.jsonl").write_text((click_folder / "dev.jsonl").read_text(encoding="utf-8"))
+    lines = [{"group": str(n), "query": "likes tea", "document": "new", "click": n % 2} for n in range(4)]
+    write_log(tmp_path / "data" / "train.jsonl", lines)
+    with pytest.raises(SettingsError, match="--objective pairwise needs groups with better and worse candidates"):
+        train(tmp_path / "data", str(base), tmp_path / "out", TrainSettings(objective="pairwise"))
+
+
+def test_a_folder_that_is_no_run_is_left_alone(base: Path, click_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "out-run").mkdir()
+    (tmp_path / "out-run" / "diary.txt").write_text("keep me")
+    for restart in (False, True):
+        with pytest.raises(SettingsError, match="out-run: is not empty and no training run"):
+            train(click_folder, str(base), tmp_path / "out", TrainSettings(epochs=1), restart=restart)
+    assert (tmp_path / "out-run" / "diary.txt").read_text() == "keep me"
+
+
+@pytest.mark.slow
+def test_passages_win_where_the_deciding_words_stand_after_token_600(
+    base: Path, very_long_folder: Path, tmp_path: Path
+) -> None:
+    settings = TrainSettings(epochs=6, batch_size=8, learning_rate=3e-3, passage_overlap=4)
+    cut = train(very_long_folder, str(base), tmp_path / "cut", replace(settings, epochs=1))
+    read = train(very_long_folder, str(base), tmp_path / "read", replace(settings, passages="max"))
+    assert cut["auc"] < 0.75, "no number of epochs shows what is cut off"
+    assert read["auc"] > 0.95
+
+
+def test_help_imports_no_pytorch() -> None:
+    code = "import sys, finetune.__main__; sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
