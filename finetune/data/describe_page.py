@@ -46,7 +46,7 @@ def draw(found: Description) -> dict[str, Markup]:
         "Click rate by topic": (bool(found.topics), _topics),
         "Click rate by day": (len(found.days) > 1, _days),
     }
-    drawn = {}
+    drawn: dict[str, Markup] = {}
     with mpl.rc_context(SETTINGS):
         for title, (possible, plot) in pictures.items():
             if possible:

@@ -44,7 +44,7 @@ def pairwise_loss(logits: Tensor, clicks: Tensor, impressions: Tensor, groups: T
 
     The score of a pair is the difference of its logits. Its target is Phi(z), the probability that the first row's
     click rate is the higher one, where z is the statistic of the two-proportion test: near 0.5 where chance explains
-    the difference, near 0 or 1 where it does not. Its weight is (2 target - 1)^2, so that pairs of which nothing is known
+    the difference, near 0 or 1 where it does not. Its weight is (2 target - 1)^2, so that pairs that tell nothing
     do not pull their scores together; a pair of equal rates has none. Two rows of one impression each have no rates to
     test: there the target is the click itself.
 

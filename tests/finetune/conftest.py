@@ -126,7 +126,7 @@ def long_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def very_long_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A log whose deciding word stands after 600 others."""
+    """A log whose deciding words stand after 600 others."""
     folder = tmp_path_factory.mktemp("very-long-data")
     dice = random.Random(0)
     for name, groups in (("train", 40), ("dev", 8)):
@@ -134,7 +134,7 @@ def very_long_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             {
                 "group": str(group),
                 "query": "likes",
-                "document": " ".join([*dice.choices(["new", "about", "a", "b", "c", "d"], k=600), topic, topic, topic]),
+                "document": " ".join([*dice.choices(["new", "about", "a", "b", "c", "d"], k=600), *[topic] * 20]),
                 "click": int(topic in LIKED),
             }
             for group in range(groups)
