@@ -389,7 +389,7 @@ def test_a_folder_that_is_no_run_is_left_alone(base: Path, click_folder: Path, t
 def test_passages_win_where_the_deciding_words_stand_after_token_600(
     base: Path, very_long_folder: Path, tmp_path: Path
 ) -> None:
-    settings = TrainSettings(epochs=6, batch_size=8, learning_rate=3e-3, passage_overlap=4)
+    settings = TrainSettings(epochs=5, batch_size=4, learning_rate=3e-3, passage_overlap=4)
     cut = train(very_long_folder, str(base), tmp_path / "cut", replace(settings, epochs=1))
     read = train(very_long_folder, str(base), tmp_path / "read", replace(settings, passages="max"))
     assert cut["auc"] < 0.75, "no number of epochs shows what is cut off"
