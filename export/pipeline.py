@@ -212,11 +212,12 @@ def build_engines(
             logits = source_logits
         else:
             logits = score_merged(run, evaluation.pairs, {LOGITS: len(evaluation.labels)})[LOGITS]
-        check_finite(engine.model, logits)
+        check_finite(engine.model, {LOGITS: logits})
         comparison = compare(evaluation.rows, evaluation.logits, logits, evaluation.labels, TIE.of(request.limits))
         if heads := evaluation.heads:
-            found = compare_heads(engine.model, score_heads_merged(run, heads), heads)
-            comparison = replace(comparison, heads=found)
+            found = score_heads_merged(run, heads)
+            check_finite(engine.model, found)
+            comparison = replace(comparison, heads=compare_heads(found, heads))
         checks = check(engine.gates, comparison, request.limits, max(fp16_range.values(), default=None))
         results.append(Result(engine, comparison, checks, logits, graph.stat().st_size, fp16_range))
         if engine.serves_on_cpu:

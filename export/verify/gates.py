@@ -16,8 +16,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from release.names import LOGITS
-
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -175,7 +173,8 @@ def describe_failures(model: str, checks: Sequence[Check]) -> list[str]:
     return [f"{model}: {one.name} is {one.value:.5g}, allowed is {one.limit:g}" for one in checks if not one.passed]
 
 
-def check_finite(model: str, values: NDArray[np.float32], name: str = LOGITS) -> None:
-    """Raises GateError if a pair's values of an output [pairs, width] are not all finite numbers."""
-    if wrong := int((~np.isfinite(values).all(axis=1)).sum()):
-        raise GateError(f"{model}: the {name} of {wrong} of {len(values)} pairs are not finite")
+def check_finite(model: str, outputs: Mapping[str, NDArray[np.float32]]) -> None:
+    """Raises GateError if a pair's values of an output, by name [pairs, width], are not all finite numbers."""
+    for name, values in outputs.items():
+        if wrong := int((~np.isfinite(values).all(axis=1)).sum()):
+            raise GateError(f"{model}: the {name} of {wrong} of {len(values)} pairs are not finite")

@@ -114,11 +114,12 @@ def gate(folder: Path, run: Callable[[Feed], Outputs], known: Iterable[Gate]) ->
         raise GateError(f"{folder / GATE_FILE} cannot be read ({exc!r}); export the model again") from exc
     model = folder.parent.name
     logits = compute(model, run, pairs, {LOGITS: reference.shape[1]})[LOGITS]
-    check_finite(model, logits)
+    check_finite(model, {LOGITS: logits})
     comparison = compare(rows, reference, logits, facts["labels"], facts["tie"])
     if heads:
         found = heads.own(compute(model, run, heads.samples, heads.widths))
-        comparison = replace(comparison, heads=compare_heads(model, found, heads))
+        check_finite(model, found)
+        comparison = replace(comparison, heads=compare_heads(found, heads))
     if failures := describe_failures(model, check(gates, comparison, facts["gates"])):
         raise GateError("; ".join(failures))
     alone = np.concatenate([run(add_longest(pack([[pair]])))[LOGITS] for pair in pairs[:LONE]])

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from export.graph.packing import Feed, Outputs
 from export.verify import saved_gate
-from export.verify.gates import FP16_GATES, FP32_GATES, INT8_GATES, Gate, GateError, check
+from export.verify.gates import FP16_GATES, FP32_GATES, INT8_GATES, Gate, GateError, check, check_finite
 from export.verify.heads import SAMPLE, HeadComparison, HeadReference, choose_texts, compare_heads, evenly
 from export.verify.parity import ParityError, prove_heads
 from finetune.data.clicklog import ClickRow
@@ -39,7 +39,7 @@ def right(feed: Feed) -> Outputs:
 
 
 def compared(reference: HeadReference = HEADS, **changed: np.ndarray) -> HeadComparison:
-    return compare_heads("model", reference.outputs | changed, reference)
+    return compare_heads(reference.outputs | changed, reference)
 
 
 def test_the_figures_worked_out_by_hand() -> None:
@@ -114,7 +114,7 @@ def test_a_plain_checkpoint_has_no_line_of_heads(gates: tuple[Gate, ...]) -> Non
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_number_that_is_not_finite_is_refused(value: float) -> None:
     with pytest.raises(GateError, match="model: the embedding of 1 of 4 pairs are not finite"):
-        compared(embedding=np.where(np.float32(0.6) == EMBEDDINGS, value, EMBEDDINGS))
+        check_finite("model", {EMBEDDING: np.where(np.float32(0.6) == EMBEDDINGS, value, EMBEDDINGS)})
 
 
 def test_the_graphs_heads_are_proved_and_one_wrong_number_is_named() -> None:
