@@ -57,7 +57,7 @@ test: install ## run all tests, in three processes
 	$(VENV)/bin/pytest --numprocesses 3 --dist loadfile
 
 clean: ## remove what the targets made, published versions too; keep .venv and measured results
-	rm -rf data/sample checkpoints/demo checkpoints/demo-triton.log
+	rm -rf data/sample checkpoints/demo checkpoints/demo-run checkpoints/demo-triton.log
 	rm -rf export/report.html benchmarks/results/report.html
 	rm -rf model_repository/*/[0-9]* model_repository/*/.staging model_repository/*/*.staging model_repository/*/timing.cache
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis
