@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from finetune.training import run
+from finetune.training import arguments
 from finetune.training.run import train
 from finetune.training.settings import SettingsError, TrainSettings
 
@@ -50,6 +50,6 @@ def test_each_run_is_one_of_weights_and_biases(
 def test_a_tracker_that_is_not_there_is_refused_before_training(
     base: Path, click_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "find_spec", lambda name: None if name == "wandb" else find_spec(name))
+    monkeypatch.setattr(arguments, "find_spec", lambda name: None if name == "wandb" else find_spec(name))
     with pytest.raises(SettingsError, match="--report-to wandb: wandb is not installed"):
         train(click_folder, str(base), tmp_path / "model", TrainSettings(report_to=("wandb",)))

@@ -13,7 +13,7 @@ from optuna.trial import create_trial
 from finetune.__main__ import main
 from finetune.checkpoint.files import hash_checkpoint
 from finetune.checkpoint.load import load_checkpoint
-from finetune.training import search as module
+from finetune.training.recipes import search as module
 from finetune.training.recipes.search import Search
 from finetune.training.settings import SettingsError, TrainSettings
 from finetune.training.trainer import TrainingError
