@@ -132,6 +132,8 @@ class TrainSettings:
                     raise SettingsError(f"--understanding-weight is {weight!r}; it takes numbers, or {LEARNED}")
             if len(self.understanding_weight) not in (1, len(self.understanding)):
                 raise SettingsError("--understanding-weight takes one number for all tasks, or one for each")
+        if self.gradient_checkpointing and self.method == PREFIX:
+            raise SettingsError("--gradient-checkpointing does not go with --method prefix: BERT would drop the prefix")
         if self.passages != NONE and self.labels == 2:
             raise SettingsError("--passages needs --labels 1: passages are aggregated by their one logit")
 
