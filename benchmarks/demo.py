@@ -58,7 +58,7 @@ def run(_: argparse.Namespace, least_auc: float = 0.75) -> int:
     """Does what is not done yet, serves, ranks and compares.
 
     Args:
-        least_auc: of a model that has learned. The untrained base has about 0.54; the best possible is 0.85.
+        least_auc: of a model that has learned. The untrained base has about 0.55; the best possible is 0.86.
 
     Raises:
         BenchmarkError: a step failed (it said why), or the AUC through the server is not PyTorch's.
