@@ -298,9 +298,7 @@ def test_merged_requests_get_each_their_own_outputs(server) -> None:
     before = executions(server, "several")
     with ThreadPoolExecutor(4) as pool:
         answers = list(pool.map(lambda names, own: ask_for(server, names, segments(own)), asked, lengths))
-    eventually(
-        lambda: executions(server, "several")[1] - before[1] >= 4
-    )
+    eventually(lambda: executions(server, "several")[1] - before[1] >= 4)
     after = executions(server, "several")
     assert after[0] - before[0] < after[1] - before[1], "some were merged"
     assert [set(answer) for answer in answers] == [{"y"}, {"root"}, {"y", "root"}, {"y"}]
