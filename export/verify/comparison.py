@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import kendalltau
-from sklearn.metrics import ndcg_score
 
 from export.verify.heads import HeadComparison
 from finetune.data.clicklog import ClickRow
-from finetune.evaluation.metrics import CUTOFF, calibration_error, click_probability, evaluate_ranking, group_rows
+from finetune.evaluation.metrics import calibration_error, click_probability, evaluate_ranking, group_rows
+from finetune.evaluation.ranking import ndcg
 
 METRICS = ("auc", "log_loss", "ece", "ndcg_at_10")
 DRAWS = 500
@@ -161,10 +161,7 @@ def bootstrap(
 def gain_per_group(groups: Sequence[NDArray[np.int64]], rates: FloatArray, scores: FloatArray) -> FloatArray:
     """Each group's NDCG@10; NaN if its click rates are all equal (as in `evaluate_ranking`)."""
     return np.array(
-        [
-            ndcg_score([rates[group]], [scores[group]], k=CUTOFF) if np.ptp(rates[group]) > 0 else np.nan
-            for group in groups
-        ]
+        [ndcg(rates[None, group], scores[None, group])[0] if np.ptp(rates[group]) > 0 else np.nan for group in groups]
     )
 
 

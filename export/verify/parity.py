@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import cycle
 
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from export.graph.packing import Feed, Logits, Outputs, Pair, pack
@@ -73,12 +74,10 @@ def prove(
     """
     logits = score_merged(run, pairs, {LOGITS: reference.shape[1]})[LOGITS]
     batches = plan_batches([len(pair["input_ids"]) for pair in pairs])
-    difference = np.abs(logits.astype(np.float64) - reference)
-    difference[~np.isfinite(difference)] = np.inf
-    row, label = np.unravel_index(int(difference.argmax()), difference.shape)
+    difference, (row, label) = differ(logits, reference)
     if difference[row, label] > tolerance:
         raise ParityError(
-            f"parity failed at {name_row(rows, int(row))}, label {label}: the graph says {logits[row, label]:.6g}, "
+            f"parity failed at {name_row(rows, row)}, label {label}: the graph says {logits[row, label]:.6g}, "
             f"Hugging Face {reference[row, label]:.6g}; the difference {difference[row, label]:.3g} is over the "
             f"tolerance {tolerance:g} ({int((difference > tolerance).any(1).sum())} of {len(rows)} pairs are)"
         )
@@ -103,9 +102,7 @@ def prove_heads(run: Callable[[Feed], Outputs], reference: HeadReference, tolera
     """
     for name, values in score_heads_merged(run, reference).items():
         expected = reference.outputs[name]
-        difference = np.abs(values.astype(np.float64) - expected)
-        difference[~np.isfinite(difference)] = np.inf
-        row, column = np.unravel_index(int(difference.argmax()), difference.shape)
+        difference, (row, column) = differ(values, expected)
         if difference[row, column] > tolerance:
             raise ParityError(
                 f"parity failed at {name}, column {column} of sample {row + 1}: the graph says "
@@ -113,6 +110,14 @@ def prove_heads(run: Callable[[Feed], Outputs], reference: HeadReference, tolera
                 f"{difference[row, column]:.3g} is over the tolerance {tolerance:g} "
                 f"({int((difference > tolerance).any(1).sum())} of {len(expected)} samples are)"
             )
+
+
+def differ(found: Logits, expected: Logits) -> tuple[NDArray[np.float64], tuple[int, int]]:
+    """How far each number is off, infinite where one is none, and the row and column of the largest difference."""
+    difference = np.abs(found.astype(np.float64) - expected)
+    difference[~np.isfinite(difference)] = np.inf
+    row, column = np.unravel_index(int(difference.argmax()), difference.shape)
+    return difference, (int(row), int(column))
 
 
 def score_heads_merged(run: Callable[[Feed], Outputs], reference: HeadReference) -> Outputs:

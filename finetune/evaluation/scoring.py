@@ -4,7 +4,7 @@
 padded batch after another. Rows are sorted by length first, which saves padding and changes no result.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -33,11 +33,8 @@ def score_rows(
     model.train(mode=False)
     pairs = tokenize_pairs(tokenizer, rows, max_length)
     logits = np.zeros((len(rows), int(model.config.num_labels or 0)), dtype=np.float32)
-    by_length = sorted(range(len(pairs)), key=lambda index: len(pairs[index]["input_ids"]))
     with torch.inference_mode():
-        for start in range(0, len(rows), batch_size):
-            chosen = by_length[start : start + batch_size]
-            batch = to_device(pad(tokenizer, [pairs[index] for index in chosen]), model)
+        for chosen, batch in batches_by_length(model, tokenizer, pairs, batch_size):
             logits[chosen] = model(**batch).logits.float().cpu().numpy()
     return logits
 
@@ -78,11 +75,9 @@ def score_passages(
     heads.train(mode=False)
     logits = np.zeros(len(passages), dtype=np.float32)
     weights = None if heads.passage is None else np.zeros(len(passages), dtype=np.float32)
-    order = sorted(range(len(passages)), key=lambda index: len(passages[index]["input_ids"]))
     with torch.inference_mode():
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
-            states = model.bert(**to_device(pad(tokenizer, [passages[index] for index in chosen]), model))
+        for chosen, batch in batches_by_length(model, tokenizer, passages, batch_size):
+            states = model.bert(**batch)
             logits[chosen] = model.classifier(states.pooler_output)[:, 0].float().cpu().numpy()
             if weights is not None and heads.passage is not None:
                 weights[chosen] = heads.passage(states.last_hidden_state[:, 0])[:, 0].float().cpu().numpy()
@@ -103,21 +98,30 @@ def score_texts(
     """
     model.train(mode=False)
     heads.train(mode=False)
-    encoded = tokenizer(list(texts), truncation=True, max_length=max_length, return_attention_mask=False,
-                        return_token_type_ids=True) if texts else {"input_ids": []}  # fmt: skip
-    singles = [{key: encoded[key][index] for key in KEYS} for index in range(len(texts))]
-    order = sorted(range(len(texts)), key=lambda index: len(singles[index]["input_ids"]))
+    singles = tokenize_texts(tokenizer, texts, max_length)
     nothing = np.zeros(0, np.float32)
     found: dict[str, list[NDArray[np.float32]]] = {name: [nothing] * len(texts) for name in heads.outputs}
     with torch.inference_mode():
-        for start in range(0, len(texts), batch_size):
-            chosen = order[start : start + batch_size]
-            batch = to_device(pad(tokenizer, [singles[index] for index in chosen]), model)
+        for chosen, batch in batches_by_length(model, tokenizer, singles, batch_size):
             first = model.bert(**batch).last_hidden_state[:, 0]
             for name, rows in heads(first).items():
                 for index, row in zip(chosen, rows.float().cpu().numpy(), strict=True):
                     found[name][index] = row
     return {name: np.stack(rows) if rows else np.zeros((0, 0), np.float32) for name, rows in found.items()}
+
+
+def batches_by_length(
+    model: BertForSequenceClassification,
+    tokenizer: PreTrainedTokenizerFast,
+    pairs: Sequence[dict[str, list[int]]],
+    batch_size: int,
+) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
+    """Give tokenized pairs as padded batches of similar length: their places, and the batch where the model is."""
+    by_length = sorted(range(len(pairs)), key=lambda index: len(pairs[index]["input_ids"]))
+    for start in range(0, len(pairs), batch_size):
+        chosen = by_length[start : start + batch_size]
+        batch = pad(tokenizer, [pairs[index] for index in chosen])
+        yield chosen, {name: tensor.to(model.device) for name, tensor in batch.items()}
 
 
 def tokenize_passages(
@@ -162,17 +166,27 @@ def tokenize_pairs(
     tokenizer: PreTrainedTokenizerFast, rows: Sequence[ClickRow], max_length: int
 ) -> list[dict[str, list[int]]]:
     """Tokenize every row's pair, unpadded: `input_ids` and `token_type_ids`, at most `max_length` tokens."""
-    if not rows:
+    return _tokenize(tokenizer, max_length, [row.query for row in rows], [row.document for row in rows])
+
+
+def tokenize_texts(
+    tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], max_length: int
+) -> list[dict[str, list[int]]]:
+    """Tokenize single texts as `tokenize_pairs` does pairs."""
+    return _tokenize(tokenizer, max_length, list(texts))
+
+
+def _tokenize(tokenizer: PreTrainedTokenizerFast, max_length: int, *sides: list[str]) -> list[dict[str, list[int]]]:
+    if not sides[0]:
         return []
     encoded = tokenizer(
-        [row.query for row in rows],
-        [row.document for row in rows],
+        *sides,
         truncation=True,
         max_length=max_length,
         return_attention_mask=False,
         return_token_type_ids=True,
     )
-    return [{key: encoded[key][index] for key in KEYS} for index in range(len(rows))]
+    return [{key: encoded[key][index] for key in KEYS} for index in range(len(sides[0]))]
 
 
 def pad(tokenizer: PreTrainedTokenizerFast, pairs: Sequence[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
@@ -185,8 +199,3 @@ def pad(tokenizer: PreTrainedTokenizerFast, pairs: Sequence[dict[str, list[int]]
             list(pairs), padding=True, padding_side="right", return_attention_mask=True, return_tensors="pt"
         )
     return {key: padded[key] for key in ("input_ids", "token_type_ids", "attention_mask")}
-
-
-def to_device(batch: dict[str, torch.Tensor], model: BertForSequenceClassification) -> dict[str, torch.Tensor]:
-    """Put a batch where the model is: in training, on the accelerator."""
-    return {name: tensor.to(model.device) for name, tensor in batch.items()}

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from finetune.checkpoint.heads import HeadSettings
 from finetune.data.clicklog import ClickRow
 from finetune.evaluation.metrics import group_rows
-from finetune.evaluation.scoring import pad, tokenize_pairs, tokenize_passages
+from finetune.evaluation.scoring import pad, tokenize_pairs, tokenize_passages, tokenize_texts
 from finetune.objectives.understanding import NO_TOPIC
 from finetune.training.model import Batch
 
@@ -140,15 +140,8 @@ class Collator:
         query_places = [-1] * len(rows)
         if self.heads.embedding_size:
             query_places = [places.setdefault(text, len(places)) if text else -1 for text in queries]
-        encoded = self.tokenizer(
-            list(places), truncation=True, max_length=self.max_length, return_attention_mask=False,
-            return_token_type_ids=True,
-        )  # fmt: skip
-        singles = [
-            {key: encoded[key][index] for key in ("input_ids", "token_type_ids")} for index in range(len(places))
-        ]
         return {
-            "texts": pad(self.tokenizer, singles),
+            "texts": pad(self.tokenizer, tokenize_texts(self.tokenizer, list(places), self.max_length)),
             "queries": torch.tensor(query_places),
             "documents": torch.tensor(document_places),
             "topics": self._topics(rows, document_places, len(places)),

@@ -2,6 +2,7 @@
 
 import re
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -45,12 +46,20 @@ def freeze(model: JointModel, what: str) -> None:
 def parameter_groups(model: JointModel, settings: TrainSettings) -> list[dict[str, Any]]:
     """Group the weights that move by their rate, and by whether they decay (matrices do)."""
     layers = int(model.click.config.num_hidden_layers)
+
+    def rate(name: str) -> float:
+        return settings.learning_rate * rate_of(name, layers, settings.layer_decay)
+
+    return group_by_rate(model, rate, settings.weight_decay)
+
+
+def group_by_rate(model: nn.Module, rate: Callable[[str], float], decay: float) -> list[dict[str, Any]]:
+    """Group the weights that move, each with the rate of its name; matrices decay."""
     groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
     for name, weight in model.named_parameters():
         if weight.requires_grad:
-            rate = settings.learning_rate * rate_of(name, layers, settings.layer_decay)
-            groups[rate, settings.weight_decay if weight.ndim >= 2 else 0.0].append(weight)
-    return [{"params": weights, "lr": rate, "weight_decay": decay} for (rate, decay), weights in groups.items()]
+            groups[rate(name), decay if weight.ndim >= 2 else 0.0].append(weight)
+    return [{"params": weights, "lr": speed, "weight_decay": share} for (speed, share), weights in groups.items()]
 
 
 def rate_of(name: str, layers: int, decay: float) -> float:

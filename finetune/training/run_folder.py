@@ -1,6 +1,5 @@
 """The folder of a run, beside its checkpoint: the Trainer's checkpoints while it is under way, and how to go on."""
 
-import hashlib
 import json
 import shutil
 import sys
@@ -15,6 +14,7 @@ from finetune.names import ESTIMATED, NONE
 from finetune.training.callbacks import StopAtStep
 from finetune.training.processes import is_first_process, say
 from finetune.training.settings import SettingsError, TrainSettings
+from release.files import sha256
 
 RUN_SETTINGS = "settings.json"
 
@@ -30,9 +30,9 @@ def describe(data: Path, base: str, settings: TrainSettings) -> dict[str, Any]:
     paths |= {name: Path(path) for name in ("synonyms", "translated") if (path := getattr(settings, name))}
     if settings.position_bias not in (NONE, ESTIMATED):
         paths["position_bias"] = Path(settings.position_bias)
-    files = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in paths.items()}
-    chosen = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(settings).items()}
-    described: dict[str, Any] = json.loads(json.dumps({"base": base, "data": files, **chosen}))
+    files = {name: sha256(path) for name, path in paths.items()}
+    # As JSON has it: lists for tuples.
+    described: dict[str, Any] = json.loads(json.dumps({"base": base, "data": files, **asdict(settings)}))
     return described
 
 

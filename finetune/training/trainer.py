@@ -3,8 +3,8 @@
 Batches, mixed precision, accumulation, checkpoints, resuming, several processes and trackers are the Trainer's.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +114,7 @@ class ClickTrainer(Trainer):
         """Measures on dev, with the averaged weights if there are any."""
         found: list[Metrics | None] = [None]
         if is_first_process():  # the others take its figures, so that all decide alike
-            with self.average.swapped_in() if self.average else _nothing():
+            with self.average.swapped_in() if self.average else nullcontext():
                 found[0] = {f"eval_{name}": value for name, value in self.measure(self.model).items()}
             self.model.train()
         metrics: Metrics = broadcast_object_list(found)[0]
@@ -145,8 +145,3 @@ def task_losses(objective: Objective, outputs: dict[str, Tensor], batch: Batch) 
     if EMBEDDING in outputs:
         losses[SIMILARITY] = similarity_loss(outputs[EMBEDDING], batch["queries"], batch["documents"], clicks)
     return losses
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield

@@ -7,7 +7,6 @@ is the encoder, with the base's pooler and tokenizer: a folder for `train --base
 import hashlib
 import math
 import random
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -36,9 +35,9 @@ from finetune.checkpoint.save import check_output, replacing
 from finetune.data.clicklog import ClickLogError, find_split, read_click_log
 from finetune.training.batches import SimilarLengths
 from finetune.training.callbacks import Progress, StopAtStep
-from finetune.training.parameters import HEAD_RATE
+from finetune.training.parameters import HEAD_RATE, group_by_rate
 from finetune.training.processes import is_first_process, say
-from finetune.training.run_folder import open_run, remove_checkpoints, run_to_end
+from finetune.training.run_folder import open_run, place_of_run, remove_checkpoints, run_to_end
 from finetune.training.settings import SettingsError
 
 HELD_OUT, MOST_HELD_OUT = 0.05, 1000  # share of the texts on which the loss is measured, and how many at most
@@ -82,7 +81,7 @@ def pretrain(
     """
     check_output(output)
     found = read_texts(texts)
-    run = output.with_name(f"{output.name}-run")
+    run = place_of_run(output)
     click, tokenizer, longest = load_base(resolve_base(base), 1, settings.seed)
     if tokenizer.mask_token_id is None:
         raise CheckpointError(f"{base}: its tokenizer has no mask token, so no word can be masked; choose another base")
@@ -229,14 +228,12 @@ class _MaskedTrainer(Trainer):
         """Makes the optimizer; a drawn head learns faster than the encoder, or it would blur what that knows."""
         if self.optimizer is None:
             kind, options = self.get_optimizer_cls_and_kwargs(self.args)
-            groups: dict[tuple[float, float], list[torch.nn.Parameter]] = defaultdict(list)
-            for name, weight in cast("BertForMaskedLM", self.model).named_parameters():
-                rate = self.args.learning_rate * (self.head_rate if name.startswith(HEAD) else 1)
-                groups[rate, self.args.weight_decay if weight.ndim >= 2 else 0.0].append(weight)
-            self.optimizer = kind(
-                [{"params": group, "lr": rate, "weight_decay": decay} for (rate, decay), group in groups.items()],
-                **options,
-            )
+
+            def rate(name: str) -> float:
+                return float(self.args.learning_rate * (self.head_rate if name.startswith(HEAD) else 1))
+
+            groups = group_by_rate(cast("BertForMaskedLM", self.model), rate, self.args.weight_decay)
+            self.optimizer = kind(groups, **options)
         return self.optimizer
 
     def evaluate(self, *unused: Any, **options: Any) -> dict[str, float]:
