@@ -4,7 +4,7 @@
     python -m benchmarks saturate
     python -m benchmarks load --users 16 --duration 60
     python -m benchmarks tune --model clickbert_onnx_int8
-    python -m benchmarks baselines | echo | heads | gpu
+    python -m benchmarks scheduling | baselines | echo | heads | gpu
 
 The last line of the output is one JSON document.
 """
@@ -37,6 +37,9 @@ COMMANDS = {
         "benchmarks.saturate", "`make benchmark`: every engine up to saturation, and its ceiling", of_commands.saturate
     ),
     "load": Command("benchmarks.load", "one load by Locust on one model", of_commands.load),
+    "scheduling": Command(
+        "benchmarks.scheduling", "small requests beside large ones, overload, calls given up", of_commands.scheduling
+    ),
     "tune": Command("benchmarks.tune", "find a model's settings for this machine", of_commands.tune),
     "baselines": Command("benchmarks.baselines.cpu", "compare with PyTorch and a rerank server", of_commands.baselines),
     "echo": Command("benchmarks.echo", "measure what the client costs", of_commands.echo),

@@ -33,7 +33,7 @@ from finetune.checkpoint.heads import Heads, HeadSettings
 from finetune.checkpoint.load import CheckpointError
 from finetune.data.clicklog import ClickLogError
 from release.names import MODEL_FILE
-from serving.backends.onnxruntime.workers import usable_cores
+from serving.backends.packed_cpu.cores import usable_cores
 
 CANDIDATES, REQUESTS = 20, 8
 CHUNK = 256  # `chunk_elements` of the shipped config

@@ -42,6 +42,13 @@ def load(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--duration", type=whole_number, default=30, help="seconds that are measured (default 30)")
 
 
+def scheduling(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `scheduling`."""
+    add_target(parser)
+    add_workload_options(parser)
+    parser.add_argument("--model", default=DEFAULT_MODEL, help=f"the model's name (default {DEFAULT_MODEL})")
+
+
 def tune(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `tune`."""
     add_load(parser)

@@ -38,7 +38,7 @@ from benchmarks.report.tables import make_table, percentile_columns
 from clickbert.wire.protocol import TOKENIZER_MODEL
 from release.files import write_whole
 from release.names import CONFIG_FILE
-from serving.backends.onnxruntime.workers import usable_cores
+from serving.backends.packed_cpu.cores import usable_cores
 from serving.triton import ServingError
 
 GAIN = 0.03  # what must be gained to count; less is noise

@@ -73,10 +73,10 @@ class Server:
         ]
 
     def prepare(self) -> list[str]:
-        """Makes the runtime folder if Triton lacks backends; returns the command line that starts tritonserver."""
+        """Makes the runtime folder if a model needs our backend; returns the command line that starts tritonserver."""
         repository, backends = self.repository, self.triton.backends
         others = [f"--exit-timeout-secs={DRAIN}"]
-        if not self.triton.has_onnxruntime:
+        if self.needs_python:
             self.folder = RuntimeFolder(lambda folder: lay_out_backends(self.triton, folder / "backends"))
             backends = self.folder.path / "backends"
             if shlex.quote(str(repository)) != str(repository):

@@ -18,7 +18,8 @@ from pathlib import Path
 
 from release import hardware
 
-STAND_INS = Path(__file__).resolve().parent / "backends"
+REPOSITORY = Path(__file__).resolve().parent.parent
+PACKED_CPU = "packed_cpu"  # our backend
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 STUB = "triton_python_backend_stub"
 
@@ -106,12 +107,12 @@ def prepend(variables: dict[str, str], name: str, *folders: str) -> None:
 
 
 def lay_out_backends(triton: Triton, folder: Path) -> None:
-    """Makes the backend folder to start with, for a server that lacks the onnxruntime backend.
+    """Makes the backend folder to start with: Triton's own backends, and `packed_cpu`.
 
     Args:
-        folder: where to make it. The Python backend and the stand-ins are copied (a few MB: Triton refuses a backend
-            library that is a link out of its folder, and a stand-in's processes lock files in its own); the other
-            backends are links to their folders. A stand-in cannot import `release`, so what it needs is copied along.
+        folder: where to make it. The Python backend and `packed_cpu` are copied (a few MB: Triton refuses a backend
+            library that is a link out of its folder, and `packed_cpu` locks files in its own); the other backends are
+            links to their folders. Where Triton has no onnxruntime backend, `packed_cpu` bears that name, too.
     """
     folder.mkdir()
     for backend in triton.backends.iterdir():
@@ -121,10 +122,22 @@ def lay_out_backends(triton: Triton, folder: Path) -> None:
             (folder / backend.name).symlink_to(backend)
     if triton.stub:
         shutil.copy2(triton.stub, folder / "python" / STUB)
-    for stand_in in STAND_INS.iterdir():
-        if not (folder / stand_in.name).exists():
-            shutil.copytree(stand_in, folder / stand_in.name, ignore=shutil.ignore_patterns("__pycache__"))
-            shutil.copy2(str(hardware.__file__), folder / stand_in.name)
+    lay_out_packed_cpu(folder / PACKED_CPU)
+    if not triton.has_onnxruntime:
+        lay_out_packed_cpu(folder / "onnxruntime")
+
+
+def lay_out_packed_cpu(folder: Path) -> None:
+    """Makes the folder of the `packed_cpu` backend: its model.py, and a copy of what that imports of this repository.
+
+    Triton's Python stub looks for modules in the backend's folder, and not where this process does.
+    """
+    modules = [*(REPOSITORY / "serving" / "backends" / PACKED_CPU).glob("*.py"), Path(str(hardware.__file__))]
+    for module in modules:
+        copy = folder / module.relative_to(REPOSITORY)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(module, copy)
+    shutil.copy2(folder / "serving" / "backends" / PACKED_CPU / "model.py", folder / "model.py")
 
 
 def missing_libraries(binary: Path, variables: dict[str, str]) -> list[str]:

@@ -56,7 +56,7 @@ from finetune.checkpoint.load import CheckpointError, label_names, load_checkpoi
 from finetune.data.clicklog import ClickRow
 from finetune.evaluation.metrics import MetricError, click_probability
 from finetune.evaluation.scoring import pad, tokenize_pairs
-from serving.backends.onnxruntime.workers import usable_cores
+from serving.backends.packed_cpu.cores import usable_cores
 
 CANDIDATES, CALLERS = 20, 8
 WORKLOADS = {"mixed lengths": ALL, "titles": TITLES}

@@ -22,7 +22,7 @@ from clickbert.connection import Connection
 from finetune.data.clicklog import ClickLogError
 from release import versions
 from release.names import TOKENIZER_MODEL
-from serving.server import Addresses, Server
+from serving.server import Addresses, Server, open_directly
 from serving.triton import ServingError
 
 PREFIX = "clickbert_"
@@ -78,6 +78,13 @@ class Target:
         stats = newest.inference_stats
         compute = stats.compute_input.ns + stats.compute_infer.ns + stats.compute_output.ns
         return Counts(stats.success.count, newest.execution_count, stats.queue.ns, compute)
+
+    def metrics(self) -> str | None:
+        """The text of its metrics endpoint; None of a server elsewhere, whose address for that is not known."""
+        if self.server is None:
+            return None
+        with open_directly(self.server.addresses.metrics) as answer:
+            return str(answer.read(), "utf-8")
 
     def with_counts(self, model: str, send: Callable[[], Step]) -> Step:
         """A step, with what Triton counted meanwhile. Raises BenchmarkError if the server has ended."""

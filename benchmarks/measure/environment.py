@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks.measure.schema import Environment, Machine
 from release.hardware import find_gpus
-from serving.backends.onnxruntime.workers import usable_cores
+from serving.backends.packed_cpu.cores import usable_cores
 
 ROOT = Path(__file__).resolve().parents[2]
 LOAD_PACKAGES = ("locust", "gevent", "grpcio", "tritonclient", "tokenizers")

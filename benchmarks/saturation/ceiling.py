@@ -24,8 +24,8 @@ from export.graph.packing import add_longest
 from export.tensorrt.runtime import LoadedPlan, load_tensorrt
 from release.hardware import keep_products_whole
 from release.names import COUNT_INPUTS, LOGITS, MODEL_FILE, PLAN_FILE, REQUEST_INPUTS
-from serving.backends.onnxruntime.chunks import Array, Arrays, cut
-from serving.backends.onnxruntime.workers import start_workers, usable_cores
+from serving.backends.packed_cpu.segments import Array, Arrays, cut
+from serving.backends.packed_cpu.cores import start_workers, usable_cores
 
 BUDGETS = (256, 512, 1024, None)  # `segments x longest` of a chunk; None: a request as it comes
 LENGTHS = REQUEST_INPUTS[-1]
@@ -162,8 +162,7 @@ def cut_requests(packed: Sequence[PackedPairs], budget: int | None) -> list[Arra
     requests = to_requests(packed)
     if budget is None:
         return [to_feed([request]) for request in requests]
-    chunks = [chunk for request in requests for chunk in cut([request], LENGTHS, budget)]
-    return [to_feed([part.inputs for part in chunk]) for chunk in chunks]
+    return [to_feed([part]) for request in requests for part in cut(request, LENGTHS, budget)]
 
 
 def to_requests(packed: Sequence[PackedPairs]) -> list[Arrays]:

@@ -22,7 +22,7 @@ from benchmarks.measure.schema import ModelResult, OpenStep, Round, Slo, SloResu
 from benchmarks.saturation.ceiling import Ceiling, open_ceiling
 from clickbert.wire.tokenization import PackedPairs
 from release.names import CONFIG_FILE
-from serving.backends.onnxruntime.workers import usable_cores
+from serving.backends.packed_cpu.cores import usable_cores
 
 
 @dataclass(frozen=True)

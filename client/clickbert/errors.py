@@ -6,7 +6,7 @@
     └── ServerError                             the server failed in a way that has no class of its own
         ├── ConnectionFailedError               nothing answers there, it is no gRPC port, or TLS or a proxy fails
         ├── ServerTimeoutError                  the deadline passed, here or in the server's queue
-        ├── ServerOverloadedError               the server's queue is full: nothing was computed
+        ├── ServerOverloadedError               its queue is full, or the answer would come too late: nothing was computed
         ├── ServerUnavailableError              the server drains, or loads or unloads the model: a passing state
         ├── AuthenticationError                 the server or a gateway wants a token, or refuses the one sent
         ├── ModelNotFoundError                  the server has no such model, or no such version of it
@@ -46,7 +46,10 @@ class ServerTimeoutError(ServerError):
 
 
 class ServerOverloadedError(ServerError):
-    """The server's queue is full. Nothing was computed; try again after a pause."""
+    """The server's queue is full, or the answer would come after the call's deadline.
+
+    Nothing was computed; try again after a pause.
+    """
 
 
 class ServerUnavailableError(ServerError):
@@ -100,7 +103,11 @@ _REPOSITORY = "check the model's name and the server's log, or list the models w
 
 # First match wins: messages before statuses, because one status stands for many causes.
 _RULES = (
-    _Rule(ServerOverloadedError, "try again later or add a server", ("exceeds maximum queue size",)),
+    _Rule(
+        ServerOverloadedError,
+        "try again later or add a server",
+        ("exceeds maximum queue size", "overloaded: the answer would take"),
+    ),
     _Rule(
         ServerTimeoutError,
         "the server is busy: try again later or send fewer documents",

@@ -1,20 +1,19 @@
-"""Threads that compute side by side."""
+"""The cores that a process may use, and threads that are bound to them."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from math import ceil
 from pathlib import Path
 from threading import Barrier, local
-from typing import IO, TypeVar
+from typing import IO
 
 GROUPS = Path("/sys/fs/cgroup")
 BOUND = local()  # `core`: the Core that the calling thread is bound to, where it takes turns there
-Result = TypeVar("Result")
 
 
 class Core:
@@ -54,8 +53,9 @@ def locked(file: IO[bytes]) -> Iterator[None]:
         fcntl.flock(file, fcntl.LOCK_UN)
 
 
-def in_turn(compute: Callable[..., Result], *arguments: object) -> Result:
-    """A worker's task: computes at once, or, where threads take turns, when the thread's core is free."""
+@contextlib.contextmanager
+def turn() -> Iterator[None]:
+    """Waits until a worker's core is free, where threads take turns, and keeps it until the end of the block."""
     core: Core | None = getattr(BOUND, "core", None)
     with contextlib.ExitStack() as held:
         if core:
@@ -63,7 +63,7 @@ def in_turn(compute: Callable[..., Result], *arguments: object) -> Result:
                 held.enter_context(core.turn())
             except OSError:  # the file system lost its locks (a network's): no request may fail because of that
                 BOUND.core = None
-        return compute(*arguments)
+        yield
 
 
 def start_workers(threads: int, turns: Path | None = None) -> ThreadPoolExecutor:
@@ -75,7 +75,7 @@ def start_workers(threads: int, turns: Path | None = None) -> ThreadPoolExecutor
 
     Args:
         threads: how many; 0: one for each core that this process may use, bound to it.
-        turns: the folder in which the processes whose bound threads take turns lock files (`in_turn`). None, or a
+        turns: the folder in which the processes whose bound threads take turns lock files (`turn`). None, or a
             folder that cannot be written to: there are no turns, which costs some speed.
     """
     cores = sorted(os.sched_getaffinity(0))

@@ -1,0 +1,139 @@
+"""Counts how requests fared, and publishes it at Triton's metrics endpoint.
+
+Triton's own durations end when the backend has taken a request, so they say nothing. Every figure has the labels `model`
+and `version`, and the durations `up_to`: the class of the request's size, by its elements (a click model's are tokens).
+
+    clickbert_requests_total              by `outcome`: answered, overloaded, full, expired, cancelled, malformed, failed
+    clickbert_request_waiting_seconds     from its arrival to its first chunk
+    clickbert_request_computing_seconds   its share of its chunks' time on a core
+    clickbert_request_seconds             from its arrival to its answer
+    clickbert_chunks_total                chunks computed
+    clickbert_elements_total              elements computed
+    clickbert_elements_padded_total       the same, if each request was padded to its longest segment
+    clickbert_elements_dropped_total      by `outcome`: elements of requests that were taken, and never computed
+    clickbert_waiting_requests, clickbert_waiting_elements, clickbert_waiting_seconds
+                                          the work that waits now; the seconds are those that all cores need for it
+
+A figure costs a message to Triton. So they are gathered here, and published a few times a second.
+"""
+
+from __future__ import annotations
+
+import threading
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from serving.backends.packed_cpu.schedule import Job, Part, Schedule
+
+SIZES = (256, 1024, 4096)  # elements; a larger request is of the last class
+BOUNDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)  # seconds
+PERIOD = 0.25  # seconds
+WAITING, COMPUTING, TOTAL = DURATIONS = (
+    "clickbert_request_waiting_seconds",
+    "clickbert_request_computing_seconds",
+    "clickbert_request_seconds",
+)
+REQUESTS = "clickbert_requests_total"
+ELEMENTS, PADDED = "clickbert_elements_total", "clickbert_elements_padded_total"
+DROPPED = "clickbert_elements_dropped_total"
+CHUNKS = "clickbert_chunks_total"
+LOADS = ("clickbert_waiting_requests", "clickbert_waiting_elements", "clickbert_waiting_seconds")
+HELP = {
+    REQUESTS: "Requests by outcome",
+    WAITING: "Seconds from a request's arrival to its first chunk",
+    COMPUTING: "A request's share of its chunks' seconds on a core",
+    TOTAL: "Seconds from a request's arrival to its answer",
+    ELEMENTS: "Elements computed",
+    PADDED: "Elements computed, if each request was padded to its longest segment",
+    DROPPED: "Elements of requests that were taken and then dropped before these were computed",
+    CHUNKS: "Chunks computed",
+    **dict(zip(LOADS, ("Requests that wait", "Elements that wait", "Seconds that all cores need for them"), strict=True)),
+}
+Open = Callable[[str, str, dict[str, str]], Any]
+
+
+class Published:
+    """The figures of one version of a model.
+
+    Args:
+        open_metric: opens a metric of a name (its kind follows from it), with a description and labels.
+        schedule: the version's.
+        labels: of all metrics.
+    """
+
+    def __init__(self, open_metric: Open, labels: dict[str, str]) -> None:
+        self.open_metric, self.labels = open_metric, labels
+        self.lock = threading.Lock()
+        self.counts: Counter[tuple[str, str, str]] = Counter()  # name, further label, its value
+        self.observed: list[tuple[str, str, float]] = []
+        self.metrics: dict[tuple[str, str, str], Any] = {}
+        self.ending = threading.Event()
+        self.thread: threading.Thread | None = None
+
+    def chunk(self, parts: Sequence[Part]) -> None:
+        """A chunk was computed."""
+        with self.lock:
+            self.counts[CHUNKS, "", ""] += 1
+            for part in parts:
+                self.counts[ELEMENTS, "", ""] += part.elements
+                self.counts[PADDED, "", ""] += len(part.places) * part.job.longest
+
+    def ended(self, outcome: str, job: Job | None, now: float) -> None:
+        """A request ended; it has no job if it was never taken."""
+        with self.lock:
+            self.counts[REQUESTS, "outcome", outcome] += 1
+            if job is None:
+                return
+            if outcome != "answered":
+                self.counts[DROPPED, "outcome", outcome] += job.dropped
+                return
+            size = size_class(job.elements)
+            begun = job.arrived if job.begun is None else job.begun
+            for name, seconds in zip(DURATIONS, (begun - job.arrived, job.computing, now - job.arrived), strict=True):
+                self.observed.append((name, size, seconds))
+
+    def start(self, schedule: Schedule) -> None:
+        """Publishes from now on, until `close`."""
+        self.thread = threading.Thread(target=self.publish_often, args=(schedule,), daemon=True)
+        self.thread.start()
+
+    def publish_often(self, schedule: Schedule) -> None:
+        """What the publishing thread does."""
+        while not self.ending.wait(PERIOD):
+            self.publish(schedule)
+        self.publish(schedule)
+
+    def publish(self, schedule: Schedule) -> None:
+        """Sends Triton what was gathered since the last time."""
+        with self.lock:
+            counts, self.counts = self.counts, Counter()
+            observed, self.observed = self.observed, []
+        for key, count in counts.items():
+            self.metric(*key).increment(count)
+        for name, size, seconds in observed:
+            self.metric(name, "up_to", size).observe(seconds)
+        for name, value in zip(LOADS, schedule.load(), strict=True):
+            self.metric(name).set(value)
+
+    def metric(self, name: str, label: str = "", value: str = "") -> Any:
+        """The metric of a name, with a further label if it has one."""
+        key = (name, label, value)
+        if key not in self.metrics:
+            labels = self.labels | ({label: value} if label else {})
+            self.metrics[key] = self.open_metric(name, HELP[name], labels)
+        return self.metrics[key]
+
+    def close(self) -> None:
+        """Publishes what is left, and ends the thread."""
+        self.ending.set()
+        if self.thread:
+            self.thread.join()
+        self.metrics.clear()
+
+
+def size_class(elements: int) -> str:
+    """The class of a request's size: the least of `SIZES` that holds it."""
+    place = bisect_left(SIZES, elements)
+    return str(SIZES[place]) if place < len(SIZES) else "+Inf"

@@ -1,0 +1,232 @@
+"""Which segments of which requests are computed next, and which requests are not taken at all.
+
+Order. A request's key is the time of its arrival plus `STRETCH` times the time that its remaining work takes. The least
+key is next. So of two that arrive together the smaller goes first; a small one overtakes a large one between two chunks;
+and a large one is not starved: whoever arrives more than `STRETCH` times its own work later stays behind it. A request's
+key falls as it is computed, so what was begun is finished.
+
+Admission. What a request would wait for is the work before it in that order. Where that takes longer than its deadline
+allows it is refused at once, and the others do not wait for an answer that nobody would read.
+
+Expiry. A request whose deadline has passed is dropped when a chunk is made up, or by `expired`.
+
+What this module does not know: Triton, ONNX Runtime, threads' cores. Times are seconds of the clock given.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+from serving.backends.packed_cpu.segments import Array, Arrays, Room, Segments
+
+STRETCH = 2.0
+MARGIN = 1.25  # predictions err: later small requests overtake, other processes take the cores
+MEASURED = 31  # chunks whose median is the pace
+LOOK = 16  # requests at most that are looked at to fill a chunk
+
+
+@dataclass(eq=False)
+class Job:
+    """A request that was taken.
+
+    Attributes:
+        request: whatever the caller knows it by.
+        inputs: by name, [1, elements] each.
+        wanted: names of the outputs that it asks for.
+        segments: those that no chunk has taken yet.
+        arrived: when it arrived.
+        deadline: when its answer is worth nothing any more.
+        outcome: None as long as it is neither answered nor dropped.
+        running: how many of its parts are being computed.
+        elements, longest: of all its segments together, and of the longest.
+        dropped: elements that were not computed.
+        begun: when its first chunk was begun.
+        computing: seconds of computing that were its own.
+        done: places and outputs of its parts that are computed.
+    """
+
+    request: Any
+    inputs: Arrays
+    wanted: list[str]
+    segments: Segments
+    arrived: float
+    deadline: float
+    elements: int = 0
+    longest: int = 0
+    dropped: int = 0
+    outcome: str | None = None
+    running: int = 0
+    begun: float | None = None
+    computing: float = 0.0
+    done: list[tuple[Array, Arrays]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.elements, self.longest = self.segments.elements, int(self.segments.lengths[0])
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a chunk takes of a request: the places of its segments."""
+
+    job: Job
+    places: Array
+    elements: int
+
+
+class OverloadedError(Exception):
+    """A request is not taken: it would be answered too late. `seconds` is how long it would take."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(seconds)
+        self.seconds = seconds
+
+
+class Schedule:
+    """The requests of one model that wait. All methods may be called from several threads.
+
+    Args:
+        budget: of a chunk, as `Room` has it.
+        workers: how many chunks are computed at a time.
+        clock: seconds, never going back.
+    """
+
+    def __init__(self, budget: int, workers: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self.budget, self.workers, self.clock = budget, workers, clock
+        self.changed = threading.Condition()
+        self.waiting: list[tuple[float, int, Job]] = []  # a heap; the number decides between equal keys
+        self.numbers = itertools.count()
+        self.open_jobs: set[Job] = set()
+        self.running = 0  # elements
+        self.paces: deque[float] = deque(maxlen=MEASURED)
+        self.pace = 0.0  # seconds an element on one worker; 0 as long as nothing was measured
+        self.closing = False
+
+    def admit(self, job: Job) -> None:
+        """Takes a request.
+
+        Raises:
+            OverloadedError: its answer would come too late. Where nobody is before it, it is taken all the same.
+        """
+        with self.changed:
+            key = self.key(job)
+            now = self.clock()
+            before = self.running + sum(
+                other.segments.elements for at, _, other in self.waiting if at <= key and now < other.deadline
+            )
+            seconds = (before + job.elements) * self.pace / self.workers * MARGIN
+            if before and now + seconds > job.deadline:
+                raise OverloadedError(seconds)
+            self.open_jobs.add(job)
+            self.push(job, key)
+            self.changed.notify(1 if job.elements <= self.budget else self.workers)
+
+    def wait(self) -> bool:
+        """Returns True when a request waits, and False when there will be no more."""
+        with self.changed:
+            self.changed.wait_for(lambda: self.waiting or self.closing)
+            return bool(self.waiting)
+
+    def take(self) -> tuple[list[Part], list[Job]]:
+        """The parts of the next chunk, none if nothing waits any more; and the requests that expired."""
+        parts: list[Part] = []
+        late, looked = [], []
+        with self.changed:
+            now, room = self.clock(), Room(self.budget)
+            while self.waiting and len(looked) < LOOK and not room.is_full():
+                _, _, job = heapq.heappop(self.waiting)
+                if job.outcome is not None:
+                    continue
+                if now >= job.deadline:
+                    self.end(job, "expired")
+                    late.append(job)
+                    continue
+                before = job.segments.elements
+                places = job.segments.take(room)
+                if places is not None:
+                    elements = before - job.segments.elements
+                    parts.append(Part(job, places, elements))
+                    job.running += 1
+                    job.begun = now if job.begun is None else job.begun
+                    self.running += elements
+                if job.segments:
+                    looked.append(job)
+            for job in looked:
+                self.push(job, self.key(job))
+        return parts, late
+
+    def finish(self, parts: list[Part], seconds: float) -> list[Job]:
+        """Takes note of a computed chunk. Returns the requests that are complete with it: they are answered now."""
+        elements = sum(part.elements for part in parts)
+        complete = []
+        with self.changed:
+            self.paces.append(seconds / elements)
+            self.pace = median(self.paces)
+            self.running -= elements
+            for part in parts:
+                job = part.job
+                job.running -= 1
+                job.computing += seconds * part.elements / elements
+                if job.outcome is None and not job.segments and not job.running:
+                    self.end(job, "answered")
+                    complete.append(job)
+        return complete
+
+    def drop(self, job: Job, outcome: str) -> bool:
+        """Computes no more of a request. Returns False if it was answered or dropped before."""
+        with self.changed:
+            return self.end(job, outcome)
+
+    def give_back(self, parts: list[Part]) -> None:
+        """Takes note of parts that are not computed, because their requests were dropped."""
+        with self.changed:
+            for part in parts:
+                part.job.running -= 1
+                self.running -= part.elements
+
+    def expired(self) -> list[Job]:
+        """Drops the requests whose deadline has passed, wherever they stand."""
+        with self.changed:
+            now = self.clock()
+            late = [job for job in self.open_jobs if now >= job.deadline]
+            for job in late:
+                self.end(job, "expired")
+            return late
+
+    def load(self) -> tuple[int, int, float]:
+        """How many requests wait, how many elements, and how many seconds all cores need for them."""
+        with self.changed:
+            jobs = [job for _, _, job in self.waiting if job.outcome is None]
+            elements = sum(job.segments.elements for job in jobs)
+            return len(jobs), elements, elements * self.pace / self.workers
+
+    def close(self, timeout: float) -> bool:
+        """Takes part in ending: waits until every request is answered or dropped. False after `timeout` seconds."""
+        with self.changed:
+            empty = self.changed.wait_for(lambda: not self.open_jobs, timeout)
+            self.closing = True
+            self.changed.notify_all()
+            return empty
+
+    def key(self, job: Job) -> float:
+        return job.arrived + STRETCH * job.segments.elements * self.pace / self.workers
+
+    def push(self, job: Job, key: float) -> None:
+        heapq.heappush(self.waiting, (key, next(self.numbers), job))
+
+    def end(self, job: Job, outcome: str) -> bool:
+        if job.outcome is not None:
+            return False
+        job.outcome, job.dropped = outcome, job.segments.elements
+        job.segments.clear()
+        self.open_jobs.discard(job)
+        if not self.open_jobs:
+            self.changed.notify_all()
+        return True

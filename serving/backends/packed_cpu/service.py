@@ -1,0 +1,198 @@
+"""Answers the requests of one model: admits them, computes them in chunks on all cores, answers each when it is done.
+
+`submit` returns at once. A worker for each core computes the chunk that the schedule says is next; a further thread puts
+answers together and sends them, so that no core waits for that, and looks after requests whose deadline has passed.
+A request that was cancelled is dropped when its next chunk is made up.
+
+A worker that fails (what a graph or a request does wrong is caught long before) ends the process: a server that says it
+is broken is better than one that is silent.
+
+What this module does not know: Triton, ONNX Runtime.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from queue import Empty, SimpleQueue
+from typing import Any, Protocol
+
+from serving.backends.packed_cpu.cores import start_workers, turn, usable_cores
+from serving.backends.packed_cpu.schedule import Job, OverloadedError, Part, Schedule
+from serving.backends.packed_cpu.segments import Arrays, Segments, fault, join, select
+from serving.backends.packed_cpu.settings import Settings
+
+SWEEP = 0.05  # seconds between two looks at the deadlines
+FAILED = 70  # exit code
+
+
+class Answers(Protocol):
+    """Where answers go, and where it is known whether one is still wanted. Called from several threads."""
+
+    def send(self, request: Any, answer: Arrays) -> None:
+        """Sends the outputs."""
+
+    def refuse(self, request: Any, outcome: str, reason: str) -> None:
+        """Sends an error. `outcome` is one of `OUTCOMES`."""
+
+    def is_cancelled(self, request: Any) -> bool:
+        """Whether nobody waits for the answer any more."""
+
+
+class Figures(Protocol):
+    """What wants to know how requests fared."""
+
+    def chunk(self, parts: Sequence[Part]) -> None:
+        """A chunk was computed."""
+
+    def ended(self, outcome: str, job: Job | None, now: float) -> None:
+        """A request ended; it has no job if it was never taken."""
+
+
+OUTCOMES = ("answered", "overloaded", "full", "expired", "cancelled", "malformed", "failed")
+Compute = Callable[[list[Arrays], list[list[str]]], list[Arrays | str]]
+
+
+class Service:
+    """A model with `chunk_by`.
+
+    Args:
+        settings: the model's.
+        compute: requests' outputs, or an error's text for each that is wrong.
+        answers: where they go.
+        figures: who counts.
+        turns: folder of the lock files with which the processes of a server take turns on a core (cores.py).
+    """
+
+    def __init__(self, settings: Settings, compute: Compute, answers: Answers, figures: Figures, turns: Any) -> None:
+        self.settings, self.compute, self.answers, self.figures = settings, compute, answers, figures
+        workers = settings.threads or usable_cores()
+        self.schedule = Schedule(settings.chunk_elements, workers)
+        self.outbox: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self.sender = threading.Thread(target=self.or_die, args=(self.send_answers,), daemon=True)
+        self.sender.start()
+        self.pool = start_workers(settings.threads, turns)
+        self.loops = [self.pool.submit(self.or_die, self.work) for _ in range(workers)]
+
+    def submit(self, request: Any, inputs: Arrays, wanted: list[str], timeout: float) -> None:
+        """Takes a request, or refuses it. `timeout`: seconds that its caller waits; 0 if he did not say."""
+        lengths = inputs[self.settings.chunk_by]
+        if reason := fault(inputs, self.settings.chunk_by):
+            self.refuse(request, "malformed", f"malformed request: {reason}")
+            return
+        now = self.schedule.clock()
+        limit = min(timeout or self.settings.deadline, self.settings.deadline)
+        whole = len(lengths) != 1
+        segments = Segments(None, max(array.size for array in inputs.values())) if whole else Segments(lengths[0])
+        try:
+            self.schedule.admit(Job(request, inputs, wanted, segments, now, now + limit))
+        except OverloadedError as exc:
+            if limit < self.settings.deadline:
+                reason = f"overloaded: the answer would take {exc.seconds:.2f} s, and its caller waits {limit:.2f} s"
+                self.refuse(request, "overloaded", reason)
+            else:
+                reason = f"exceeds maximum queue size: work for {exc.seconds:.2f} s waits, {limit:g} s are allowed"
+                self.refuse(request, "full", reason)
+
+    def refuse(self, request: Any, outcome: str, reason: str) -> None:
+        """Answers a request that was not taken."""
+        self.answers.refuse(request, outcome, reason)
+        self.figures.ended(outcome, None, self.schedule.clock())
+
+    def work(self) -> None:
+        """What a worker does until the end: a chunk after another."""
+        while self.schedule.wait():
+            with turn():  # the chunk is made up when the core is free: whoever comes meanwhile may be first
+                parts, late = self.schedule.take()
+                for job in late:
+                    self.end_late(job)
+                parts = self.still_wanted(parts)
+                if parts:
+                    self.compute_chunk(parts)
+
+    def still_wanted(self, parts: list[Part]) -> list[Part]:
+        """The parts of requests that were not cancelled; the others are dropped."""
+        gone = [part for part in parts if self.answers.is_cancelled(part.job.request)]
+        for part in gone:
+            self.drop(part.job, "cancelled", "cancelled by its caller")
+        self.schedule.give_back(gone)
+        return [part for part in parts if part not in gone]
+
+    def compute_chunk(self, parts: list[Part]) -> None:
+        """Computes a chunk, and has those answered that are complete with it."""
+        began = time.perf_counter()
+        inputs = [
+            part.job.inputs if part.job.segments.whole else select(part.job.inputs, part.places, self.settings.chunk_by)
+            for part in parts
+        ]
+        outputs = self.compute(inputs, [part.job.wanted for part in parts])
+        for part, output in zip(parts, outputs, strict=True):
+            if isinstance(output, str):
+                self.drop(part.job, "malformed", output)
+            else:
+                part.job.done.append((part.places, output))
+        complete = self.schedule.finish(parts, time.perf_counter() - began)
+        for job in complete:
+            self.outbox.put(lambda job=job: self.answer(job))
+        self.figures.chunk(parts)
+
+    def answer(self, job: Job) -> None:
+        """Sends a complete request's answer; what fails here is its own error, not its neighbours'."""
+        outcome = "answered"
+        try:
+            self.answers.send(job.request, join([places for places, _ in job.done], [each for _, each in job.done]))
+        except Exception as exc:  # no room in shared memory, an output of another shape, ...
+            outcome = "failed"
+            self.answers.refuse(job.request, outcome, f"the answer cannot be put together: {exc}")
+        self.figures.ended(outcome, job, self.schedule.clock())
+
+    def drop(self, job: Job, outcome: str, reason: str) -> None:
+        """Computes no more of a request, and tells its caller."""
+        if self.schedule.drop(job, outcome):
+            self.outbox.put(lambda: self.tell(job, outcome, reason))
+
+    def end_late(self, job: Job) -> None:
+        """Tells the caller of a request that was dropped because its deadline has passed."""
+        waited = job.deadline - job.arrived
+        reason = f"request timeout expired: not answered within {waited:.2f} s"
+        self.outbox.put(lambda: self.tell(job, "expired", reason))
+
+    def tell(self, job: Job, outcome: str, reason: str) -> None:
+        """Sends the error of a request that was taken and then dropped."""
+        self.answers.refuse(job.request, outcome, reason)
+        self.figures.ended(outcome, job, self.schedule.clock())
+
+    def send_answers(self) -> None:
+        """What the sending thread does until the end."""
+        swept = time.monotonic()
+        while True:
+            with contextlib.suppress(Empty):
+                task = self.outbox.get(timeout=SWEEP)
+                if task is None:
+                    return
+                task()
+            if time.monotonic() - swept > SWEEP:
+                swept = time.monotonic()
+                for job in self.schedule.expired():
+                    self.end_late(job)
+
+    def or_die(self, run: Callable[[], None]) -> None:
+        """Runs a thread's work; a fault in it ends the process."""
+        try:
+            run()
+        except BaseException:
+            traceback.print_exc()
+            print(f"{self.settings.name}: a thread failed; its process ends with code {FAILED}", file=sys.stderr, flush=True)
+            os._exit(FAILED)
+
+    def close(self) -> None:
+        """Answers what was taken, and ends all threads."""
+        self.schedule.close(self.settings.deadline + 1)
+        self.pool.shutdown()
+        self.outbox.put(None)
+        self.sender.join()
