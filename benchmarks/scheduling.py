@@ -3,8 +3,8 @@
     python -m benchmarks scheduling
     python -m benchmarks scheduling --model clickbert_onnx --url localhost:8001
 
-The requests are a click log's own. They are packed before they are sent, and go out through one gRPC connection, so that
-the sender costs little. Measured one after another:
+The requests are a click log's own. They are packed before they are sent, and go out through one gRPC connection, so
+that the sender costs little. Measured one after another:
 
 - alone: each request by itself. What a class of size takes alone is the median of its requests.
 - saturation: 8 callers, each with its next request as soon as the last one is answered.

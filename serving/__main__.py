@@ -2,7 +2,8 @@
 
 It finds tritonserver (the one on PATH, as in NVIDIA's container, or the nvidia-pytriton wheel's), checks what that
 needs, starts it, waits until all models are ready, and prints the addresses. On a signal, Triton answers what it has
-accepted and ends; a second signal ends it at once. Flags after `--` go to tritonserver unchanged.
+accepted and ends; a second signal ends it at once. If a process of a backend dies, the server is started anew. Flags
+after `--` go to tritonserver unchanged.
 
     python -m serving
     python -m serving --repository model_repository --grpc-port 9001
@@ -24,13 +25,16 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+import time
 from pathlib import Path
 from types import FrameType
 
 from serving.addresses import LOOPBACK, Addresses, find_address
 from serving.checks import check_triton
-from serving.server import Server, why_not_ready
+from serving.server import BackendDiedError, Server, why_not_ready
 from serving.triton import ServingError, find_triton
+
+LEAST_LIFE = 60.0  # seconds after a new start; a server whose backend dies sooner would die again and again
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -101,21 +105,42 @@ def serve(server: Server) -> int:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, stop)
     try:
-        with server:
-            addresses = server.addresses
-            print(
-                f"serving: {', '.join(server.models)} ready\n"
-                f"serving: gRPC {addresses.grpc}  HTTP {addresses.http}  metrics {addresses.metrics}",
-                flush=True,
-            )
-            code = server.running().wait()
-            print(f"serving: tritonserver ended by itself with code {code}; its log above says why", file=sys.stderr)
-            return code or 1
+        restarted = -LEAST_LIFE
+        while True:
+            try:
+                return run(server)
+            except BackendDiedError as exc:
+                print(f"serving: {exc}; the server's log above may say why", file=sys.stderr, flush=True)
+                if time.monotonic() - restarted < LEAST_LIFE:
+                    print(
+                        "serving: that was soon after the last time: the server is not started again", file=sys.stderr
+                    )
+                    return 1
+                print("serving: the server is started again", file=sys.stderr, flush=True)
+                restarted = time.monotonic()
     except KeyboardInterrupt:
         code = server.running().returncode if server.process else 0
         print(f"serving: ended on {signal.Signals(stopping[0]).name}", file=sys.stderr)
         # Triton ends with 0 when it has drained. A negative code means that it had to be killed.
         return 0 if code == 0 else 1
+
+
+def run(server: Server) -> int:
+    """Starts the server, and waits until it ends by itself. Returns the exit code. Raises BackendDiedError."""
+    with server:
+        addresses = server.addresses
+        print(
+            f"serving: {', '.join(server.models)} ready\n"
+            f"serving: gRPC {addresses.grpc}  HTTP {addresses.http}  metrics {addresses.metrics}",
+            flush=True,
+        )
+        try:
+            code = server.watch()
+        except BackendDiedError:
+            server.kill()  # what the process had taken nobody can answer; this tells the callers so at once
+            raise
+        print(f"serving: tritonserver ended by itself with code {code}; its log above says why", file=sys.stderr)
+        return code or 1
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 from serving.addresses import LOOPBACK, Addresses
+from serving.backends.packed_cpu.presence import find_dead
 from serving.checks import check_ports, check_triton, published_models
 from serving.runtime import RuntimeFolder
 from serving.triton import ServingError, Triton, environment, find_triton, lay_out_backends
@@ -27,7 +28,12 @@ from serving.triton import ServingError, Triton, environment, find_triton, lay_o
 __all__ = ["LOOPBACK", "Addresses", "Server", "open_directly", "why_not_ready"]
 
 DRAIN = 30  # seconds in which Triton answers what it has accepted; then it ends all the same
+LOOK = 0.1  # seconds between two looks at the backends' processes
 DIRECTLY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+class BackendDiedError(RuntimeError):
+    """A process of the server's backends died; the message says which one. The server must be started anew."""
 
 
 class Server:
@@ -59,6 +65,7 @@ class Server:
         self.models = find_models(self.repository, self.triton)
         self.process: subprocess.Popen[bytes] | None = None
         self.folder: RuntimeFolder | None = None
+        self.needs_python = True
         refuse_flags(flags, self.own_flags(self.repository, self.triton.backends))
 
     def own_flags(self, repository: Path, backends: Path) -> list[str]:
@@ -150,6 +157,18 @@ class Server:
         if self.process is None:
             raise ServingError("the server was not started; call start() first")
         return self.process
+
+    def watch(self) -> int:
+        """Waits until the server ends, and returns its exit code.
+
+        Raises:
+            BackendDiedError: a process of its backends died; the server is broken, and does not say so.
+        """
+        while True:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return self.running().wait(timeout=LOOK)
+            if self.folder and (dead := find_dead(self.folder.path / "backends")):
+                raise BackendDiedError(f"the process of {', '.join(dead)} died")
 
     def where_the_log_is(self) -> str:
         """Says where the log is."""

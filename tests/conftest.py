@@ -94,7 +94,9 @@ def published_repository(shared: Path, published_engines: Path) -> Path:
         shutil.copytree(published_engines, path, ignore=shutil.ignore_patterns("clickbert_trt_*"))
         for config in path.glob("clickbert_onnx*/config.pbtxt"):
             text = config.read_text(encoding="utf-8")
-            patient = text.replace("default_timeout_microseconds: 10000000", "default_timeout_microseconds: 60000000")
+            patient = text.replace(
+                '"deadline_seconds" value { string_value: "10" }', '"deadline_seconds" value { string_value: "60" }'
+            )
             assert patient != text
             config.write_text(patient, encoding="utf-8")
 

@@ -24,8 +24,8 @@ from export.graph.packing import add_longest
 from export.tensorrt.runtime import LoadedPlan, load_tensorrt
 from release.hardware import keep_products_whole
 from release.names import COUNT_INPUTS, LOGITS, MODEL_FILE, PLAN_FILE, REQUEST_INPUTS
-from serving.backends.packed_cpu.segments import Array, Arrays, cut
 from serving.backends.packed_cpu.cores import start_workers, usable_cores
+from serving.backends.packed_cpu.segments import Array, Arrays, cut
 
 BUDGETS = (256, 512, 1024, None)  # `segments x longest` of a chunk; None: a request as it comes
 LENGTHS = REQUEST_INPUTS[-1]

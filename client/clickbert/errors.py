@@ -6,7 +6,7 @@
     └── ServerError                             the server failed in a way that has no class of its own
         ├── ConnectionFailedError               nothing answers there, it is no gRPC port, or TLS or a proxy fails
         ├── ServerTimeoutError                  the deadline passed, here or in the server's queue
-        ├── ServerOverloadedError               its queue is full, or the answer would come too late: nothing was computed
+        ├── ServerOverloadedError               it is busy: the answer would come too late. Nothing was computed
         ├── ServerUnavailableError              the server drains, or loads or unloads the model: a passing state
         ├── AuthenticationError                 the server or a gateway wants a token, or refuses the one sent
         ├── ModelNotFoundError                  the server has no such model, or no such version of it

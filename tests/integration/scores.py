@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -11,11 +12,13 @@ from typing import TypeVar
 import numpy as np
 import tritonclient.grpc as triton
 
+from benchmarks.load_gen.metrics import total
 from clickbert import Ranker
 from finetune.checkpoint.load import label_names, load_checkpoint
 from finetune.data.clicklog import ClickRow
 from finetune.evaluation.metrics import click_probability
 from finetune.evaluation.scoring import score_rows
+from serving.backends.packed_cpu.figures import PERIOD
 from serving.server import Server, open_directly
 from tests.processes import children, paused
 from tests.waiting import eventually
@@ -35,19 +38,28 @@ def as_rows(pairs: list[tuple[str, str]]) -> list[ClickRow]:
 
 
 class Executions:
-    """Counts a model's executions from now on."""
+    """Counts a model's executions from now on: chunks, or, of a model that has none, what Triton counts."""
 
     def __init__(self, server: Server, model: str = "clickbert_onnx") -> None:
+        self.server = server
         self.client = triton.InferenceServerClient(server.addresses.grpc)
         self.model = model
+        time.sleep(3 * PERIOD)  # what was asked before is counted by then
         self.before = self.counts()
 
     def counts(self) -> tuple[int, int]:
+        figures = self.metrics()
+        if requests := total(figures, "clickbert_requests_total", model=self.model):
+            return int(total(figures, "clickbert_chunks_total", model=self.model)), int(requests)
         statistics = self.client.get_inference_statistics(self.model).model_stats[0]
         return statistics.execution_count, statistics.inference_count
 
+    def metrics(self) -> str:
+        with open_directly(self.server.addresses.metrics) as metrics:
+            return str(metrics.read(), "utf-8")
+
     def of(self, requests: int) -> int:
-        """How many executions so many requests took. (Triton counts an execution after it has answered.)"""
+        """How many executions so many requests took. (They are counted after the answer.)"""
         eventually(lambda: self.counts()[1] - self.before[1] >= requests)
         return self.counts()[0] - self.before[0]
 

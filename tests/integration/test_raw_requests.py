@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,8 +10,8 @@ import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from serving.server import Server
-from tests.integration.scores import Executions, waiting_requests
-from tests.published import serve
+from tests.integration.scores import Executions
+from tests.serving.busy_cores import busy_cores, needs_bound_cores, waiting_in_the_schedule
 from tests.waiting import eventually
 
 GOOD = {"input_ids": [2, 6, 3, 7, 3], "token_type_ids": [0, 0, 0, 1, 1], "lengths": [5]}
@@ -61,36 +58,31 @@ def test_a_malformed_request_is_an_error_and_the_next_one_is_answered(published_
     assert np.array_equal(send(published_server, **GOOD), expected)
 
 
-@pytest.fixture(scope="module")
-def merging_server(published_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """It waits for four requests, which it merges in the order in which they came."""
-    repository = shutil.copytree(published_repository, tmp_path_factory.mktemp("merging") / "repository")
-    shutil.rmtree(repository / "clickbert_onnx_int8")
-    config = repository / "clickbert_onnx" / "config.pbtxt"
-    text = config.read_text(encoding="utf-8")
-    assert "max_batch_size: 4" in text
-    waiting = text.replace("max_queue_delay_microseconds: 0", "max_queue_delay_microseconds: 60000000")
-    waiting = waiting.replace("default_timeout_microseconds: 60000000", "default_timeout_microseconds: 120000000")
-    config.write_text(waiting[: waiting.index("model_warmup")], encoding="utf-8")  # the warm-up would wait, too
-    with serve(repository) as server:
-        yield server
-
-
+@needs_bound_cores
 @pytest.mark.parametrize("spoiled", MALFORMED.values(), ids=MALFORMED.keys())
 @pytest.mark.parametrize("place", [0, 1])
-def test_a_malformed_request_merged_before_good_ones_fails_alone(
-    published_server: Server, merging_server: Server, spoiled: dict, place: int
+def test_a_malformed_request_in_a_chunk_with_good_ones_fails_alone(
+    published_server: Server, spoiled: dict, place: int
 ) -> None:
     requests: list[dict] = [GOOD, OTHER, GOOD]
+    expected = [send(published_server, **request) for request in requests]
     requests.insert(place, GOOD | spoiled)
-    executions = Executions(merging_server)
+    executions = Executions(published_server)
     with ThreadPoolExecutor(4) as pool:
-        answers: list[Future[np.ndarray]] = []
-        for number, request in enumerate(requests):
-            eventually(lambda number=number: waiting_requests(merging_server) == number)
-            answers.append(pool.submit(send, merging_server, **request))
+        with busy_cores(published_server):
+            answers: list[Future[np.ndarray]] = []
+            for number, request in enumerate(requests):
+                answers.append(pool.submit(send, published_server, **request))
+                arrived = number + 1
+                eventually(
+                    lambda arrived=arrived: (
+                        waiting_in_the_schedule(published_server, "clickbert_onnx")
+                        + sum(answer.done() for answer in answers)
+                        == arrived
+                    )
+                )
     with pytest.raises(InferenceServerException, match=r"malformed request|at most"):
         answers.pop(place).result()
-    for answer, request in zip(answers, (GOOD, OTHER, GOOD), strict=True):
-        assert np.allclose(answer.result(), send(published_server, **request), atol=1e-5)
-    assert executions.of(3) == 1, "all four were merged"
+    for answer, right in zip(answers, expected, strict=True):
+        assert np.allclose(answer.result(), right, atol=1e-5)
+    assert executions.of(4) == 1, "all that were computed shared a chunk"

@@ -47,7 +47,8 @@ def in_graph(values: list[onnx.ValueInfoProto]) -> dict[str, tuple[int, list[int
 def test_every_config_is_valid_and_names_its_folder(model: str) -> None:
     config = read(model)
     assert config.name == model
-    assert config.backend == ("tensorrt" if model in TENSORRT else "onnxruntime")
+    backend = "onnxruntime" if model == names.TOKENIZER_MODEL else "packed_cpu"
+    assert config.backend == ("tensorrt" if model in TENSORRT else backend)
     text = (TEMPLATES / model / names.CONFIG_FILE).read_text(encoding="utf-8")
     assert text.startswith("#"), "a config says what it is for"
 
@@ -86,12 +87,17 @@ def test_the_configs_of_one_backend_differ_in_the_name_alone(models: set[str]) -
 @pytest.mark.parametrize("model", sorted(CLICK_MODELS))
 def test_requests_are_batched_with_limits(model: str) -> None:
     config = read(model)
-    policy = config.dynamic_batching.default_queue_policy
     assert config.max_batch_size > 1
-    assert policy.max_queue_size > 0
-    assert policy.default_timeout_microseconds > 0
-    assert policy.timeout_action == policy.REJECT
     assert config.version_policy.latest.num_versions == 1
+    if model in TENSORRT:
+        policy = config.dynamic_batching.default_queue_policy
+        assert policy.max_queue_size > 0
+        assert policy.default_timeout_microseconds > 0
+        assert policy.timeout_action == policy.REJECT
+    else:  # the backend has a queue of its own
+        assert not config.dynamic_batching.HasField("default_queue_policy")
+        assert sum(group.count for group in config.instance_group) == 1
+        assert float(config.parameters["deadline_seconds"].string_value) > 0
 
 
 @pytest.mark.parametrize("model", sorted(CLICK_MODELS))

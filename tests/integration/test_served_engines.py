@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from clickbert import Ranker
 from finetune.data.clicklog import ClickRow
-from serving.backends.onnxruntime.workers import usable_cores
 from serving.server import Server
 from tests.integration.scores import PATIENCE, score_at_once
 from tests.published import serve
+from tests.serving.busy_cores import busy_cores, needs_bound_cores
 from tests.waiting import eventually
 
 
@@ -43,7 +40,7 @@ def test_a_tensorrt_graph_gets_the_longest_pair_as_a_shape(
     for model in ("clickbert_trt_fp16", "clickbert_tokenizer"):
         shutil.copytree(published_engines / model, repository / model)
     config = repository / "clickbert_trt_fp16" / "config.pbtxt"
-    text = config.read_text(encoding="utf-8").replace('backend: "tensorrt"', 'backend: "onnxruntime"')
+    text = config.read_text(encoding="utf-8").replace('backend: "tensorrt"', 'backend: "packed_cpu"')
     text = text.replace('kind: KIND_GPU profile: [ "0" ]', "kind: KIND_CPU")
     config.write_text(text, encoding="utf-8")
     pairs = [(row.query, row.document) for row in rows[:96]]
@@ -53,21 +50,17 @@ def test_a_tensorrt_graph_gets_the_longest_pair_as_a_shape(
     assert executions < len(pairs), "requests with different longest pairs were merged"
 
 
-@pytest.mark.skipif(usable_cores() < len(os.sched_getaffinity(0)), reason="a CPU limit: threads are not bound to cores")
+@needs_bound_cores
 def test_a_ranking_waits_for_its_turn_on_the_cores(published_server: Server, ranker: Ranker) -> None:
     assert published_server.folder
-    folder = published_server.folder.path / "backends" / "onnxruntime"
+    folder = published_server.folder.path / "backends" / "packed_cpu"
     busy = [folder / f"core{core}.busy" for core in os.sched_getaffinity(0)]
-    with ExitStack() as held, ThreadPoolExecutor(1) as pool:
-        ranker.rank("w1", ["w2"])
-        for file in busy:  # made by the instances when they were loaded
-            fcntl.flock(held.enter_context(file.open("rb")), fcntl.LOCK_EX)
-        answer = pool.submit(ranker.rank, "w1", ["w2 w3", "w4"])
-        try:
+    ranker.rank("w1", ["w2"])
+    with ThreadPoolExecutor(1) as pool:
+        with busy_cores(published_server):
+            answer = pool.submit(ranker.rank, "w1", ["w2 w3", "w4"])
             eventually(lambda: any(somebody_waits_for(file) for file in busy))
             assert not answer.done()
-        finally:
-            held.close()
         assert len(answer.result(PATIENCE)) == 2
 
 

@@ -11,7 +11,6 @@ import pytest
 
 from release import hardware
 from release.hardware import Gpu, NoGpuError, find_gpus, query_gpus
-from serving.triton import STAND_INS, Triton, lay_out_backends
 
 
 def answer(monkeypatch: pytest.MonkeyPatch, folder: Path, script: str) -> None:
@@ -51,20 +50,6 @@ def test_without_nvidia_smi_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(NoGpuError, match="nvidia-smi: "):
         query_gpus()
-
-
-def test_the_stand_in_gets_a_copy_that_needs_nothing_else(tmp_path: Path) -> None:
-    backends = tmp_path / "triton" / "backends"
-    (backends / "python").mkdir(parents=True)
-    served = tmp_path / "served"
-    lay_out_backends(Triton(tmp_path / "tritonserver", backends, None), served)
-    neighbours = {path.name for path in (served / "onnxruntime").glob("*.py")}
-    assert neighbours == {path.name for path in (STAND_INS / "onnxruntime").glob("*.py")} | {"hardware.py"}
-    program = "import hardware, sys; print(hardware.__file__, 'release' in sys.modules)"
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=served / "onnxruntime", env={}, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.split() == [str(served / "onnxruntime" / "hardware.py"), "False"]
 
 
 def test_release_imports_the_standard_library_only() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from onnx import TensorProto, helper
 
-from tests.serving.test_stand_in import value, write_model
+from tests.serving.small_models import value, write_model
 
 
 @pytest.fixture(scope="session")

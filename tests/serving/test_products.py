@@ -1,13 +1,8 @@
-"""Integer products stay whole on every processor: in the stand-in, at the gate, and by refusal where they would not."""
+"""Integer products stay whole on every processor: in our backend, at the gate, and by refusal where they would not."""
 
 from __future__ import annotations
 
-import importlib
-import json
-import runpy
 import shutil
-import sys
-import types
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +13,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from export.graph.session import open_on_cpu
 from release import hardware
+from serving.backends.packed_cpu.graph import Graph
+from serving.backends.packed_cpu.settings import Settings
 from serving.checks import published_models
-from serving.triton import STAND_INS, ServingError, Triton, find_triton
+from serving.triton import ServingError, Triton, find_triton
 
 OPTION = "session.x64quantprecision"
 WITHOUT = "processor: 0\nflags: fpu sse4_1 avx2 avx512f\n"
@@ -55,31 +52,15 @@ def compute(session: onnxruntime.InferenceSession) -> None:
         assert np.array_equal(np.abs(y), np.full((rows, 32), 255 * 127 * 64))
 
 
-@pytest.fixture
-def stand_in(monkeypatch: pytest.MonkeyPatch, cpuinfo: Path) -> type:
-    """The stand-in's class, as Triton's Python backend loads it, without Triton."""
-    folder = STAND_INS / "onnxruntime"
-    monkeypatch.syspath_prepend(str(folder))
-    monkeypatch.setitem(sys.modules, "hardware", hardware)  # its neighbours, by their names there
-    for name in ("chunks", "workers"):
-        monkeypatch.setitem(sys.modules, name, importlib.import_module(f"serving.backends.onnxruntime.{name}"))
-    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", types.ModuleType("triton_python_backend_utils"))
-    found: type = runpy.run_path(str(folder / "model.py"))["TritonPythonModel"]
-    return found
-
-
-def by_the_stand_in(stand_in: type, repository: Path) -> onnxruntime.InferenceSession:
-    """The session that it opens."""
+def by_the_backend(repository: Path) -> onnxruntime.InferenceSession:
+    """The session that packed_cpu opens."""
     config = {
         "name": "clickbert_onnx_int8",
         "max_batch_size": 0,
         "input": [{"name": "x", "data_type": "TYPE_UINT8", "dims": ["-1", "64"]}],
         "output": [{"name": "y", "data_type": "TYPE_FP32", "dims": ["-1", "32"]}],
     }
-    model = stand_in()
-    folder = str(repository / "clickbert_onnx_int8")
-    model.initialize({"model_config": json.dumps(config), "model_repository": folder, "model_version": "3"})
-    session: onnxruntime.InferenceSession = model.session
+    session: onnxruntime.InferenceSession = Graph(Settings.of(config), repository / "clickbert_onnx_int8" / "3").session
     return session
 
 
@@ -100,12 +81,12 @@ def test_products_are_whole_on_this_processor() -> None:
 
 @pytest.mark.parametrize("flags", [WITHOUT, None, *WITH], ids=["without", "unknown", *WITH])
 def test_where_there_is_no_vnni_onnx_runtime_is_asked_to_keep_them(
-    stand_in: type, repository: Path, cpuinfo: Path, flags: str | None
+    repository: Path, cpuinfo: Path, flags: str | None
 ) -> None:
     cpuinfo.write_text(WITH.get(flags or "", flags or ""))
     if flags is None:
         cpuinfo.unlink()
-    for session in (by_the_stand_in(stand_in, repository), open_on_cpu(graph(), for_gpu=False)):
+    for session in (by_the_backend(repository), open_on_cpu(graph(), for_gpu=False)):
         assert asked(session) == (flags not in WITH)
         if flags not in WITH:  # a graph that ONNX Runtime could not convert would not have been opened
             compute(session)
@@ -152,7 +133,7 @@ def test_tritons_own_backend_does_not_serve_int8_without_vnni(
     assert published_models(repository, with_onnxruntime) == ["clickbert_onnx_int8"]
 
 
-def test_the_stand_in_serves_it(repository: Path, cpuinfo: Path) -> None:
+def test_packed_cpu_serves_it(repository: Path, cpuinfo: Path) -> None:
     if find_triton().has_onnxruntime:
         pytest.skip("this Triton has the C++ backend")
     assert published_models(repository, find_triton()) == ["clickbert_onnx_int8"]

@@ -30,7 +30,7 @@ from serving.server import Addresses, Server, why_not_ready
 from serving.triton import PYTHON, ServingError, find_triton
 from tests.processes import children, paused
 from tests.published import serve
-from tests.serving.test_stand_in import value, write_model
+from tests.serving.small_models import value, write_model
 from tests.waiting import eventually
 
 # Nothing listens there: whatever asks loopback by a proxy fails.

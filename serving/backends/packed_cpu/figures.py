@@ -1,9 +1,11 @@
 """Counts how requests fared, and publishes it at Triton's metrics endpoint.
 
-Triton's own durations end when the backend has taken a request, so they say nothing. Every figure has the labels `model`
-and `version`, and the durations `up_to`: the class of the request's size, by its elements (a click model's are tokens).
+Triton's own durations end when the backend has taken a request, so they say nothing. Every figure has the labels
+`model` and `version`, and the durations `up_to`: the class of the request's size, by its elements (a click model's are
+tokens).
 
-    clickbert_requests_total              by `outcome`: answered, overloaded, full, expired, cancelled, malformed, failed
+    clickbert_requests_total              by `outcome`: answered, overloaded, full, expired, cancelled, malformed,
+    failed
     clickbert_request_waiting_seconds     from its arrival to its first chunk
     clickbert_request_computing_seconds   its share of its chunks' time on a core
     clickbert_request_seconds             from its arrival to its answer
@@ -49,7 +51,9 @@ HELP = {
     PADDED: "Elements computed, if each request was padded to its longest segment",
     DROPPED: "Elements of requests that were taken and then dropped before these were computed",
     CHUNKS: "Chunks computed",
-    **dict(zip(LOADS, ("Requests that wait", "Elements that wait", "Seconds that all cores need for them"), strict=True)),
+    **dict(
+        zip(LOADS, ("Requests that wait", "Elements that wait", "Seconds that all cores need for them"), strict=True)
+    ),
 }
 Open = Callable[[str, str, dict[str, str]], Any]
 

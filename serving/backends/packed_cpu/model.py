@@ -7,16 +7,13 @@ sender when it is done (service.py). settings.py says what a config may ask for.
 Where Triton has no onnxruntime backend this one serves under that name, too. A model without `chunk_by` is computed
 within `execute`, all requests of a call together.
 
-Triton's Python stub has a Python path of its own: this file's folder holds a copy of what it imports from the repository
-(`serving.triton.lay_out_backends`).
-"""
+Triton's Python stub has a Python path of its own: this file's folder holds a copy of what it imports from the
+repository (`serving.triton.lay_out_backends`)."""
 
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import json
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +22,7 @@ import triton_python_backend_utils as pb_utils
 
 from serving.backends.packed_cpu import figures
 from serving.backends.packed_cpu.graph import Graph
+from serving.backends.packed_cpu.presence import Presence
 from serving.backends.packed_cpu.segments import Array, Arrays
 from serving.backends.packed_cpu.service import Service
 from serving.backends.packed_cpu.settings import Settings, UnsupportedError
@@ -54,9 +52,12 @@ class TritonPythonModel:
         except UnsupportedError as exc:
             raise pb_utils.TritonModelException(str(exc)) from exc
         if self.settings.chunk_by:
-            self.figures = figures.Published(open_metric, {"model": args["model_name"], "version": args["model_version"]})
+            self.figures = figures.Published(
+                open_metric, {"model": args["model_name"], "version": args["model_version"]}
+            )
             self.service = Service(self.settings, self.graph.answer, Responses(), self.figures, HERE)
             self.figures.start(self.service.schedule)
+            self.presence = Presence(HERE, f"{args['model_name']}.{args['model_version']}")
 
     def execute(self, requests: list[Any]) -> list[Any] | None:
         """Takes requests over. Without `chunk_by`, returns their answers in order."""
@@ -80,6 +81,7 @@ class TritonPythonModel:
         if self.service:
             self.service.close()
             self.figures.close()
+            self.presence.leave()
 
     def read(self, request: Any) -> Arrays | str:
         """A request's inputs by name, copied out of the memory that it shares with Triton; or an error's text."""

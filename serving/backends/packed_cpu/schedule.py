@@ -1,9 +1,9 @@
 """Which segments of which requests are computed next, and which requests are not taken at all.
 
 Order. A request's key is the time of its arrival plus `STRETCH` times the time that its remaining work takes. The least
-key is next. So of two that arrive together the smaller goes first; a small one overtakes a large one between two chunks;
-and a large one is not starved: whoever arrives more than `STRETCH` times its own work later stays behind it. A request's
-key falls as it is computed, so what was begun is finished.
+key is next. So of two that arrive together the smaller goes first; a small one overtakes a large one between two
+chunks; and a large one is not starved: whoever arrives more than `STRETCH` times its own work later stays behind it. A
+request's key falls as it is computed, so what was begun is finished.
 
 Admission. What a request would wait for is the work before it in that order. Where that takes longer than its deadline
 allows it is refused at once, and the others do not wait for an answer that nobody would read.
@@ -137,7 +137,8 @@ class Schedule:
     def take(self) -> tuple[list[Part], list[Job]]:
         """The parts of the next chunk, none if nothing waits any more; and the requests that expired."""
         parts: list[Part] = []
-        late, looked = [], []
+        late: list[Job] = []
+        looked: list[Job] = []
         with self.changed:
             now, room = self.clock(), Room(self.budget)
             while self.waiting and len(looked) < LOOK and not room.is_full():
@@ -185,10 +186,11 @@ class Schedule:
             return self.end(job, outcome)
 
     def give_back(self, parts: list[Part]) -> None:
-        """Takes note of parts that are not computed, because their requests were dropped."""
+        """Takes note of parts that are not computed, because their requests are dropped."""
         with self.changed:
             for part in parts:
                 part.job.running -= 1
+                part.job.dropped += part.elements
                 self.running -= part.elements
 
     def expired(self) -> list[Job]:
@@ -216,15 +218,19 @@ class Schedule:
             return empty
 
     def key(self, job: Job) -> float:
+        """A request's place in the order."""
         return job.arrived + STRETCH * job.segments.elements * self.pace / self.workers
 
     def push(self, job: Job, key: float) -> None:
+        """Puts a request among those that wait."""
         heapq.heappush(self.waiting, (key, next(self.numbers), job))
 
     def end(self, job: Job, outcome: str) -> bool:
+        """Computes no more of a request. Returns False if it had ended before."""
         if job.outcome is not None:
             return False
-        job.outcome, job.dropped = outcome, job.segments.elements
+        job.outcome = outcome
+        job.dropped += job.segments.elements
         job.segments.clear()
         self.open_jobs.discard(job)
         if not self.open_jobs:

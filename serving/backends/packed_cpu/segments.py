@@ -1,10 +1,10 @@
 """The segments of a request: which of them a chunk takes, and how its answer is put together again.
 
-A request's inputs are segments laid end to end (a click model's are pairs of texts), and one input, its lengths, says how
-many elements each segment has. A chunk costs as much attention as if each of its segments were as long as its longest,
-and a chunk that fits the processor's cache is computed faster. So a chunk takes segments of similar length, as many as
-`segments x longest` allows within a budget. What a request brings to a chunk is a small request of its own: whatever the
-model checks or counts for each request, it checks and counts for each such part.
+A request's inputs are segments laid end to end (a click model's are pairs of texts), and one input, its lengths, says
+how many elements each segment has. A chunk costs as much attention as if each of its segments were as long as its
+longest, and a chunk that fits the processor's cache is computed faster. So a chunk takes segments of similar length, as
+many as `segments x longest` allows within a budget. What a request brings to a chunk is a small request of its own:
+whatever the model checks or counts for each request, it checks and counts for each such part.
 
 What this module does not know: Triton, ONNX Runtime, time, what the elements are.
 """
@@ -36,6 +36,10 @@ class Room:
     def is_full(self) -> bool:
         """Whether no further segment fits."""
         return bool(self.segments) and (self.segments + 1) * self.longest > self.budget
+
+    def close(self) -> None:
+        """Lets nothing more in."""
+        self.longest = max(self.longest, self.budget)
 
     def first_fit(self, lengths: Array) -> int:
         """The place of the longest of these segments that still fits, or their number. `lengths` descend."""
@@ -79,6 +83,8 @@ class Segments:
         if first == len(self.lengths) or (self.whole and room.segments):
             return None
         last = first + room.take(int(self.lengths[first]), len(self.lengths) - first)
+        if self.whole:
+            room.close()
         taken = np.sort(self.places[first:last])
         self.elements -= int(self.lengths[first:last].sum())
         self.places = np.delete(self.places, slice(first, last))

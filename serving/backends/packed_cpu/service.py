@@ -1,8 +1,8 @@
 """Answers the requests of one model: admits them, computes them in chunks on all cores, answers each when it is done.
 
-`submit` returns at once. A worker for each core computes the chunk that the schedule says is next; a further thread puts
-answers together and sends them, so that no core waits for that, and looks after requests whose deadline has passed.
-A request that was cancelled is dropped when its next chunk is made up.
+`submit` returns at once. A worker for each core computes the chunk that the schedule says is next; a further thread
+puts answers together and sends them, so that no core waits for that, and looks after requests whose deadline has
+passed. A request that was cancelled is dropped when its next chunk is made up.
 
 A worker that fails (what a graph or a request does wrong is caught long before) ends the process: a server that says it
 is broken is better than one that is silent.
@@ -19,6 +19,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
@@ -118,9 +119,9 @@ class Service:
     def still_wanted(self, parts: list[Part]) -> list[Part]:
         """The parts of requests that were not cancelled; the others are dropped."""
         gone = [part for part in parts if self.answers.is_cancelled(part.job.request)]
+        self.schedule.give_back(gone)
         for part in gone:
             self.drop(part.job, "cancelled", "cancelled by its caller")
-        self.schedule.give_back(gone)
         return [part for part in parts if part not in gone]
 
     def compute_chunk(self, parts: list[Part]) -> None:
@@ -138,7 +139,7 @@ class Service:
                 part.job.done.append((part.places, output))
         complete = self.schedule.finish(parts, time.perf_counter() - began)
         for job in complete:
-            self.outbox.put(lambda job=job: self.answer(job))
+            self.outbox.put(partial(self.answer, job))
         self.figures.chunk(parts)
 
     def answer(self, job: Job) -> None:
@@ -154,13 +155,13 @@ class Service:
     def drop(self, job: Job, outcome: str, reason: str) -> None:
         """Computes no more of a request, and tells its caller."""
         if self.schedule.drop(job, outcome):
-            self.outbox.put(lambda: self.tell(job, outcome, reason))
+            self.outbox.put(partial(self.tell, job, outcome, reason))
 
     def end_late(self, job: Job) -> None:
         """Tells the caller of a request that was dropped because its deadline has passed."""
         waited = job.deadline - job.arrived
         reason = f"request timeout expired: not answered within {waited:.2f} s"
-        self.outbox.put(lambda: self.tell(job, "expired", reason))
+        self.outbox.put(partial(self.tell, job, "expired", reason))
 
     def tell(self, job: Job, outcome: str, reason: str) -> None:
         """Sends the error of a request that was taken and then dropped."""
@@ -187,7 +188,11 @@ class Service:
             run()
         except BaseException:
             traceback.print_exc()
-            print(f"{self.settings.name}: a thread failed; its process ends with code {FAILED}", file=sys.stderr, flush=True)
+            print(
+                f"{self.settings.name}: a thread failed; its process ends with code {FAILED}",
+                file=sys.stderr,
+                flush=True,
+            )
             os._exit(FAILED)
 
     def close(self) -> None:

@@ -23,7 +23,7 @@ from benchmarks.saturation.ceiling import (
 from benchmarks.saturation.tokens import pack, published_tokenizer
 from clickbert.wire.tokenization import PackedPairs
 from release.names import MODEL_FILE
-from serving.backends.onnxruntime.chunks import cut
+from serving.backends.packed_cpu.segments import Room, Segments
 
 CLICK_MODEL = "clickbert_onnx"
 
@@ -51,8 +51,9 @@ def test_every_layout_computes_the_same_logits(
     for place, request in enumerate(to_requests(packed)):
         found = np.full_like(whole[place], np.nan)
         # Which of the request's pairs each feed had, in the order of the feeds.
-        for chunk in cut([request], ceiling.LENGTHS, budget) if budget else [None]:
-            rows = range(len(found)) if chunk is None else np.concatenate([part.segments for part in chunk])
+        segments = Segments(request[ceiling.LENGTHS][0])
+        while segments:
+            rows = segments.take(Room(budget or 10**9))
             assert np.isnan(found[rows]).all()
             found[rows] = next(answers)
         assert found == pytest.approx(whole[place], abs=1e-5)

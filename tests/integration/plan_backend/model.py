@@ -1,4 +1,4 @@
-"""Triton's tensorrt backend as far as the tests need it: the stand-in's code, with a plan where the graph was.
+"""Triton's tensorrt backend as far as the tests need it: packed_cpu's code, with a plan where the graph was.
 
 Triton's own C++ backend is in NVIDIA's container only. Found as `tensorrt/model.py` it gets the same requests by the
 same config.pbtxt, and computes on the GPU. CLICKBERT_ROOT says where the project is.
@@ -6,7 +6,6 @@ same config.pbtxt, and computes on the GPU. CLICKBERT_ROOT says where the projec
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import sys
@@ -17,15 +16,14 @@ from typing import Any
 import onnxruntime
 
 ROOT = Path(os.environ["CLICKBERT_ROOT"])
-STAND_IN = ROOT / "serving" / "backends" / "onnxruntime"
-sys.path[:0] = [str(ROOT), str(STAND_IN)]
+sys.path.insert(0, str(ROOT))
 
 from export.tensorrt.runtime import LoadedPlan, load_tensorrt  # noqa: E402 (found by the path above)
 from release.names import TENSORRT_INPUTS  # noqa: E402
 
 
 class PlanSession:
-    """A plan, with the part of onnxruntime.InferenceSession that the stand-in uses."""
+    """A plan, with the part of onnxruntime.InferenceSession that packed_cpu uses."""
 
     def __init__(self, path: str, *_: Any, **__: Any) -> None:
         self.plan = LoadedPlan(load_tensorrt(), Path(path).read_bytes())
@@ -42,13 +40,12 @@ class PlanSession:
 
 
 onnxruntime.InferenceSession = PlanSession
-spec = importlib.util.spec_from_file_location("stand_in", STAND_IN / "model.py")
-stand_in = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(stand_in)
+
+from serving.backends.packed_cpu import model  # noqa: E402 (it opens plans from here on)
 
 
-class TritonPythonModel(stand_in.TritonPythonModel):
-    """The stand-in; a plan's file has another name."""
+class TritonPythonModel(model.TritonPythonModel):
+    """Our backend; a plan's file has another name."""
 
     def initialize(self, args: dict[str, str]) -> None:
         config = json.loads(args["model_config"])

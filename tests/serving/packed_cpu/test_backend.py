@@ -1,4 +1,4 @@
-"""The stand-in onnxruntime backend on the real tritonserver, with models that have nothing to do with BERT."""
+"""The packed_cpu backend on the real tritonserver, with models that have nothing to do with BERT."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from serving.server import Addresses, Server
 from serving.triton import ServingError
+from tests.serving.busy_cores import busy_cores, needs_bound_cores, waiting_in_the_schedule
+from tests.serving.small_models import value, write_model
 from tests.waiting import eventually
 
 INT32, INT64, FLOAT = TensorProto.INT32, TensorProto.INT64, TensorProto.FLOAT
@@ -28,21 +30,6 @@ batch_output { kind: BATCH_SCATTER_WITH_INPUT_SHAPE target_name: "y" source_inpu
 parameters { key: "chunk_by" value { string_value: "lengths" } }
 parameters { key: "chunk_elements" value { string_value: "12" } }
 parameters { key: "nan_is_error" value { string_value: "true" } }"""
-
-
-def write_model(
-    repository: Path, name: str, nodes: list, inputs: list, outputs: list, config: str, constants: tuple = ()
-) -> None:
-    graph = helper.make_graph(nodes, name, inputs, outputs, initializer=list(constants))
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
-    onnx.checker.check_model(model)
-    (repository / name / "1").mkdir(parents=True)
-    onnx.save(model, repository / name / "1" / "model.onnx")
-    (repository / name / "config.pbtxt").write_text(f'name: "{name}" backend: "onnxruntime"\n{config}')
-
-
-def value(name: str, kind: int, *dims: object) -> onnx.ValueInfoProto:
-    return helper.make_tensor_value_info(name, kind, list(dims))
 
 
 def write_repository(repository: Path) -> None:
@@ -143,11 +130,16 @@ def write_repository(repository: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[triton.InferenceServerClient]:
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("repository")
     write_repository(folder)
     with (folder.parent / "triton.log").open("wb") as log, Server(folder, Addresses.free(), log=log) as server:
-        yield triton.InferenceServerClient(server.addresses.grpc)
+        yield server
+
+
+@pytest.fixture(scope="module")
+def server(running: Server) -> triton.InferenceServerClient:
+    return triton.InferenceServerClient(running.addresses.grpc)
 
 
 def ask(server: triton.InferenceServerClient, model: str, output: str = "y", **arrays: np.ndarray) -> np.ndarray:
@@ -184,6 +176,16 @@ def ask_at_once(server: triton.InferenceServerClient, model: str, output: str, a
     for thread in threads:
         thread.join()
     return answers
+
+
+def ask_while_busy(running: Server, server: triton.InferenceServerClient, model: str, asked: list[dict]) -> list:
+    """As `ask_at_once`, while no core is free: all requests that are not refused wait for the same chunks."""
+    with ThreadPoolExecutor(1) as pool:
+        with busy_cores(running):
+            answers = pool.submit(ask_at_once, server, model, "y", asked)
+            sound = sum(each["lengths"].sum() == each["x"].size for each in asked)
+            eventually(lambda: waiting_in_the_schedule(running, model) == sound)
+        return answers.result()
 
 
 def executions(server: triton.InferenceServerClient, model: str) -> tuple[int, int]:
@@ -245,9 +247,10 @@ def test_segments_are_computed_in_chunks_of_similar_length_and_come_back_in_orde
     assert np.array_equal(answer[:, 2], np.zeros(6))
 
 
-def test_small_requests_share_a_chunk_and_each_gets_its_own_segments_back(server) -> None:
+@needs_bound_cores
+def test_small_requests_share_a_chunk_and_each_gets_its_own_segments_back(running, server) -> None:
     asked = [segments([2, 3], first) for first in (1.0, 2.0)] + [segments([40, 1, 12], 3.0)]
-    one, two, large = (answer[0] for answer in ask_at_once(server, "chunked", "y", asked))
+    one, two, large = (answer[0] for answer in ask_while_busy(running, server, "chunked", asked))
     assert one[:, 0].tolist() == two[:, 0].tolist() == [2, 3]
     assert one[:, 1].tolist() == two[:, 1].tolist() == [4, 4]
     assert large[:, 0].tolist() == [40, 1, 12]
@@ -256,7 +259,8 @@ def test_small_requests_share_a_chunk_and_each_gets_its_own_segments_back(server
         assert np.allclose(answer[:, 2], np.log(first))
 
 
-def test_a_bad_request_fails_alone_where_chunks_mix_requests(server) -> None:
+@needs_bound_cores
+def test_a_bad_request_fails_alone_where_chunks_mix_requests(running, server) -> None:
     wrong_sum = segments([2, 3]) | {"lengths": np.array([[2, 4]], dtype=np.int32)}
     asked = [
         segments([2, 3], 2.0),
@@ -265,7 +269,7 @@ def test_a_bad_request_fails_alone_where_chunks_mix_requests(server) -> None:
         wrong_sum,
         wrong_sum | {"x": np.zeros((1, 0), np.float32)},
     ]
-    good, not_a_number, small, does_not_add_up, empty = ask_at_once(server, "chunked", "y", asked)
+    good, not_a_number, small, does_not_add_up, empty = ask_while_busy(running, server, "chunked", asked)
     assert good[0][:, 0].tolist() == [2, 3]
     assert 4 in good[0][:, 1], "it shared no chunk"
     assert small[0][:, 0].tolist() == [1]

@@ -8,40 +8,46 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from serving.backends.onnxruntime import workers
-from serving.backends.onnxruntime.workers import BOUND, in_turn, start_workers
+from serving.backends.packed_cpu import cores
+from serving.backends.packed_cpu.cores import BOUND, start_workers, turn
 from tests.waiting import eventually
 
 # Another process on the same cores: it says when each of its tasks begins and ends, so many for every core.
 OTHER = """
 import os, sys, time
 from pathlib import Path
-from serving.backends.onnxruntime import workers
+from serving.backends.packed_cpu import cores
 
 def task():
-    core, = os.sched_getaffinity(0)
-    began = time.monotonic()
-    time.sleep(float(sys.argv[2]))
-    print(f"{core} {began} {time.monotonic()}\\n", end="", flush=True)  # in one piece: two threads write
+    with cores.turn():
+        core, = os.sched_getaffinity(0)
+        began = time.monotonic()
+        time.sleep(float(sys.argv[2]))
+        print(f"{core} {began} {time.monotonic()}\\n", end="", flush=True)  # in one piece: two threads write
 
-workers.GROUPS = Path(sys.argv[1])  # whatever limits this machine, the threads are bound
-with workers.start_workers(0, Path(sys.argv[1])) as pool:
-    tasks = [pool.submit(workers.in_turn, task) for _ in range(int(sys.argv[3]) * len(os.sched_getaffinity(0)))]
+cores.GROUPS = Path(sys.argv[1])  # whatever limits this machine, the threads are bound
+with cores.start_workers(0, Path(sys.argv[1])) as pool:
+    tasks = [pool.submit(task) for _ in range(int(sys.argv[3]) * len(os.sched_getaffinity(0)))]
 for each in tasks:
     each.result()
 """
 
 
+def in_turn(task: Callable[[], object]) -> object:
+    with turn():
+        return task()
+
+
 @pytest.fixture(autouse=True)
 def unlimited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers, "GROUPS", tmp_path)
+    monkeypatch.setattr(cores, "GROUPS", tmp_path)
 
 
 @contextmanager

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from serving.backends.onnxruntime import workers
-from serving.backends.onnxruntime.workers import cpu_limit, start_workers
+from serving.backends.packed_cpu import cores
+from serving.backends.packed_cpu.cores import cpu_limit, start_workers
 
 
 @pytest.fixture(autouse=True)
 def unlimited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where the tests' own control groups are; none limits anything yet."""
-    monkeypatch.setattr(workers, "GROUPS", tmp_path)
+    monkeypatch.setattr(cores, "GROUPS", tmp_path)
     return tmp_path
 
 
@@ -45,10 +45,10 @@ def test_a_given_number_is_not_bound() -> None:
 
 
 def test_a_share_of_the_cores_has_as_many_threads_not_bound(unlimited: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers, "cpu_limit", lambda *_: 0.5)
+    monkeypatch.setattr(cores, "cpu_limit", lambda *_: 0.5)
     assert cores_of(1, 0) == [os.sched_getaffinity(0)]
-    assert workers.usable_cores() == 1
-    monkeypatch.setattr(workers, "cpu_limit", lambda *_: 1000.0)
+    assert cores.usable_cores() == 1
+    monkeypatch.setattr(cores, "cpu_limit", lambda *_: 1000.0)
     assert all(len(cores) == 1 for cores in cores_of(len(os.sched_getaffinity(0)), 0))
 
 

@@ -1,0 +1,36 @@
+"""Keeps the cores from the backend, so that requests pile up in its schedule."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import pytest
+
+from benchmarks.load_gen.metrics import total
+from serving.backends.packed_cpu.cores import usable_cores
+from serving.server import Server, open_directly
+
+needs_bound_cores = pytest.mark.skipif(
+    usable_cores() < len(os.sched_getaffinity(0)), reason="a CPU limit: threads are not bound to cores"
+)
+
+
+@contextmanager
+def busy_cores(server: Server) -> Iterator[None]:
+    """Within the block no chunk is begun."""
+    assert server.folder
+    folder = server.folder.path / "backends" / "packed_cpu"
+    with ExitStack() as held:
+        for core in os.sched_getaffinity(0):
+            file = held.enter_context((folder / f"core{core}.busy").open("rb"))
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def waiting_in_the_schedule(server: Server, model: str) -> int:
+    """How many requests wait there, by the backend's own figures."""
+    with open_directly(server.addresses.metrics) as metrics:
+        return int(total(str(metrics.read(), "utf-8"), "clickbert_waiting_requests", model=model))
