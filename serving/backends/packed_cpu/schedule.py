@@ -1,9 +1,9 @@
 """Which segments of which requests are computed next, and which requests are not taken at all.
 
-Order. A request's key is the time of its arrival plus `STRETCH` times the time that its remaining work takes. The least
-key is next. So of two that arrive together the smaller goes first; a small one overtakes a large one between two
-chunks; and a large one is not starved: whoever arrives more than `STRETCH` times its own work later stays behind it. A
-request's key falls as it is computed, so what was begun is finished.
+Order. A request is small if it has at most `SMALL` times the elements of the median one of late. Small ones go first;
+the others follow as if they had come `HEAD_START` times a median request's work later, so they are not starved. Beside
+that a request's place is the time of its arrival plus `STRETCH` times its remaining work. So a small request overtakes
+a large one between two chunks, and what was begun is finished.
 
 Admission. What a request would wait for is the work before it in that order. Where that takes longer than its deadline
 allows it is refused at once, and the others do not wait for an answer that nobody would read.
@@ -27,7 +27,10 @@ from typing import Any
 
 from serving.backends.packed_cpu.segments import Array, Arrays, Room, Segments
 
-STRETCH = 2.0
+SMALL = 1.1
+HEAD_START = 100
+STRETCH = 0.5
+REMEMBERED = 256  # requests, whose median is the usual size
 MARGIN = 1.25  # predictions err: later small requests overtake, other processes take the cores
 MEASURED = 31  # chunks whose median is the pace
 LOOK = 16  # requests at most that are looked at to fill a chunk
@@ -47,9 +50,11 @@ class Job:
         outcome: None as long as it is neither answered nor dropped.
         running: how many of its parts are being computed.
         elements, longest: of all its segments together, and of the longest.
+        small: whether it is among those that go first.
         dropped: elements that were not computed.
         begun: when its first chunk was begun.
         computing: seconds of computing that were its own.
+        telling: held while its caller is told how it ended, or asked whether he is still there.
         done: places and outputs of its parts that are computed.
     """
 
@@ -61,12 +66,14 @@ class Job:
     deadline: float
     elements: int = 0
     longest: int = 0
+    small: bool = True
     dropped: int = 0
     outcome: str | None = None
     running: int = 0
     begun: float | None = None
     computing: float = 0.0
     done: list[tuple[Array, Arrays]] = field(default_factory=list)
+    telling: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
         self.elements, self.longest = self.segments.elements, int(self.segments.lengths[0])
@@ -105,6 +112,8 @@ class Schedule:
         self.numbers = itertools.count()
         self.open_jobs: set[Job] = set()
         self.running = 0  # elements
+        self.sizes: deque[int] = deque(maxlen=REMEMBERED)
+        self.usual = 0.0  # elements of the median request of late
         self.paces: deque[float] = deque(maxlen=MEASURED)
         self.pace = 0.0  # seconds an element on one worker; 0 as long as nothing was measured
         self.closing = False
@@ -116,6 +125,9 @@ class Schedule:
             OverloadedError: its answer would come too late. Where nobody is before it, it is taken all the same.
         """
         with self.changed:
+            self.sizes.append(job.elements)
+            self.usual = median(self.sizes)
+            job.small = job.elements <= SMALL * self.usual
             key = self.key(job)
             now = self.clock()
             before = self.running + sum(
@@ -219,7 +231,8 @@ class Schedule:
 
     def key(self, job: Job) -> float:
         """A request's place in the order."""
-        return job.arrived + STRETCH * job.segments.elements * self.pace / self.workers
+        ahead = 0.0 if job.small else HEAD_START * self.usual
+        return job.arrived + (ahead + STRETCH * job.segments.elements) * self.pace / self.workers
 
     def push(self, job: Job, key: float) -> None:
         """Puts a request among those that wait."""

@@ -118,11 +118,16 @@ class Service:
 
     def still_wanted(self, parts: list[Part]) -> list[Part]:
         """The parts of requests that were not cancelled; the others are dropped."""
-        gone = [part for part in parts if self.answers.is_cancelled(part.job.request)]
+        gone = [part for part in parts if self.is_cancelled(part.job)]
         self.schedule.give_back(gone)
         for part in gone:
             self.drop(part.job, "cancelled", "cancelled by its caller")
         return [part for part in parts if part not in gone]
+
+    def is_cancelled(self, job: Job) -> bool:
+        """Whether nobody waits for a request. Once its answer is out Triton must not be asked: it would crash."""
+        with job.telling:
+            return job.outcome is not None or self.answers.is_cancelled(job.request)
 
     def compute_chunk(self, parts: list[Part]) -> None:
         """Computes a chunk, and has those answered that are complete with it."""
@@ -165,7 +170,8 @@ class Service:
 
     def tell(self, job: Job, outcome: str, reason: str) -> None:
         """Sends the error of a request that was taken and then dropped."""
-        self.answers.refuse(job.request, outcome, reason)
+        with job.telling:
+            self.answers.refuse(job.request, outcome, reason)
         self.figures.ended(outcome, job, self.schedule.clock())
 
     def send_answers(self) -> None:
