@@ -21,10 +21,11 @@ from tritonclient.grpc import model_config_pb2
 from release import versions
 from release.files import STAGING, sync, write_whole
 from release.lock import locked
-from release.names import CONFIG_FILE, HEADS_JSON, LOGITS, REQUEST_INPUTS, TOKENIZER_MODEL
+from release.names import CONFIG_FILE, HEADS_JSON, LOGITS, REQUEST_INPUTS, TOKENIZER_MODEL, VARIANTS
 
 # The configs in git. A repository elsewhere gets copies of them with its first version.
 TEMPLATES = Path(__file__).resolve().parent.parent / "model_repository"
+BESIDE = ("warmup", VARIANTS)  # folders that belong to a config
 # What an export adds to a config lies between these lines, at its end.
 BEGIN = "# What follows is written by `python -m export`: outputs of the newest version. The next export replaces it.\n"
 END = "# Here ends what `python -m export` writes.\n"
@@ -60,22 +61,21 @@ def staged(repository: Path, models: list[str], widths: Mapping[str, int]) -> It
         number = versions.next_number(repository)
         try:
             for model, folder in folders.items():
-                config = repository / model / CONFIG_FILE
-                parts = (config.parent, config.parent / "warmup", config)
+                own = repository / model
+                parts = (own, *(own / name for name in BESIDE), own / CONFIG_FILE)
                 new_paths += [path for path in parts if not path.exists()]
-                copy_config(model, config.parent)
-                change_outputs(config.read_text(encoding="utf-8"), widths, config)  # refused now, not at the end
+                copy_config(model, own)
+                change_configs(own, widths)  # refused now, not at the end
                 shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
                 folder.mkdir()
             yield number, folders
             for folder in folders.values():
                 flush(folder)
             for model, folder in folders.items():
-                config = repository / model / CONFIG_FILE
-                configs[config] = config.read_text(encoding="utf-8")
-                changed = change_outputs(configs[config], widths, config)
-                if changed != configs[config]:
-                    write_whole(config, changed.encode())
+                for config, changed in change_configs(repository / model, widths).items():
+                    configs[config] = config.read_text(encoding="utf-8")
+                    if changed != configs[config]:
+                        write_whole(config, changed.encode())
                 target = repository / model / str(number)
                 if target.exists():
                     raise PublishError(f"{target} appeared while version {number} was made; find out from where")
@@ -114,7 +114,7 @@ def find_too_old(repository: Path, tokenizer: str) -> list[str]:
 
 
 def copy_config(model: str, folder: Path) -> None:
-    """Gives a model that has no config the one from git, with the files that it names.
+    """Gives a model that has no config the one from git, with its variants and the files that it names.
 
     Raises:
         PublishError: there is none.
@@ -125,8 +125,9 @@ def copy_config(model: str, folder: Path) -> None:
     if not (template / CONFIG_FILE).is_file():
         raise PublishError(f"{model} has no {CONFIG_FILE}, neither in {folder} nor in {template}; write one")
     folder.mkdir(exist_ok=True)
-    if (template / "warmup").is_dir():
-        shutil.copytree(template / "warmup", folder / "warmup", dirs_exist_ok=True)
+    for name in BESIDE:
+        if (template / name).is_dir() and not (folder / name).exists():
+            shutil.copytree(template / name, folder / name)
     write_whole(folder / CONFIG_FILE, (template / CONFIG_FILE).read_bytes())
 
 
@@ -139,8 +140,18 @@ def remove(new_paths: list[Path], new_folders: list[Path]) -> None:
             folder.rmdir()
 
 
-def change_outputs(text: str, widths: Mapping[str, int], config: Path) -> str:
-    """A config's text, with the outputs that the new version has.
+def change_configs(folder: Path, widths: Mapping[str, int]) -> dict[Path, str]:
+    """The text of a model's config and of its variants (`python -m serving --config`), with the new version's outputs.
+
+    Raises:
+        PublishError: one is not readable, or not as it is in git.
+    """
+    configs = (folder / CONFIG_FILE, *sorted(folder.glob(f"{VARIANTS}/*.pbtxt")))
+    return {file: change_outputs(file.read_text(encoding="utf-8"), widths, folder.name, file) for file in configs}
+
+
+def change_outputs(text: str, widths: Mapping[str, int], model: str, config: Path) -> str:
+    """The text of a model's config, with the outputs that the new version has.
 
     Of what the user may have written only the number of logits changes. The outputs that the config lacks are in a
     block at its end: the further heads, and what a tokenizer's config of a former release lacks.
@@ -150,7 +161,7 @@ def change_outputs(text: str, widths: Mapping[str, int], config: Path) -> str:
     """
     text = BLOCK.sub("", text)
     outputs = read_outputs(text, config)
-    if config.parent.name == TOKENIZER_MODEL:
+    if model == TOKENIZER_MODEL:
         further = {name: "TYPE_UINT8 dims: [ -1 ]" for name in (HEADS_JSON,) if name not in outputs}
         return text + block(further, "") if further else text
     if LOGITS not in outputs:
@@ -171,7 +182,7 @@ def change_outputs(text: str, widths: Mapping[str, int], config: Path) -> str:
 def block(outputs: Mapping[str, str], source: str) -> str:
     """The part of a config that adds outputs, given by name with type and dims; as many rows as `source` has elements.
 
-    An output that a former version lacks is left out of its answers by the stand-in backend (`optional_outputs`).
+    An output that a former version lacks is left out of its answers by the packed_cpu backend (`optional_outputs`).
     """
     entries = ",\n".join(f'  {{ name: "{name}" data_type: {kind} }}' for name, kind in outputs.items())
     scattered = ",\n".join(

@@ -1,6 +1,6 @@
 """What a model's answers depend on: the processor's integer products, and the NVIDIA GPUs.
 
-Standard library only, and nothing of this repository: the stand-in backend gets a copy of this file beside its own
+Standard library only, and nothing of this repository: the packed_cpu backend gets a copy of this file beside its own
 (`serving.triton.lay_out_backends`), since Triton's Python stub cannot import `release`.
 """
 

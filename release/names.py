@@ -35,3 +35,4 @@ PLAN_FILE = "model.plan"
 GATE_FILE = "gate.npz"
 MANIFEST_FILE = "manifest.json"
 CONFIG_FILE = "config.pbtxt"
+VARIANTS = "configs"  # folder of further configs of a model, one of which a server may take instead

@@ -9,7 +9,8 @@ after `--` go to tritonserver unchanged.
     python -m serving --repository model_repository --grpc-port 9001
     python -m serving --address ::                     IPv6; 0.0.0.0 for all IPv4 addresses
     python -m serving --health                         is the running server ready? (exit code 0 or 1)
-    python -m serving --check                          can Triton run on this machine?
+    python -m serving --check                          can Triton, with packed_cpu, run on this machine?
+    python -m serving --config onnxruntime             models by their configs/onnxruntime.pbtxt, if they have one
     python -m serving -- --log-verbose=1 --http-thread-count=4
 
 A new version that `python -m export` published is loaded without a restart:
@@ -56,20 +57,21 @@ def main(arguments: list[str] | None = None) -> int:
     add("--http-port", type=port, default=8000, metavar="PORT", help="default %(default)s")
     add("--grpc-port", type=port, default=8001, metavar="PORT", help="default %(default)s")
     add("--metrics-port", type=port, default=8002, metavar="PORT", help="default %(default)s")
-    add("--check", action="store_true", help="check what tritonserver needs on this machine, and exit")
+    add("--config", default="", metavar="NAME", help="serve models by their configs/NAME.pbtxt, if they have one")
+    add("--check", action="store_true", help="check what tritonserver and packed_cpu need on this machine, and exit")
     add("--health", action="store_true", help="ask the server at these addresses whether it is ready, and exit")
     options = parser.parse_args(own)
     try:
         if options.check:
             triton = find_triton()
-            check_triton(triton)
-            print(f"serving: {triton.binary} can run here")
+            check_triton(triton, needs_python=True)
+            print(f"serving: {triton.binary} can run here, with packed_cpu")
             return 0
         address = find_address(options.address)
         addresses = Addresses(address, options.http_port, options.grpc_port, options.metrics_port)
         if options.health:
             return report_health(addresses)
-        return serve(Server(options.repository, addresses, tuple(flags)))
+        return serve(Server(options.repository, addresses, tuple(flags), config=options.config))
     except ServingError as exc:
         print(f"serving: {exc}", file=sys.stderr)
         return 1

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import errno
-import importlib.util
 import re
 import shlex
+import shutil
 import socket
+import subprocess
 import sys
 from importlib.metadata import version as installed
 from itertools import pairwise
@@ -14,20 +15,22 @@ from pathlib import Path
 from platform import machine
 
 from release.hardware import Gpu, NoGpuError, has_vnni, query_gpus
-from release.names import CONFIG_FILE, HEADS_JSON, MODEL_FILE, TOKENIZER_MODEL
+from release.names import CONFIG_FILE, HEADS_JSON, MODEL_FILE, TOKENIZER_MODEL, VARIANTS
 from release.stamp import misfit
 from release.versions import newest, published
-from serving.triton import PYTHON, ServingError, Triton, environment, missing_libraries
+from serving.triton import PACKED_CPU, PYTHON, ServingError, Triton, environment, missing_libraries
+
+PACKAGES = ("onnxruntime", "numpy")  # what packed_cpu imports
 
 
-def check_triton(triton: Triton) -> None:
-    """Checks the server's libraries and the packages that the stand-in backend imports.
+def check_triton(triton: Triton, needs_python: bool) -> None:
+    """Checks the server's libraries and, where models run in its Python, the packages that packed_cpu imports.
 
     Raises:
         ServingError: one is missing.
     """
-    variables = environment(triton)
-    for binary in filter(None, (triton.binary, triton.stub)):
+    variables = environment(triton, needs_python)
+    for binary in filter(None, (triton.binary, triton.stub if needs_python else None)):
         missing = missing_libraries(binary, variables)
         if any(name.startswith("libpython") for name in missing):
             raise ServingError(
@@ -36,35 +39,62 @@ def check_triton(triton: Triton) -> None:
             )
         if missing:
             raise ServingError(f"{binary} needs {', '.join(missing)}, which this machine does not have; install them")
-    if not triton.has_onnxruntime:
-        for package in ("onnxruntime", "numpy"):
-            if importlib.util.find_spec(package) is None:
-                raise ServingError(f"the stand-in backend needs {package}; run `make install`")
+    if needs_python:
+        check_packages(variables)
 
 
-def published_models(repository: Path, triton: Triton) -> list[str]:
+def check_packages(variables: dict[str, str]) -> None:
+    """Checks the packages of the `python3` that Triton's Python takes its packages from.
+
+    Raises:
+        ServingError: one is missing.
+    """
+    python = shutil.which("python3", path=variables["PATH"])
+    found: list[str] = []
+    if python:
+        look = "import sys; from importlib.util import find_spec; print(*filter(find_spec, sys.argv[1:]))"
+        words = [python, "-I", "-c", look, *PACKAGES]  # isolated, as Triton's is
+        found = subprocess.run(words, capture_output=True, text=True, check=False).stdout.split()
+    if missing := [name for name in PACKAGES if name not in found]:
+        raise ServingError(
+            f"the packed_cpu backend needs {', '.join(missing)} in the `python3` that is first on PATH, "
+            f"{python or 'and there is none'}; run `make install`, or install the dependency group `serving` there"
+        )
+
+
+def config_file(model: Path, variant: str) -> Path:
+    """The config that Triton takes for a model's folder: the variant of that name, where the model has it."""
+    file = model / VARIANTS / f"{variant}.pbtxt"
+    return file if file.is_file() else model / CONFIG_FILE
+
+
+def published_models(repository: Path, triton: Triton, variant: str = "") -> list[str]:
     """The models of the repository that have a published version and can run here; the others are not served.
+
+    Args:
+        variant: the name of the configs that models are served by, where they have one of that name.
 
     Raises:
         ServingError: there is none, this Triton would answer a model's requests wrongly, or a plan does not fit.
     """
     models, left_out = [], {}
     no_plans, gpus = look_for_gpus(triton)
-    for config in sorted(repository.glob(f"*/{CONFIG_FILE}")):
-        model = config.parent.name
+    for folder in sorted(path.parent for path in repository.glob(f"*/{CONFIG_FILE}")):
+        model = folder.name
         version = newest(repository, model)
         if version is None:
             continue
+        config = config_file(folder, variant)
         backend = read_backend(config)
-        if reason := no_plans if backend == "tensorrt" else why_saturating(version, triton):
+        if reason := no_plans if backend == "tensorrt" else why_left_out(version, backend, triton):
             left_out[model] = reason
             print(f"serving: {model} is left out: {reason}", file=sys.stderr)
             continue
         if backend == "tensorrt":
             check_plan(version, gpus)
-        if model == TOKENIZER_MODEL and triton.has_onnxruntime:
-            check_tokenizers(config)
-        # With numpy 2 the wheel's Python backend answers tensors of 0 bytes with status OK. The stand-in avoids its
+        if model == TOKENIZER_MODEL and not triton.runs_in_python(backend):
+            check_tokenizers(folder, config)
+        # With numpy 2 the wheel's Python backend answers tensors of 0 bytes with status OK. packed_cpu avoids its
         # conversion; somebody else's Python model may not.
         if backend == "python" and triton.is_wheel and int(installed("numpy").split(".")[0]) > 1:
             raise ServingError(
@@ -95,32 +125,42 @@ def read_backend(config: Path) -> str:
     return words[places[0] + 2].strip("\"'") if places and places[0] + 2 < len(words) else ""
 
 
-def why_saturating(version: Path, triton: Triton) -> str | None:
-    """Why a version would rank differently here than it did at its export; None if it would not.
+def why_left_out(version: Path, backend: str, triton: Triton) -> str | None:
+    """Why a version of a backend other than TensorRT's cannot run here; None if it can."""
+    if triton.runs_in_python(backend):
+        if triton.has_python:
+            return None
+        advice = "; the C++ backend serves it with `--config onnxruntime`" if backend == PACKED_CPU else ""
+        return f"its backend is {backend}, and this Triton has no python backend to run that{advice}"
+    return why_saturating(version) if backend == "onnxruntime" else None
+
+
+def why_saturating(version: Path) -> str | None:
+    """Why the C++ onnxruntime backend would rank differently here than the export did; None if it would not.
 
     On x86 without VNNI the integer products of Triton's C++ onnxruntime backend saturate, and it has no option against
     that (`release.hardware.keep_products_whole`).
     """
     graph = version / MODEL_FILE
-    if not triton.has_onnxruntime or has_vnni() or machine() != "x86_64" or not graph.exists():
+    if has_vnni() or machine() != "x86_64" or not graph.exists():
         return None
     if b"MatMulIntegerToFloat" not in graph.read_bytes():
         return None
     return (
         "it is INT8, this processor has no VNNI, and in Triton's C++ onnxruntime backend its integer products would "
-        "saturate, which changes the ranking; the stand-in computes them exactly (Dockerfile, cpu)"
+        "saturate, which changes the ranking; the packed_cpu backend computes them exactly: serve it by that"
     )
 
 
-def check_tokenizers(config: Path) -> None:
+def check_tokenizers(model: Path, config: Path) -> None:
     """Checks that every tokenizer has the output that former releases did not publish, if its config names it.
 
-    Triton's C++ onnxruntime backend serves no version without it, and ends. The stand-in answers without it.
+    Triton's C++ onnxruntime backend serves no version without it, and ends. packed_cpu answers without it.
 
     Raises:
         ServingError: some have not; says what to do with them.
     """
-    versions = published(config.parent.parent, config.parent.name)
+    versions = published(model.parent, model.name)
     graphs = [folder / MODEL_FILE for folder in versions if (folder / MODEL_FILE).exists()]
     old = [str(graph.parent) for graph in graphs if HEADS_JSON.encode() not in graph.read_bytes()]
     if old and HEADS_JSON in config.read_text(encoding="utf-8"):

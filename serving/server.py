@@ -19,9 +19,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
+from release.names import CONFIG_FILE, VARIANTS
 from serving.addresses import LOOPBACK, Addresses
 from serving.backends.packed_cpu.presence import find_dead
-from serving.checks import check_ports, check_triton, published_models
+from serving.checks import check_ports, check_triton, config_file, published_models, read_backend
 from serving.runtime import RuntimeFolder
 from serving.triton import ServingError, Triton, environment, find_triton, lay_out_backends
 
@@ -44,6 +45,7 @@ class Server:
         addresses: where to listen.
         flags: further flags of tritonserver, as it spells them.
         log: where its log goes; None for this process's stderr.
+        config: the name of a config variant, which models are served by that have it (MODEL/configs/NAME.pbtxt).
 
     Raises:
         ServingError: something that it needs is missing (checked before the start), or it ended before it was ready.
@@ -55,17 +57,20 @@ class Server:
         addresses: Addresses | None = None,
         flags: tuple[str, ...] = (),
         log: IO[bytes] | None = None,
+        config: str = "",
     ) -> None:
         self.addresses = addresses or Addresses()
         self.repository = Path(os.path.realpath(repository))
         self.flags = flags
         self.log = log
+        self.config = config
         self.triton = find_triton()
-        check_triton(self.triton)
-        self.models = find_models(self.repository, self.triton)
+        backends = find_models(self.repository, self.triton, config)
+        self.models = list(backends)
+        self.needs_python = any(self.triton.runs_in_python(backend) for backend in backends.values())
+        check_triton(self.triton, self.needs_python)
         self.process: subprocess.Popen[bytes] | None = None
         self.folder: RuntimeFolder | None = None
-        self.needs_python = True
         refuse_flags(flags, self.own_flags(self.repository, self.triton.backends))
 
     def own_flags(self, repository: Path, backends: Path) -> list[str]:
@@ -77,10 +82,11 @@ class Server:
             # Triton loads what is published now, and a new version when it is asked to, not when files appear.
             "--model-control-mode=explicit",
             *(f"--load-model={model}" for model in self.models),
+            *([f"--model-config-name={self.config}"] if self.config else []),
         ]
 
     def prepare(self) -> list[str]:
-        """Makes the runtime folder if a model needs our backend; returns the command line that starts tritonserver."""
+        """Makes the runtime folder if a model runs in Python; returns the command line that starts tritonserver."""
         repository, backends = self.repository, self.triton.backends
         others = [f"--exit-timeout-secs={DRAIN}"]
         if self.needs_python:
@@ -111,7 +117,7 @@ class Server:
             # A session of its own: Ctrl-C at the terminal reaches this process alone, which then lets Triton drain.
             self.process = subprocess.Popen(
                 command,
-                env=environment(self.triton),
+                env=environment(self.triton, self.needs_python),
                 stdin=subprocess.DEVNULL,
                 stdout=self.log,
                 stderr=self.log,
@@ -227,30 +233,40 @@ def why_not_ready(addresses: Addresses) -> str | None:
         return str(getattr(exc, "reason", exc))
 
 
-def find_models(repository: Path, triton: Triton) -> list[str]:
-    """The models to serve.
+def find_models(repository: Path, triton: Triton, config: str) -> dict[str, str]:
+    """The models to serve, with their backends.
 
     Raises:
-        ServingError: the repository is none, or cannot be read, or `published_models` refuses it.
+        ServingError: the repository is none, or cannot be read, or `published_models` refuses it; no model has a config
+            of that name.
     """
     advice = "give --repository a folder that `python -m export` publishes to"
     try:
         next(repository.iterdir(), None)
-        models = published_models(repository, triton)
+        models = published_models(repository, triton, config)
     except OSError as exc:
         raise ServingError(f"{exc.filename or repository} cannot be read ({exc.strerror}); {advice}") from exc
-    for model in models:
-        if not triton.has_onnxruntime and not re.fullmatch(r"[\w.-]+", model, re.ASCII):
+    configs = {model: config_file(repository / model, config) for model in models}
+    if config and all(file.name == CONFIG_FILE for file in configs.values()):
+        there_are = sorted({file.stem for file in repository.glob(f"*/{VARIANTS}/*.pbtxt")})
+        raise ServingError(
+            f"--config {config!r}: no model to serve has a {VARIANTS}/{config}.pbtxt; {repository} has "
+            f"{', '.join(there_are) or 'none of any name; copy those of model_repository in git'}"
+        )
+    backends = {model: read_backend(file) for model, file in configs.items()}
+    for model, backend in backends.items():
+        if triton.runs_in_python(backend) and not re.fullmatch(r"[\w.-]+", model, re.ASCII):
             raise ServingError(
                 f"{model!r} cannot be served: Triton's Python backend passes a model's name through a shell; rename "
                 f"{repository / model} to letters, digits, `_`, `-` and `.`"
             )
-    return models
+    return backends
 
 
 def refuse_flags(flags: tuple[str, ...], own: list[str]) -> None:
     """Raises ServingError where a flag of the user's would contradict one of the server's own."""
-    names = {flag.split("=")[0] for flag in own} | {"--model-store"}  # another name of --model-repository
+    # --model-store is another name of --model-repository.
+    names = {flag.split("=")[0] for flag in own} | {"--model-store", "--model-config-name"}
     if refused := names & {flag.split("=")[0] for flag in flags}:
         raise ServingError(
             f"{', '.join(sorted(refused))} cannot be passed on: `python -m serving` sets it by its own options, and "

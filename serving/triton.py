@@ -1,8 +1,8 @@
 """Finds a tritonserver, and what it needs on this machine: backends, libraries, the Python that its backend embeds.
 
 There are two kinds. A `tritonserver` on PATH (NVIDIA's container, or your own build) has its backends with it. The
-wheel `nvidia-pytriton` has a real tritonserver and the Python backend; with the stand-in in `serving/backends` that is
-enough for this project's ONNX models.
+wheel `nvidia-pytriton` has a real tritonserver and the Python backend alone. That is what our backend `packed_cpu`
+stands on, so it is enough for this project's ONNX models.
 """
 
 from __future__ import annotations
@@ -43,8 +43,17 @@ class Triton:
 
     @property
     def has_onnxruntime(self) -> bool:
-        """Whether it has the C++ onnxruntime backend. Then it does not need the stand-in."""
+        """Whether it has the C++ onnxruntime backend."""
         return (self.backends / "onnxruntime" / "libtriton_onnxruntime.so").exists()
+
+    @property
+    def has_python(self) -> bool:
+        """Whether it has the Python backend, on which `packed_cpu` stands."""
+        return (self.backends / "python").is_dir()
+
+    def runs_in_python(self, backend: str) -> bool:
+        """Whether a model of this backend runs in a Python process, and not in tritonserver itself."""
+        return backend in (PACKED_CPU, "python") or (backend == "onnxruntime" and not self.has_onnxruntime)
 
 
 def find_triton() -> Triton:
@@ -58,7 +67,7 @@ def find_triton() -> Triton:
         binary = Path(on_path).resolve()
         backends = binary.parent.parent / "backends"
         found = Triton(binary, backends, None)
-        if not found.has_onnxruntime and not (backends / "python").is_dir():
+        if not found.has_onnxruntime and not found.has_python:
             raise ServingError(
                 f"{binary} has neither the onnxruntime nor the python backend in {backends}; install one there, "
                 "or take it off PATH to use the nvidia-pytriton wheel's"
@@ -83,14 +92,17 @@ def find_triton() -> Triton:
     return Triton(root / "bin" / "tritonserver", root / "backends", stub)
 
 
-def environment(triton: Triton) -> dict[str, str]:
-    """The environment for tritonserver: its embedded Python finds this interpreter's packages and libraries."""
+def environment(triton: Triton, needs_python: bool) -> dict[str, str]:
+    """The environment for tritonserver.
+
+    Args:
+        needs_python: a model runs in a Python process. That is embedded in a program of Triton's, isolated, so that
+            neither PYTHONPATH nor the user's own packages count. It takes the packages of the `python3` that is first
+            on PATH, which here is this interpreter.
+    """
     variables = dict(os.environ)
-    if triton.has_onnxruntime:  # it runs no stand-in, so it needs none of our packages
-        return variables
-    packages = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
-    prepend(variables, "PYTHONPATH", *dict.fromkeys(packages))
-    prepend(variables, "PATH", str(Path(sys.executable).parent))
+    if needs_python:
+        prepend(variables, "PATH", str(Path(sys.executable).parent))
     if triton.is_wheel:
         libraries = Path(sysconfig.get_path("platlib")) / "nvidia_pytriton.libs"
         # The libpython of a Python that is not the system's (pyenv, uv) lies in a folder of its own. That folder comes

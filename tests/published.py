@@ -6,8 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from export.__main__ import main as export
 from serving.server import Addresses, Server
+from serving.triton import find_triton
 from tests.client.certificates import Authority
 from tests.export.command import WIDE
 
@@ -24,16 +27,19 @@ def publish(checkpoint: Path, repository: Path, click_log: Path, *engines: str) 
 
 @contextmanager
 def serve(
-    repository: Path, *flags: str, addresses: Addresses | None = None, log: Path | None = None
+    repository: Path, *flags: str, addresses: Addresses | None = None, log: Path | None = None, config: str = ""
 ) -> Iterator[Server]:
     """A server, on free ports of loopback by default. It is killed at the end: draining takes Triton some seconds.
 
     Args:
         flags: of tritonserver.
         log: where its log goes; None: beside the repository.
+        config: the name of a config variant.
     """
+    if not config and not find_triton().has_python:
+        pytest.skip("this Triton has no python backend, which packed_cpu stands on")
     log = log or repository.with_name(f"{repository.name}-triton.log")
-    with log.open("wb") as file, Server(repository, addresses or Addresses.free(), flags, file) as server:
+    with log.open("wb") as file, Server(repository, addresses or Addresses.free(), flags, file, config) as server:
         try:
             yield server
         finally:

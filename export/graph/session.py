@@ -17,7 +17,7 @@ def open_on_cpu(graph: Path | bytes, *, for_gpu: bool) -> onnxruntime.InferenceS
     Args:
         graph: the file, or its content.
         for_gpu: the graph is TensorRT's, and the CPU stands in for the GPU at the gate: Q/DQ is computed as written.
-            False: the graph runs as in the stand-in backend, and as in Triton's own where the processor has VNNI.
+            False: the graph runs as in packed_cpu, and as in Triton's own where the processor has VNNI.
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # it warns that FP16 is slow on a CPU

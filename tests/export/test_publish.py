@@ -10,7 +10,7 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from export.publish import STAGING, PublishError, staged
+from export.publish import STAGING, TEMPLATES, PublishError, staged
 from release.lock import LockError
 from release.names import (
     CONFIG_FILE,
@@ -22,10 +22,12 @@ from release.names import (
     PASSAGE_LOGITS,
     TOKENIZER_MODEL,
     TOPIC_LOGITS,
+    VARIANTS,
 )
 
 MODELS = [TOKENIZER_MODEL, ONNX_MODEL]
 CLICK = {LOGITS: 1}
+VARIANT = f"{VARIANTS}/onnxruntime.pbtxt"
 
 
 def publish(repository: Path, content: bytes = b"weights", labels: int = 1, heads: dict[str, int] | None = None) -> int:
@@ -43,45 +45,48 @@ def test_versions_count_up_over_all_models(tmp_path: Path) -> None:
     assert publish(tmp_path) == 1
     (tmp_path / "clickbert_other" / "7").mkdir(parents=True)
     assert publish(tmp_path) == 8
-    assert sorted(path.name for path in (tmp_path / ONNX_MODEL).iterdir()) == ["1", "8", CONFIG_FILE, "warmup"]
+    found = {path.name for path in (tmp_path / ONNX_MODEL).iterdir()}
+    assert found == {"1", "8", CONFIG_FILE, VARIANTS, "warmup"}
 
 
 def test_a_new_repository_gets_the_configs_and_an_edited_one_keeps_its_own(tmp_path: Path) -> None:
     publish(tmp_path)
-    config = tmp_path / ONNX_MODEL / CONFIG_FILE
-    edited = config.read_text().replace("max_queue_size: 128", "max_queue_size: 7")
-    config.write_text(edited)
-    publish(tmp_path)
-    assert config.read_text() == edited
+    for name in (CONFIG_FILE, VARIANT):
+        config = tmp_path / ONNX_MODEL / name
+        assert config.read_text() == (TEMPLATES / ONNX_MODEL / name).read_text()
+        edited = config.read_text() + "# mine\n"
+        config.write_text(edited)
+        publish(tmp_path)
+        assert config.read_text() == edited
 
 
 @pytest.mark.parametrize("labels", [1, 2, 5])
-def test_the_config_has_as_many_labels_as_the_checkpoint(tmp_path: Path, labels: int) -> None:
+@pytest.mark.parametrize("name", [CONFIG_FILE, VARIANT])
+def test_the_config_has_as_many_labels_as_the_checkpoint(tmp_path: Path, labels: int, name: str) -> None:
     publish(tmp_path, labels=3)
     publish(tmp_path, labels=labels)
-    text = (tmp_path / ONNX_MODEL / CONFIG_FILE).read_text()
-    config = text_format.Parse(text, model_config_pb2.ModelConfig())
-    assert list(config.output[0].dims) == [-1, labels]
-    assert "# The click model as a packed ONNX graph" in text
+    assert list(read(tmp_path, name=name).output[0].dims) == [-1, labels]
+    assert (tmp_path / ONNX_MODEL / name).read_text().startswith("# The click model")
 
 
 HEADS = {TOPIC_LOGITS: 4, EMBEDDING: 128}
 
 
-def read(repository: Path, model: str = ONNX_MODEL) -> model_config_pb2.ModelConfig:
-    text = (repository / model / CONFIG_FILE).read_text(encoding="utf-8")
+def read(repository: Path, model: str = ONNX_MODEL, name: str = CONFIG_FILE) -> model_config_pb2.ModelConfig:
+    text = (repository / model / name).read_text(encoding="utf-8")
     return text_format.Parse(text, model_config_pb2.ModelConfig())
 
 
 @pytest.mark.parametrize("own", ["", "# the user's last line", "\n\n# the user's last lines\n\n"])
-def test_the_config_has_the_further_heads_of_the_newest_version(tmp_path: Path, own: str) -> None:
+@pytest.mark.parametrize("name", [CONFIG_FILE, VARIANT])
+def test_the_config_has_the_further_heads_of_the_newest_version(tmp_path: Path, own: str, name: str) -> None:
     publish(tmp_path)
-    config = tmp_path / ONNX_MODEL / CONFIG_FILE
+    config = tmp_path / ONNX_MODEL / name
     config.write_text(config.read_text() + own)
     plain = config.read_text()
     for heads in (HEADS, {EMBEDDING: 64, PASSAGE_LOGITS: 1}):
         publish(tmp_path, heads=heads)
-        found = read(tmp_path)
+        found = read(tmp_path, name=name)
         widths = {output.name: list(output.dims) for output in found.output}
         assert widths == {name: [-1, width] for name, width in (CLICK | heads).items()}
         assert {output.data_type for output in found.output} == {model_config_pb2.TYPE_FP32}
@@ -126,7 +131,7 @@ def test_a_tokenizers_config_of_a_former_release_gets_the_output_that_it_lacks(t
     publish(tmp_path, heads=HEADS)
     assert config.read_text() == current
     former = re.sub(r",( *#[^\n]*)\n *{ name: \"heads_json[^\n]*", r"\1", current)
-    config.write_text(former[: former.index("# For the stand-in")] + "version_policy { latest { num_versions: 4 } }\n")
+    config.write_text(former[: former.index("# For ")] + "version_policy { latest { num_versions: 4 } }\n")
     former = config.read_text()
     assert [output.name for output in read(tmp_path, TOKENIZER_MODEL).output] == names[:-1]
     for _ in range(2):
@@ -188,7 +193,7 @@ def test_a_failure_takes_back_the_config_of_a_model_that_is_new(tmp_path: Path) 
         raise ZeroDivisionError
     assert tree(tmp_path) == before
     assert not (tmp_path / "clickbert_trt_fp16").exists()
-    assert not (tmp_path / "clickbert_onnx_int8" / "warmup").exists()
+    assert [path.name for path in (tmp_path / "clickbert_onnx_int8").iterdir()] == ["notes.txt"]
 
 
 def test_a_config_that_cannot_be_changed_is_refused_before_the_work(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import pytest
 
 import serving.checks
 import serving.server
+from release.hardware import query_gpus
 from serving.triton import Triton, find_triton, lay_out_backends
 
 BACKEND = Path(__file__).parent / "plan_backend"
@@ -31,7 +32,7 @@ def serve_plans(patch: pytest.MonkeyPatch) -> None:
         shutil.copytree(BACKEND, folder / "tensorrt")
 
     patch.setattr(serving.server, "lay_out_backends", with_plans)
-    patch.setattr(serving.checks, "why_no_plans", lambda _: None)
+    patch.setattr(serving.checks, "look_for_gpus", lambda _: (None, query_gpus()))
     patch.setitem(os.environ, "CLICKBERT_ROOT", str(Path(__file__).parents[2]))
 
 

@@ -1,4 +1,4 @@
-"""nvidia-smi's answers, and a module that the stand-in backend can import as its neighbour."""
+"""nvidia-smi's answers, and a module that the packed_cpu backend can import as its neighbour."""
 
 from __future__ import annotations
 

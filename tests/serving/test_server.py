@@ -270,7 +270,10 @@ def test_the_health_check_says_why_a_server_is_not_ready() -> None:
     assert "Connection refused" in printed
 
 
-@pytest.mark.parametrize("flag", ["--http-port=1", "--model-repository=x", "--model-store=x", "--load-model=y"])
+@pytest.mark.parametrize(
+    "flag",
+    ["--http-port=1", "--model-repository=x", "--model-store=x", "--load-model=y", "--model-config-name=z"],
+)
 def test_flags_that_have_an_option_of_their_own_are_refused(small_repository: Path, flag: str, capsys) -> None:
     assert main([*options(small_repository, Addresses.free()), "--", flag]) == 1
     assert f"{flag.split('=', maxsplit=1)[0]} cannot be passed on" in capsys.readouterr().err
@@ -347,8 +350,6 @@ def test_a_config_that_cannot_be_read_is_named(small_repository: Path, tmp_path:
 
 
 def test_a_model_whose_name_a_shell_would_change_is_refused(small_repository: Path, tmp_path: Path, capsys) -> None:
-    if find_triton().has_onnxruntime:
-        pytest.skip("this Triton needs no Python backend")
     repository = shutil.copytree(small_repository, tmp_path / "repository")
     (repository / "small").rename(repository / "two words")
     assert main([f"--repository={repository}"]) == 1
@@ -380,7 +381,7 @@ def test_missing_libraries_are_found_by_the_loader(tmp_path: Path) -> None:
     moved = tmp_path / "stub"  # away from its neighbours, and without the search path that leads to them
     moved.write_bytes(stub.read_bytes())
     assert any("libcudart" in name for name in serving.triton.missing_libraries(moved, dict(os.environ)))
-    assert serving.triton.missing_libraries(moved, serving.triton.environment(find_triton())) == []
+    assert serving.triton.missing_libraries(moved, serving.triton.environment(find_triton(), True)) == []
 
 
 def test_no_stub_for_this_python_names_those_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -389,29 +390,16 @@ def test_no_stub_for_this_python_names_those_there_are(monkeypatch: pytest.Monke
         find_triton()
 
 
-def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    find_spec = serving.checks.importlib.util.find_spec
-    monkeypatch.setattr(
-        serving.checks.importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else find_spec(name)
-    )
-    assert main(["--check"]) == 1
-    assert "the stand-in backend needs onnxruntime" in capsys.readouterr().err
-
-
-def test_a_tritonserver_on_path_with_its_own_backend_is_preferred_and_needs_no_folder_of_ours(
-    small_repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_tritonserver_on_path_is_preferred(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for file in ("bin/tritonserver", "backends/onnxruntime/libtriton_onnxruntime.so"):
         (tmp_path / file).parent.mkdir(parents=True)
         (tmp_path / file).touch(mode=0o755)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
-    monkeypatch.setattr("serving.server.check_triton", lambda _: None)
-    server = Server(small_repository, Addresses.free())
-    assert server.triton.binary == tmp_path / "bin" / "tritonserver"
-    assert server.triton.has_onnxruntime
-    assert not server.triton.is_wheel
-    assert f"--backend-directory={tmp_path / 'backends'}" in server.prepare()
-    assert server.folder is None
+    found = find_triton()
+    assert (found.binary, found.backends) == (tmp_path / "bin" / "tritonserver", tmp_path / "backends")
+    assert found.has_onnxruntime
+    assert not found.has_python
+    assert not found.is_wheel
 
 
 def test_a_tritonserver_that_may_not_be_executed_is_named(small_repository: Path, state: Path, tmp_path: Path) -> None:

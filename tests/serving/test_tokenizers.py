@@ -1,4 +1,4 @@
-"""Tokenizers of former releases, which lack an output of the config: no obstacle to the stand-in, told to others."""
+"""Tokenizers of former releases, which lack an output of the config: no obstacle to packed_cpu, told to others."""
 
 from __future__ import annotations
 
@@ -43,7 +43,8 @@ def test_the_cpp_backend_would_end_so_it_is_told_which_to_move_away(repository: 
     assert published_models(repository, with_onnxruntime) == [TOKENIZER_MODEL]
 
 
-def test_the_stand_in_serves_them(repository: Path, tmp_path: Path) -> None:
+def test_packed_cpu_serves_them(repository: Path, tmp_path: Path) -> None:
+    (tmp_path / "backends" / "python").mkdir(parents=True)
     bare = Triton(tmp_path / "bin" / "tritonserver", tmp_path / "backends", None)
     assert published_models(repository, bare) == [TOKENIZER_MODEL]
 

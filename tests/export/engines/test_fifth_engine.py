@@ -46,7 +46,9 @@ def fifth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
     """With the config that a new engine needs."""
-    shutil.copytree(TEMPLATES / ONNX_MODEL, tmp_path / "repository" / "clickbert_fifth", ignore=lambda *_: ["1"])
+    shutil.copytree(
+        TEMPLATES / ONNX_MODEL, tmp_path / "repository" / "clickbert_fifth", ignore=shutil.ignore_patterns("[0-9]*")
+    )
     return tmp_path / "repository"
 
 
