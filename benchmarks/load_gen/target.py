@@ -163,11 +163,14 @@ def is_chunked(config: Any) -> bool:
     return config.backend == PACKED_CPU and "chunk_by" in config.parameters
 
 
-def count_chunks(metrics: str, model: str) -> Counts:
-    """packed_cpu's figures of a model's answered requests, in the text of a metrics endpoint."""
+def count_chunks(metrics: str, model: str, **labels: str) -> Counts:
+    """packed_cpu's figures of a model's answered requests, in the text of a metrics endpoint.
+
+    `labels` choose among them; chunks and tokens have none of a request's, and are 0 then.
+    """
 
     def sum_of(name: str) -> float:
-        return total(metrics, name, model=model)
+        return total(metrics, name, model=model, **labels)
 
     waiting = sum_of(f"{figures.WAITING}_sum")
     return Counts(

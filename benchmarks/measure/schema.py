@@ -82,9 +82,7 @@ class TimeSplit:
     """
 
     queue: float  # waiting: for its first chunk, or for its execution
-    compute: (
-        float  # from its first chunk to its answer, with pauses for others' chunks; or the execution and copies
-    )
+    compute: float  # from its first chunk to its answer, with pauses for others' chunks; or the execution and copies
     rest: float  # what the caller waited beyond that: network, client, Triton's own work
 
 
