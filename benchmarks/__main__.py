@@ -38,7 +38,9 @@ COMMANDS = {
     ),
     "load": Command("benchmarks.load", "one load by Locust on one model", of_commands.load),
     "scheduling": Command(
-        "benchmarks.scheduling", "small requests beside large ones, overload, calls given up", of_commands.scheduling
+        "benchmarks.scheduling.phases",
+        "small requests beside large ones, overload, calls given up",
+        of_commands.scheduling,
     ),
     "tune": Command("benchmarks.tune", "find a model's settings for this machine", of_commands.tune),
     "baselines": Command("benchmarks.baselines.cpu", "compare with PyTorch and a rerank server", of_commands.baselines),

@@ -4,10 +4,10 @@
     python -m benchmarks echo --repository model_repository --data my-clicks.jsonl.gz
 
 The server has the published tokenizer and, in place of the click model, a graph with the same inputs whose logits are
-the pairs' lengths. Rankings of 20 candidates, one at a time: the parts are timed in the client, the server's own time
-(queue and computation) is Triton's count. The rest is the client's overhead and Triton's handling of gRPC. With the
-stand-in backend Triton's count runs on for a moment after the answer has left, which makes the overhead look smaller;
-the second way to it is an empty gRPC call plus the parts that are the client's alone.
+the pairs' lengths, computed whole: of chunks Triton would not know the time. Rankings of 20 candidates, one at a time:
+the parts are timed in the client, the server's own time (queue and computation) is Triton's count. The rest is the
+client's overhead and Triton's handling of gRPC. Triton's count runs on for a moment after the answer has left, which
+makes the overhead look smaller; the second way to it is an empty gRPC call plus the parts that are the client's alone.
 
 Then as many rankings as one process can do, 64 in flight. The last line of the output is one JSON document.
 """
@@ -117,6 +117,8 @@ def make_repository(source: Path, copy: Path) -> None:
         (folder.parent / CONFIG_FILE).read_text(encoding="utf-8"), model_config_pb2.ModelConfig()
     )
     shutil.rmtree(folder)  # its config and warm-up stay
+    del config.parameters["chunk_by"]  # requests are computed before the backend returns: Triton counts their time
+    (folder.parent / CONFIG_FILE).write_text(text_format.MessageToString(config), encoding="utf-8")
     graph = folder.parent / version.name / MODEL_FILE  # in the tokenizer's version, as the client expects
     graph.parent.mkdir()
     onnx.save(echo_graph(config), graph)
@@ -147,13 +149,13 @@ def measure_alone(
         triton.InferenceServerClient(**server.connection.tritonclient_arguments) as client,
     ):
         for request in itertools.islice(itertools.cycle(requests), warm_up + calls):
-            before = after = server.counts(DEFAULT_MODEL)
+            before = after = server.count_executions(DEFAULT_MODEL)
             began = time.perf_counter()
             ranker.rank(request.query, request.documents)
             ended = time.perf_counter()
             while after.requests == before.requests:  # Triton counts a request after its answer
-                after = server.counts(DEFAULT_MODEL)
-            own = (after.queue + after.compute - before.queue - before.compute) / 1e9
+                after = server.count_executions(DEFAULT_MODEL)
+            own = after.queue + after.compute - before.queue - before.compute
             parts = [end - begin for begin, end in itertools.pairwise((began, *watch.marks, ended))]
             began_empty = time.perf_counter()
             client.is_server_live()

@@ -3,7 +3,7 @@
     python -m benchmarks heads --checkpoint checkpoints/joint
 
 Both graphs (fp32, of the same checkpoint) compute the same requests of 20 candidates in process, cut into chunks on all
-cores as the stand-in backend does, and are asked for `logits` alone. They take turns, and each turn's speeds give a
+cores as the packed_cpu backend does, and are asked for `logits` alone. They take turns, and each turn's speeds give a
 ratio. A plain checkpoint is given heads of random weights: 20 topics, and an embedding of 128 numbers. The last line of
 the output is one JSON document.
 """

@@ -44,7 +44,8 @@ def load(parser: argparse.ArgumentParser) -> None:
 
 def scheduling(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `scheduling`."""
-    add_target(parser)
+    Connection.add_arguments(parser, default_url=None)
+    add_repository(parser, f"without --url: start a server on it; its tokenizer packs (default {REPOSITORY})")
     add_workload_options(parser)
     parser.add_argument("--model", default=DEFAULT_MODEL, help=f"the model's name (default {DEFAULT_MODEL})")
 

@@ -1,6 +1,8 @@
 """Finds a model's serving settings for this machine, under a stated load, and writes them into its config.pbtxt.
 
-Swept one after another, each with the best of those before: instances x threads, chunk size, batch limit, queue delay.
+Swept one after another, each with the best of those before. Of a model for CPUs: how many chunks are computed at a time
+(as many as cores; one core left to others; as many, but not bound to the cores), and how many tokens a chunk has. Of a
+TensorRT plan: how many requests are merged, up to what the plan was built for, and how long they wait for company.
 Every trial is a server of its own on a copy of the repository, so nothing changes before you agree to the diff. At the
 end the found settings and the config's own take turns; only what is then still faster is proposed.
 
@@ -18,7 +20,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
@@ -43,29 +45,34 @@ from serving.triton import ServingError
 
 GAIN = 0.03  # what must be gained to count; less is noise
 TURNS = 2  # of the found settings and the config's own, at the end
-AUTOMATIC = 0  # threads: as many as cores
+AUTOMATIC = 0  # threads: as many as cores, bound to them
 EXPECTED = target.EXPECTED
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What is tuned; None: the config has no such setting, and keeps none."""
+    """What is tuned; None: the config has no such setting, or it does nothing to such a model. It stays as it is.
 
-    instances: int
-    threads: int | None
-    chunk_elements: int | None
-    max_batch_size: int
-    queue_delay_us: int | None
+    The first two are for models that packed_cpu cuts into chunks, the others for those whose requests Triton merges.
+    """
+
+    threads: int | None = None
+    chunk_elements: int | None = None
+    max_batch_size: int | None = None
+    queue_delay_us: int | None = None
+
+    def given(self) -> dict[str, int]:
+        """Those that are there, by name."""
+        return {name: value for name, value in vars(self).items() if value is not None}
 
     def __str__(self) -> str:
-        return ", ".join(f"{field.name} {getattr(self, field.name)}" for field in fields(self))
+        return ", ".join(f"{name} {value}" for name, value in self.given().items())
 
 
 # Where each stands in the text of a config.pbtxt: comments and order stay as they are.
 PLACES = {
     name: rf"(?m)^([^#\n]*{place})\d+"
     for name, place in {
-        "instances": r"instance_group \[\s*\{\s*count: ",
         "threads": r'key: "intra_op_thread_count" value \{ string_value: "',
         "chunk_elements": r'key: "chunk_elements" value \{ string_value: "',
         "max_batch_size": "max_batch_size: ",
@@ -173,18 +180,15 @@ def sweep(own: Settings, measure: Measure) -> Settings:
 
 def candidates(own: Settings) -> list[list[dict[str, int]]]:
     """What is swept, one list after another. What the config does not have is left out."""
-    layouts = [(1, AUTOMATIC), (2, AUTOMATIC), (3, AUTOMATIC)]
-    if own.threads is not None and (alone := (usable_cores(), 1)) not in layouts:
-        layouts.append(alone)
-    swept: list[list[dict[str, int]]] = [
-        [{"instances": instances, "threads": threads} for instances, threads in layouts],
-        [{"chunk_elements": elements} for elements in (128, 256, 512, 1024)],
-        [{"max_batch_size": size} for size in (1, 2, 4, 8, 16)],
-        [{"queue_delay_us": delay} for delay in (0, 500, 2000)],
-    ]
-    has = {name for name, value in vars(own).items() if value is not None}
-    kept = [[{name: value for name, value in each.items() if name in has} for each in changes] for changes in swept]
-    return [changes for changes in kept if all(changes)]
+    cores = usable_cores()
+    swept = {
+        "threads": [AUTOMATIC, *range(max(1, cores - 1), cores + 1)],
+        "chunk_elements": [128, 256, 512, 1024],
+        # A plan is built for its config's number; a larger one would be another plan.
+        "max_batch_size": [size for size in (1, 2, 4, 8, 16) if size <= (own.max_batch_size or 0)],
+        "queue_delay_us": [0, 500, 2000],
+    }
+    return [[{name: value} for value in values] for name, values in swept.items() if name in own.given()]
 
 
 def is_confirmed(own: Settings, found: Settings, measure: Measure) -> bool:
@@ -234,22 +238,17 @@ def read_settings(text: str, file: Path) -> Settings:
     except text_format.ParseError as exc:
         raise BenchmarkError(f"{file}: {exc}") from exc
     parameters = {name: value.string_value for name, value in config.parameters.items()}
-    threads, chunk = (parameters.get(name) for name in ("intra_op_thread_count", "chunk_elements"))
-    return Settings(
-        sum(group.count for group in config.instance_group) or 1,
-        None if threads is None else int(threads),
-        None if chunk is None else int(chunk),
-        config.max_batch_size,
-        config.dynamic_batching.max_queue_delay_microseconds if config.HasField("dynamic_batching") else None,
-    )
+    if target.is_chunked(config):
+        threads, chunk = (parameters.get(name) for name in ("intra_op_thread_count", "chunk_elements"))
+        return Settings(None if threads is None else int(threads), None if chunk is None else int(chunk))
+    delay = config.dynamic_batching.max_queue_delay_microseconds if config.HasField("dynamic_batching") else None
+    return Settings(max_batch_size=config.max_batch_size, queue_delay_us=delay)
 
 
 def change(text: str, settings: Settings, file: Path) -> str:
     """The text with other settings, all else as it is. Raises BenchmarkError where a setting is not found in it."""
-    for name, pattern in PLACES.items():
-        value = getattr(settings, name)
-        if value is not None:
-            text = re.sub(pattern, rf"\g<1>{value}", text)
+    for name, value in settings.given().items():
+        text = re.sub(PLACES[name], rf"\g<1>{value}", text)
     if read_settings(text, file) != settings:
         raise BenchmarkError(f"{file} is laid out in a way that cannot be changed here; write it by hand: {settings}")
     return text
@@ -263,13 +262,13 @@ def may_write(options: argparse.Namespace) -> bool:
 
 
 def show_trials(trials: Sequence[Trial]) -> str:
-    """A line for each trial, in order."""
+    """A line for each trial, in order; all are of one model, and so have the same settings."""
 
     def setting(name: str) -> Callable[[Trial], str]:
         return lambda trial: str(getattr(trial.settings, name))
 
     columns: dict[str, Callable[[Trial], str]] = {
-        **{field.name: setting(field.name) for field in fields(Settings)},
+        **{name: setting(name) for name in trials[0].settings.given()},
         "pairs/s": lambda trial: f"{trial.pairs_per_second:.0f}",
         **percentile_columns(lambda trial: trial.latency, digits=0),
         "errors": lambda trial: str(trial.errors),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 Record = TypeVar("Record")
+LATER = {"later": True}  # metadata of a field with a default that files of an earlier release lack
 
 
 class RecordError(ValueError):
@@ -29,7 +30,7 @@ def read_record(kind: type[Record], path: Path, schema: int) -> Record:
         schema: the number that this code reads.
 
     Raises:
-        RecordError: the file is missing, is no JSON, has another schema, or lacks a field.
+        RecordError: the file is missing, is no JSON, has another schema, or lacks a field that is not `LATER`.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -59,9 +60,11 @@ def convert(kind: Any, value: Any, where: str) -> Any:
     elif is_dataclass(kind):
         hints = get_type_hints(kind)
         if fits := isinstance(value, dict):
-            if different := ", ".join(sorted(hints.keys() ^ value.keys())):
+            lacking = {each.name for each in fields(kind) if each.metadata == LATER} - value.keys()
+            if different := ", ".join(sorted((hints.keys() ^ value.keys()) - lacking)):
                 raise ValueError(f"{where or 'it'} has missing or unexpected fields: {different}")
-            found = kind(**{name: convert(hint, value[name], f"{where}.{name}") for name, hint in hints.items()})  # type: ignore[operator]
+            given = {name: hint for name, hint in hints.items() if name not in lacking}
+            found = kind(**{name: convert(hint, value[name], f"{where}.{name}") for name, hint in given.items()})  # type: ignore[operator]
     elif origin is tuple:
         fits = isinstance(value, list) and (arguments[-1] is Ellipsis or len(arguments) == len(value))
         if fits:

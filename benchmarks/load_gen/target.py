@@ -6,8 +6,9 @@ import argparse
 import contextlib
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
 from benchmarks import BenchmarkError
+from benchmarks.load_gen.metrics import total
 from benchmarks.load_gen.workload import Request
 from benchmarks.measure.schema import ServerInfo, Step, TimeSplit
 from clickbert import ClickBertError, Ranker
@@ -22,23 +24,34 @@ from clickbert.connection import Connection
 from finetune.data.clicklog import ClickLogError
 from release import versions
 from release.names import TOKENIZER_MODEL
+from serving.backends.packed_cpu import figures
 from serving.server import Addresses, Server, open_directly
-from serving.triton import ServingError
+from serving.triton import PACKED_CPU, ServingError
 
 PREFIX = "clickbert_"
 TIMEOUT = 10.0  # seconds, for a question
 FIRST_TIMEOUT = 60.0  # seconds, for the first ranking of a slow model
+SETTLED = 1.2 * figures.PERIOD  # seconds in which the backend publishes its figures at least once
+PATIENCE = 3.0  # seconds, for figures that do not come to rest
 EXPECTED = (BenchmarkError, ServingError, ClickBertError, ClickLogError)  # what a load on a server may raise
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Triton's counts of a model's requests since it was loaded; times in nanoseconds."""
+    """What was counted of a model's requests since it was loaded; times in seconds, of all of them together.
 
-    requests: int
-    executions: int
-    queue: int
-    compute: int
+    `queue` and `compute` as in `TimeSplit`. Either there are executions, by Triton, or chunks with tokens in them.
+    """
+
+    requests: float = 0
+    queue: float = 0
+    compute: float = 0
+    executions: float = 0
+    chunks: float = 0
+    tokens: float = 0
+
+    def __sub__(self, earlier: Counts) -> Counts:
+        return Counts(*(now - then for now, then in zip(astuple(self), astuple(earlier), strict=True)))
 
 
 @dataclass(frozen=True)
@@ -71,13 +84,35 @@ class Target:
                 found[entry.name] = max(entry.version, found.get(entry.name, "0"), key=int)
         return found
 
-    def counts(self, model: str) -> Counts:
-        """Triton's counts of a model's requests."""
+    def counts(self, model: str) -> Counts | None:
+        """What was counted of a model's requests.
+
+        None: it is cut into chunks by a server elsewhere. The figures of its backend are not at hand, and Triton's own
+        durations end when the backend has taken a request over.
+        """
+        config = self.ask(triton.InferenceServerClient.get_model_config, model).config
+        if not is_chunked(config):
+            return self.count_executions(model)
+        text = self.metrics()
+        return None if text is None else count_chunks(text, model)
+
+    def count_executions(self, model: str) -> Counts:
+        """Triton's statistics of a model's requests."""
         answer = self.ask(triton.InferenceServerClient.get_inference_statistics, model)
         newest = max(answer.model_stats, key=lambda each: int(each.version))
         stats = newest.inference_stats
         compute = stats.compute_input.ns + stats.compute_infer.ns + stats.compute_output.ns
-        return Counts(stats.success.count, newest.execution_count, stats.queue.ns, compute)
+        return Counts(stats.success.count, stats.queue.ns / 1e9, compute / 1e9, newest.execution_count)
+
+    def settled_counts(self, model: str) -> Counts | None:
+        """What was counted, once no more comes of requests that were answered: figures are published now and then."""
+        found, end = self.counts(model), time.monotonic() + PATIENCE
+        while found and found.chunks and time.monotonic() < end:
+            time.sleep(SETTLED)
+            former, found = found, self.counts(model)
+            if found == former:
+                break
+        return found
 
     def metrics(self) -> str | None:
         """The text of its metrics endpoint; None of a server elsewhere, whose address for that is not known."""
@@ -87,16 +122,19 @@ class Target:
             return str(answer.read(), "utf-8")
 
     def with_counts(self, model: str, send: Callable[[], Step]) -> Step:
-        """A step, with what Triton counted meanwhile. Raises BenchmarkError if the server has ended."""
+        """A step, with what was counted meanwhile. Raises BenchmarkError if the server has ended."""
         before = self.counts(model)
         step = send()
         self.check_alive()
-        after = self.counts(model)
-        executions = after.executions - before.executions
+        after = self.settled_counts(model)
+        if before is None or after is None:
+            return step
+        counted = after - before
         return replace(
             step,
-            time_split=split_time(before, after, step.latency.mean if step.latency else None),
-            requests_per_execution=(after.requests - before.requests) / executions if executions else None,
+            time_split=split_time(counted, step.latency.mean if step.latency else None),
+            requests_per_execution=counted.requests / counted.executions if counted.executions else None,
+            tokens_per_chunk=counted.tokens / counted.chunks if counted.chunks else None,
         )
 
     def try_out(self, model: str, request: Request) -> None:
@@ -112,13 +150,36 @@ class Target:
             )
 
 
-def split_time(before: Counts, after: Counts, mean_ms: float | None) -> TimeSplit | None:
-    """Where a request's time went on average, by Triton's counts around a load and the callers' mean latency."""
-    requests = after.requests - before.requests
-    if not requests or mean_ms is None:
+def split_time(counted: Counts, mean_ms: float | None) -> TimeSplit | None:
+    """Where a request's time went on average, by what was counted during a load and the callers' mean latency."""
+    if not counted.requests or mean_ms is None:
         return None
-    queue, compute = ((getattr(after, name) - getattr(before, name)) / requests / 1e6 for name in ("queue", "compute"))
+    queue, compute = (1000 * seconds / counted.requests for seconds in (counted.queue, counted.compute))
     return TimeSplit(queue, compute, max(0.0, mean_ms - queue - compute))
+
+
+def is_chunked(config: Any) -> bool:
+    """Whether packed_cpu cuts a model's requests into chunks, by its config: Triton's batching does nothing then."""
+    return config.backend == PACKED_CPU and "chunk_by" in config.parameters
+
+
+def count_chunks(metrics: str, model: str, **labels: str) -> Counts:
+    """packed_cpu's figures of a model's answered requests, in the text of a metrics endpoint.
+
+    `labels` choose among them; chunks and tokens have none of a request's, and are 0 then.
+    """
+
+    def sum_of(name: str) -> float:
+        return total(metrics, name, model=model, **labels)
+
+    waiting = sum_of(f"{figures.WAITING}_sum")
+    return Counts(
+        requests=sum_of(f"{figures.TOTAL}_count"),
+        queue=waiting,
+        compute=sum_of(f"{figures.TOTAL}_sum") - waiting,
+        chunks=sum_of(figures.CHUNKS),
+        tokens=sum_of(figures.ELEMENTS),
+    )
 
 
 @contextlib.contextmanager

@@ -37,7 +37,7 @@ from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
 
 from benchmarks.load_gen import workload
-from benchmarks.load_gen.workload import Request, sample_of_all_sizes, size_classes, spread
+from benchmarks.load_gen.workload import Request, random_moments, sample_of_all_sizes, size_classes, spread
 from benchmarks.measure.recording import Recording, Sample
 from clickbert import ClickBertError, Ranker
 from clickbert.connection import Connection
@@ -183,21 +183,6 @@ class RankingUser(User):
             recorder.start_at_random_moments(self.environment, recorder.rate)
         elif recorder.send(self.environment, next(recorder.turns), time.perf_counter()):
             time.sleep(PAUSE_AFTER_ERROR)
-
-
-def random_moments(rate: float, parts: Sequence[float], chance: random.Random) -> list[float]:
-    """A Poisson process's moments, given that each part of the round has as many as the rate says.
-
-    Left to chance alone, a measured part of 100 requests would often have 10 % more or fewer, and the same ones every
-    time, since rounds are seeded: "70 % of saturation" was 55 to 63 %.
-
-    `parts` are the seconds of each part. The moments are seconds from the start, ascending.
-    """
-    moments, start = [], 0.0
-    for part in parts:
-        moments += sorted(chance.uniform(start, start + part) for _ in range(round(rate * part)))
-        start += part
-    return moments
 
 
 def add_options(parser: LocustArgumentParser) -> None:

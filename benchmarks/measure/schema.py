@@ -1,21 +1,21 @@
 """What a benchmark finds: frozen dataclasses, written as JSON and read back with every type checked.
 
 PERCENTILES is the one list of percentiles: tables, plots, `--slo` and `--compare` all go through it. A change that
-older files do not fit needs a new SCHEMA.
+older files do not fit needs a new SCHEMA; a figure that they lack, and nobody misses in them, is a field that is LATER.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Self
 
 from benchmarks import BenchmarkError
 from release.files import write_whole
-from release.records import RecordError, read_record
+from release.records import LATER, RecordError, read_record
 
 SCHEMA = 4
 PERCENTILES: tuple[float, ...] = (50, 95, 99)
@@ -76,10 +76,13 @@ class GeneratorUse:
 
 @dataclass(frozen=True)
 class TimeSplit:
-    """Where a request's time went on average, in milliseconds."""
+    """Where a request's time went on average, in milliseconds.
 
-    queue: float  # waiting in Triton, by Triton's statistics
-    compute: float  # the engine and the copies in and out, by the same
+    Of a model that packed_cpu cuts into chunks, by that backend's figures; of others by Triton's statistics.
+    """
+
+    queue: float  # waiting: for its first chunk, or for its execution
+    compute: float  # from its first chunk to its answer, with pauses for others' chunks; or the execution and copies
     rest: float  # what the caller waited beyond that: network, client, Triton's own work
 
 
@@ -103,8 +106,9 @@ class Step:
     start_delay: Latency | None  # from the intended start to the actual one; None: no request was scheduled
     generator: GeneratorUse
     client_bound: str | None  # why the figures are the generator's own; None: they are the server's
-    time_split: TimeSplit | None = None  # None: Triton counted nothing
-    requests_per_execution: float | None = None  # that Triton merged
+    time_split: TimeSplit | None = None  # None: nothing was counted, or a server elsewhere cuts into chunks
+    requests_per_execution: float | None = None  # that Triton merged; None of a model that is cut into chunks
+    tokens_per_chunk: float | None = field(default=None, metadata=LATER)  # padding not counted; None of other models
 
     @property
     def load(self) -> str:

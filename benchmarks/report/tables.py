@@ -100,7 +100,10 @@ def step_table(steps: Sequence[Step], slo: Slo | None = None, notes: Sequence[st
     }
     if any(step.time_split for step in steps):
         columns["queue / compute / rest ms"] = bound(split)
+    if any(step.requests_per_execution for step in steps):
         columns["merged"] = bound(lambda step: number(step.requests_per_execution, 1))
+    if any(step.tokens_per_chunk for step in steps):
+        columns["tokens a chunk"] = bound(lambda step: number(step.tokens_per_chunk))
     return make_table(columns | {"": note}, steps, lambda step: not step.server_bound)
 
 

@@ -30,7 +30,7 @@ class Schedule:
     """What is measured, for how many seconds. docs/benchmarks.md has the reasons."""
 
     users: tuple[int, ...] = (1, 4, 8)  # closed loop; then twice as many each time while that brings more
-    most_users: int = 128  # the config's queue takes this many
+    most_users: int = 128  # of more, a slow machine would answer some too late
     gain: float = 0.2  # what more users must bring; less is noise of a machine whose speed changes
     closed_seconds: int = 4
     rounds: int = 8  # at saturation: a round's share of its ceiling varies by a tenth, and many even that out

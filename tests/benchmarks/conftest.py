@@ -26,7 +26,7 @@ LIMITS = ClientLimits(busy=2.0, delay_ms=1e6)
 
 @pytest.fixture
 def target(published_server: Server) -> Target:
-    return Target(Connection(published_server.addresses.grpc))
+    return Target(Connection(published_server.addresses.grpc), server=published_server)
 
 
 @pytest.fixture

@@ -45,7 +45,7 @@ def make_step(chance: np.random.Generator, per_second: float, latency: float, se
         for place, (begin, last) in enumerate(zip(begins, lasted, strict=True))
     ]
     step = summarize(samples, 0, seconds, generator=USE, **load)
-    return replace(step, time_split=TimeSplit(1.5, 1000 * latency - 2.5, 1.0), requests_per_execution=1.5)
+    return replace(step, time_split=TimeSplit(1.5, 1000 * latency - 2.5, 1.0), tokens_per_chunk=200.0)
 
 
 @cache
@@ -130,5 +130,5 @@ def unanswered(step: Step) -> Step:
         latencies_ms=(),
         latency_by_size=dict.fromkeys(CLASSES),
         time_split=None,
-        requests_per_execution=None,
+        tokens_per_chunk=None,
     )

@@ -14,6 +14,7 @@ ALLOWED = {
     "report": {"measure"},
     "load_gen": {"measure"},
     "saturation": {"measure", "load_gen"},
+    "scheduling": {"measure", "load_gen", "saturation", "report"},
 }
 
 

@@ -25,12 +25,14 @@ from tests.published import serve
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(ROOT.glob("model_repository/*/config.pbtxt"))
-OWN = Settings(instances=2, threads=0, chunk_elements=256, max_batch_size=4, queue_delay_us=0)
+PLAN = "clickbert_trt_fp16"
+OWN = Settings(threads=0, chunk_elements=256)
+OWN_PLAN = Settings(max_batch_size=8, queue_delay_us=0)
 wholes = st.integers(1, 10**6)
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.parent.name)
-@given(values=st.builds(Settings, wholes, wholes, wholes, wholes, wholes))
+@given(values=st.builds(Settings, wholes, wholes, wholes, wholes))
 @settings(max_examples=25, deadline=None)
 def test_changed_settings_are_read_back_and_nothing_else_changes(config: Path, values: Settings) -> None:
     text = config.read_text(encoding="utf-8")
@@ -58,45 +60,44 @@ def without_digits(line: str) -> str:
 def test_the_repositorys_own_settings_are_found() -> None:
     files = {config.parent.name: config for config in CONFIGS}
     found = {name: read_settings(file.read_text(encoding="utf-8"), file) for name, file in files.items()}
-    assert None not in vars(found["clickbert_onnx"]).values()
-    assert (found["clickbert_trt_fp16"].threads, found["clickbert_trt_fp16"].chunk_elements) == (None, None)
-    assert found["clickbert_tokenizer"].queue_delay_us is None
+    assert found["clickbert_onnx"] == found["clickbert_onnx_int8"] == OWN
+    assert found["clickbert_trt_fp16"] == found["clickbert_trt_int8"] == OWN_PLAN
+    assert found["clickbert_tokenizer"] == Settings(max_batch_size=0)
 
 
 def test_a_comment_that_reads_like_a_setting_stays() -> None:
-    text = (ROOT / "model_repository" / MODEL / "config.pbtxt").read_text(encoding="utf-8")
+    text = (ROOT / "model_repository" / PLAN / "config.pbtxt").read_text(encoding="utf-8")
     comment = "# max_batch_size: 9 and max_queue_delay_microseconds: 700 were slower\n"
     for place in ("max_batch_size: ", "  max_queue_delay_microseconds: "):
         text = text.replace(f"\n{place}", f"\n{comment}{place}")
-    text = text.replace("\nmax_batch_size: 4\n", "\nmax_batch_size: 4  # formerly max_batch_size: 8\n")
-    changed = change(text, replace(OWN, max_batch_size=16, queue_delay_us=500), Path("config.pbtxt"))
+    text = text.replace("\nmax_batch_size: 8\n", "\nmax_batch_size: 8  # formerly max_batch_size: 4\n")
+    changed = change(text, Settings(max_batch_size=16, queue_delay_us=500), Path("config.pbtxt"))
     assert changed.count(comment) == 2
-    assert "\nmax_batch_size: 16  # formerly max_batch_size: 8\n" in changed
+    assert "\nmax_batch_size: 16  # formerly max_batch_size: 4\n" in changed
 
 
 @pytest.mark.parametrize(
-    ("old", "new"),
+    ("model", "own", "old", "new"),
     [
-        ("instance_group [ { count: 2 kind: KIND_CPU } ]", "instance_group [ { kind: KIND_CPU count: 2 } ]"),
         (
-            "instance_group [ { count: 2 kind: KIND_CPU } ]",
-            "instance_group [ { count: 1 kind: KIND_CPU }, { count: 1 kind: KIND_CPU } ]",
-        ),
-        (
+            MODEL,
+            OWN,
             '{ key: "chunk_elements" value { string_value: "256" }',
             '{ value { string_value: "256" } key: "chunk_elements"',
         ),
-        ("max_batch_size: 4", "max_batch_size:4"),
+        (PLAN, OWN_PLAN, "max_batch_size: 8", "max_batch_size:8"),
     ],
 )
-def test_a_config_that_is_laid_out_differently_is_refused_by_name(old: str, new: str) -> None:
-    text = (ROOT / "model_repository" / MODEL / "config.pbtxt").read_text(encoding="utf-8")
+def test_a_config_that_is_laid_out_differently_is_refused_by_name(
+    model: str, own: Settings, old: str, new: str
+) -> None:
+    text = (ROOT / "model_repository" / model / "config.pbtxt").read_text(encoding="utf-8")
     assert old in text
     other = text.replace(old, new)
     file = Path("elsewhere/config.pbtxt")
-    assert read_settings(other, file) == OWN
-    settings = Settings(3, 1, 512, 8, 500)
-    with pytest.raises(BenchmarkError, match=r"elsewhere/config\.pbtxt is laid out .* by hand: instances 3, threads 1"):
+    assert read_settings(other, file) == own
+    settings = Settings(**{name: value + 1 for name, value in own.given().items()})
+    with pytest.raises(BenchmarkError, match=rf"elsewhere/config\.pbtxt is laid out .* by hand: {settings}"):
         change(other, settings, file)
 
 
@@ -114,7 +115,8 @@ def make_log(folder: Path) -> Path:
     return folder / "log.jsonl"
 
 
-SWEPT = replace(OWN, chunk_elements=512)
+# Of no model: what is swept does not know which settings belong together.
+SWEPT = Settings(threads=0, chunk_elements=512, max_batch_size=16, queue_delay_us=0)
 
 
 def make_trial(one: Settings, speed: float, tail: float = 100.0, errors: int = 0) -> Trial:
@@ -135,7 +137,7 @@ def surface(
 
 
 def test_the_sweep_finds_the_best_of_a_known_surface() -> None:
-    best = Settings(instances=1, threads=0, chunk_elements=1024, max_batch_size=8, queue_delay_us=500)
+    best = Settings(threads=1, chunk_elements=1024, max_batch_size=8, queue_delay_us=500)
 
     def speed(one: Settings) -> float:
         # Each setting's own part; a wrong one costs a tenth and more.
@@ -146,8 +148,8 @@ def test_the_sweep_finds_the_best_of_a_known_surface() -> None:
     assert asked[0] == SWEPT
     assert len(asked) == len(set(asked)), "one was measured twice"
     # One setting after another, each with the best of those before.
-    assert all(one.chunk_elements == SWEPT.chunk_elements for one in asked if one.instances != best.instances)
-    assert all(one.instances == best.instances for one in asked if one.queue_delay_us != SWEPT.queue_delay_us)
+    assert all(one.chunk_elements == SWEPT.chunk_elements for one in asked if one.threads != best.threads)
+    assert all(one.threads == best.threads for one in asked if one.queue_delay_us != SWEPT.queue_delay_us)
 
 
 @pytest.mark.parametrize("better", [1.0, 1.02], ids=["nothing is faster", "faster by noise"])
@@ -175,18 +177,25 @@ def test_a_shorter_tail_at_the_same_speed_is_better_and_errors_are_not() -> None
 
 def test_settings_that_fail_are_not_chosen_and_the_others_are_still_tried() -> None:
     def measure(one: Settings) -> Trial | None:
-        fails = one.instances == 3 or one.max_batch_size == 8
-        return None if fails else make_trial(one, 100.0 + one.max_batch_size)
+        fails = one.threads == 1 or one.max_batch_size == 1
+        return None if fails else make_trial(one, 100.0 / (one.max_batch_size or 1))
 
-    assert sweep(SWEPT, measure) == replace(SWEPT, max_batch_size=16)
-    assert not is_confirmed(SWEPT, replace(SWEPT, instances=3), measure)
-    assert is_confirmed(SWEPT, replace(SWEPT, max_batch_size=16), measure)
+    assert sweep(SWEPT, measure) == replace(SWEPT, max_batch_size=2)
+    assert not is_confirmed(SWEPT, replace(SWEPT, threads=1), measure)
+    assert is_confirmed(SWEPT, replace(SWEPT, max_batch_size=2), measure)
 
 
-def test_what_the_config_does_not_have_is_not_swept() -> None:
-    swept = candidates(replace(SWEPT, threads=None, chunk_elements=None, queue_delay_us=None))
-    assert [set().union(*changes) for changes in swept] == [{"instances"}, {"max_batch_size"}]
-    assert swept[0] == [{"instances": 1}, {"instances": 2}, {"instances": 3}]
+def test_each_kind_of_model_has_settings_of_its_own() -> None:
+    assert [set().union(*changes) for changes in candidates(OWN)] == [{"threads"}, {"chunk_elements"}]
+    merged, delays = candidates(OWN_PLAN)
+    assert merged == [{"max_batch_size": size} for size in (1, 2, 4, 8)]  # the plan was built for eight
+    assert [set(each) for each in delays] == [{"queue_delay_us"}] * 3
+
+
+@pytest.mark.parametrize(("cores", "threads"), [(1, [0, 1]), (2, [0, 1, 2]), (8, [0, 7, 8])])
+def test_a_core_may_be_left_to_others(cores: int, threads: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tune, "usable_cores", lambda: cores)
+    assert candidates(OWN)[0] == [{"threads": number} for number in threads]
 
 
 @pytest.mark.parametrize(
@@ -200,7 +209,7 @@ def test_what_the_config_does_not_have_is_not_swept() -> None:
     ],
 )
 def test_what_was_found_must_win_again(ratio: float, tail: float, errors: int, kept: bool) -> None:
-    found = replace(SWEPT, max_batch_size=16)
+    found = replace(SWEPT, max_batch_size=4)
     machine = iter([1.0, 1.0, 0.5, 0.5, 0.3, 0.3])  # the machine grows slower: turns are compared, not their means
 
     def measure(one: Settings) -> Trial:
@@ -209,6 +218,9 @@ def test_what_was_found_must_win_again(ratio: float, tail: float, errors: int, k
 
     assert is_confirmed(SWEPT, found, measure) is kept
     assert not is_confirmed(SWEPT, SWEPT, measure)
+
+
+LINE = '{sign}parameters {{ key: "chunk_elements" value {{ string_value: "{size}" }} }}'
 
 
 @pytest.fixture(scope="module")
@@ -231,10 +243,10 @@ class TestRun:
         def try_config(options: argparse.Namespace, config: str, load: Load, seconds: int) -> Step:
             if not known:
                 known.append(real(options, config, load, seconds))
-            size = read_settings(config, options.repository).max_batch_size
-            return replace(known[0], pairs_per_second={1: 2000.0, 4: 1000.0}[size])
+            size = read_settings(config, options.repository).chunk_elements
+            return replace(known[0], pairs_per_second={128: 2000.0, 256: 1000.0}[size or 0])
 
-        monkeypatch.setattr(tune, "candidates", lambda _: [[{"max_batch_size": 1}]])
+        monkeypatch.setattr(tune, "candidates", lambda _: [[{"chunk_elements": 128}]])
         monkeypatch.setattr(tune, "try_config", try_config)
 
     def run(self, repository: Path, log: Path, *others: str) -> Ended:
@@ -249,17 +261,18 @@ class TestRun:
         ended = self.run(copy, published_log)
         assert ended.code == 0, ended.err
         assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
-        assert "-max_batch_size: 4\n+max_batch_size: 1\n" in ended.out
+        removed, added = (LINE.format(sign=sign, size=size) for sign, size in (("-", 256), ("+", 128)))
+        assert f"{removed}\n{added}\n" in ended.out
         found = json.loads(ended.out.splitlines()[-1])
-        assert (found["model"], found["written"], found["chosen"]["max_batch_size"]) == (MODEL, False, 1)
+        assert (found["model"], found["written"], found["chosen"]["chunk_elements"]) == (MODEL, False, 128)
         # The trial was a server that answered; the own settings come first, all in the table and in the kept file.
         assert known[0].pairs_per_second > 0 == known[0].errors
         assert known[0].latency
-        sizes = [trial["settings"]["max_batch_size"] for trial in found["trials"]]
-        assert sizes == [4, 1, *[4, 1] * tune.TURNS]
+        sizes = [trial["settings"]["chunk_elements"] for trial in found["trials"]]
+        assert sizes == [256, 128, *[256, 128] * tune.TURNS]
         table = ended.out.splitlines()[1 : len(sizes) + 2]
-        assert table[0].split()[:5] == [field.name for field in fields(Settings)]
-        assert [line.split()[3] for line in table[1:]] == [str(size) for size in sizes]
+        assert table[0].split()[:3] == ["threads", "chunk_elements", "pairs/s"]
+        assert [line.split()[1] for line in table[1:]] == [str(size) for size in sizes]
         (kept,) = (copy.parent / "results").glob(f"tune-{MODEL}-*.json")
         assert json.loads(kept.read_text(encoding="utf-8")) == found
         assert not list(logs.glob("clickbert-*"))
@@ -274,11 +287,12 @@ class TestRun:
         after = file.read_text(encoding="utf-8")
         diff = difflib.unified_diff(before.splitlines(True), after.splitlines(True), str(file), f"{file} (tuned)")
         assert "".join(diff) in ended.out
-        assert after == before.replace("\nmax_batch_size: 4\n", "\nmax_batch_size: 1\n") != before
+        former, new = (LINE.format(sign="", size=size) for size in (256, 128))
+        assert after == before.replace(former, new) != before
         assert json.loads(ended.out.splitlines()[-1])["written"] is True
         with serve(copy, log=tmp_path / "log") as server:
             with server.get(f"/v2/models/{MODEL}/config") as answer:
-                assert json.load(answer)["max_batch_size"] == 1
+                assert json.load(answer)["parameters"]["chunk_elements"]["string_value"] == "128"
             with Ranker(server.addresses.grpc, timeout=60) as ranker:
                 assert len(ranker.rank("w1", ["w2", "w3"])) == 2
 
@@ -301,23 +315,23 @@ class TestRun:
         scripted = tune.try_config
 
         def try_config(options: argparse.Namespace, config: str, *rest: object) -> Step:
-            if read_settings(config, options.repository).max_batch_size == 8:
+            if read_settings(config, options.repository).chunk_elements == 512:
                 raise error
             return scripted(options, config, *rest)
 
         monkeypatch.setattr(tune, "try_config", try_config)
-        monkeypatch.setattr(tune, "candidates", lambda _: [[{"max_batch_size": 1}, {"max_batch_size": 8}]])
+        monkeypatch.setattr(tune, "candidates", lambda _: [[{"chunk_elements": 128}, {"chunk_elements": 512}]])
         ended = self.run(copy, published_log)
         (kept,) = (copy.parent / "results").glob("tune-*.json")
         found = json.loads(kept.read_text(encoding="utf-8"))
-        sizes = [trial["settings"]["max_batch_size"] for trial in found["trials"]]
+        sizes = [trial["settings"]["chunk_elements"] for trial in found["trials"]]
         if isinstance(error, KeyboardInterrupt):
-            assert (ended.code, sizes, found["chosen"]) == (130, [4, 1], None)
+            assert (ended.code, sizes, found["chosen"]) == (130, [256, 128], None)
         else:
             assert ended.code == 0, ended.err
-            failing = replace(OWN, max_batch_size=8)
+            failing = replace(OWN, chunk_elements=512)
             assert f"failed: {failing}: no room\n" in ended.out
-            assert (found["failed"], found["chosen"]["max_batch_size"]) == ([f"{failing}: no room"], 1)
+            assert (found["failed"], found["chosen"]["chunk_elements"]) == ([f"{failing}: no room"], 128)
 
     def test_a_first_trial_that_fails_leaves_no_file(
         self, copy: Path, published_log: Path, monkeypatch: pytest.MonkeyPatch

@@ -178,9 +178,9 @@ def test_users_seeds_and_the_connection_are_handed_on() -> None:
 
 
 def test_the_split_of_a_requests_time_adds_up() -> None:
-    before, after = Counts(5, 3, 7, 6), Counts(9, 5, 7 + int(8e6), 6 + int(28e6))  # ns of four requests
-    assert split_time(before, after, 12.0) == TimeSplit(pytest.approx(2.0), pytest.approx(7.0), pytest.approx(3.0))
-    short = split_time(before, after, 5.0)
+    counted = Counts(requests=9, queue=7.008, compute=6.028) - Counts(requests=5, queue=7.0, compute=6.0)
+    assert split_time(counted, 12.0) == TimeSplit(pytest.approx(2.0), pytest.approx(7.0), pytest.approx(3.0))
+    short = split_time(counted, 5.0)
     assert short and short.rest == 0
-    assert split_time(before, before, 12.0) is None
-    assert split_time(before, after, None) is None
+    assert split_time(Counts(), 12.0) is None
+    assert split_time(counted, None) is None

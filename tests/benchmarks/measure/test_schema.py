@@ -15,6 +15,7 @@ from benchmarks import BenchmarkError
 from benchmarks.measure import schema
 from benchmarks.measure.compare import compare_results
 from benchmarks.measure.schema import GeneratorUse, Slo, SloResult, dump, read_result, write
+from benchmarks.options import RESULTS
 from benchmarks.report.page import write_page
 from benchmarks.report.plots import plot_latency
 from benchmarks.report.tables import speedup_over_first
@@ -36,6 +37,22 @@ def test_a_written_result_is_read_back_with_all_its_types(tmp_path: Path) -> Non
     result = with_model(result, slo=SloResult(Slo("p99", 50.0), None, (step,)), failure="none")
     write(tmp_path / "result.json", result)
     assert read_result(tmp_path / "result.json") == result
+
+
+def test_results_of_former_releases_are_read() -> None:
+    kept = [path for path in RESULTS.glob("*.json") if not path.name.startswith("tune-")]
+    assert kept
+    for path in kept:
+        result = read_result(path)
+        assert all(found.saturated for found in result.models.values()), path
+
+
+def test_a_step_of_a_former_release_lacks_the_tokens_of_a_chunk(tmp_path: Path) -> None:
+    document = json.loads(dump(make_result(rounds=2)))
+    drop("models", MODELS[0], "rounds", 1, "step", "tokens_per_chunk")(document)
+    (tmp_path / "result.json").write_text(json.dumps(document))
+    rounds = read_result(tmp_path / "result.json").models[MODELS[0]].rounds
+    assert [one.step.tokens_per_chunk for one in rounds] == [200.0, None]
 
 
 def drop(*path: str | int) -> Callable[[Any], None]:

@@ -28,6 +28,9 @@ def test_the_table_shows_the_figures_and_each_kind_of_error() -> None:
     )
     split = [replace(step, time_split=TimeSplit(1, 2, 3), requests_per_execution=1.5) for step in steps]
     assert step_table(split).rows[0][8:] == ("1 / 2 / 3", "1.5", "1 x ServerTimeoutError")
+    chunked = [replace(step, requests_per_execution=None, tokens_per_chunk=200.4) for step in split]
+    assert step_table(chunked).heads[8:] == ("queue / compute / rest ms", "tokens a chunk", "")
+    assert step_table(chunked).rows[0][8:] == ("1 / 2 / 3", "200", "1 x ServerTimeoutError")
 
 
 def test_a_client_bound_step_has_no_figures_and_says_why() -> None:
