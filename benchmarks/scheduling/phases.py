@@ -6,7 +6,8 @@
 The requests are a click log's own. They are packed before they are sent, and go out through one connection, so that
 their sender costs little. Measured one after another:
 
-- alone: each request by itself, three times. What a class of size takes alone is the median of its calls.
+- alone: each request by itself, three times. The smaller half is held against its median, the
+  largest against their own p99: some of them are several times as large as the others.
 - saturation: 8 callers, each with its next request as soon as the last one is answered.
 - 70 % of saturation: requests at random moments.
 - given up: saturation once more; three of ten calls are given up after half of the time that they took before.

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.backends.packed_cpu.schedule import MARGIN, MEASURED, STRETCH, Job, OverloadedError, Part, Schedule
+from serving.backends.packed_cpu.schedule import HEAD_START, MARGIN, MEASURED, Job, OverloadedError, Part, Schedule
 from serving.backends.packed_cpu.segments import Segments
 
 BUDGET = 100
@@ -88,15 +88,36 @@ def test_what_is_begun_is_not_put_off_by_an_equal_one() -> None:
 def test_a_large_one_is_not_starved() -> None:
     """Small ones that fill the core arrive for ever; the large one waits so long for them, and no longer."""
     machine = Machine()
-    work = 0.5
+    for number in range(3):  # so that it is known what is usual
+        machine.ask(f"before {number}", 50, 50)
     machine.ask("large", *[50] * 10)
+    own, small = 0.5, 0.1
     number = 0
     while "large" not in machine.answered:
         number += 1
         machine.ask(f"small {number}", 50, 50)
         machine.step()
-        assert machine.clock.now < (STRETCH + 1) * work * 2 + 0.2
-    assert machine.answered["large"] >= 2 * work, "many small ones were before it"
+        assert machine.clock.now < HEAD_START * small + 3 * own
+    assert machine.answered["large"] > HEAD_START * small, "they went first"
+
+
+def test_of_requests_of_one_size_the_first_is_first() -> None:
+    machine = Machine()
+    for number in range(5):
+        machine.ask(f"{number}", *[50] * 10)
+        machine.step()
+    machine.run()
+    assert list(machine.answered) == [f"{number}" for number in range(5)]
+
+
+def test_what_is_usual_decides_what_is_small() -> None:
+    machine = Machine()
+    for number in range(9):
+        machine.ask(f"{number}", *[10] * (number + 1))
+    machine.run()
+    before, after = machine.ask("before", *[10] * 5), machine.ask("after", *[10] * 6)
+    assert before.small
+    assert not after.small
 
 
 @given(st.lists(st.tuples(st.integers(1, 300), st.integers(1, 30)), min_size=1, max_size=30), st.integers(0, 10**6))
