@@ -29,7 +29,7 @@ sample: install ## write the sample click log to data/sample
 	$(PY) -m finetune sample --output data/sample
 
 finetune: install ## fine-tune the demo model on the sample, to checkpoints/demo
-	$(PY) -m finetune train --data data/sample --output checkpoints/demo
+	$(PY) -m finetune train --data data/sample --position-bias estimated --output checkpoints/demo
 
 export: install ## check checkpoints/demo as every engine that this machine can build, and publish all or none
 	$(PY) -m export --checkpoint checkpoints/demo --repository model_repository --evaluation data/sample/test.jsonl \
