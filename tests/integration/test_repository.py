@@ -89,13 +89,12 @@ def test_requests_are_batched_with_limits(model: str) -> None:
     config = read(model)
     assert config.max_batch_size > 1
     assert config.version_policy.latest.num_versions == 1
-    if model in TENSORRT:
-        policy = config.dynamic_batching.default_queue_policy
-        assert policy.max_queue_size > 0
-        assert policy.default_timeout_microseconds > 0
-        assert policy.timeout_action == policy.REJECT
-    else:  # the backend has a queue of its own
-        assert not config.dynamic_batching.HasField("default_queue_policy")
+    policy = config.dynamic_batching.default_queue_policy
+    assert policy.max_queue_size > 0
+    assert policy.default_timeout_microseconds > 0
+    assert policy.timeout_action == policy.REJECT
+    if model not in TENSORRT:  # their backend has a queue of its own
+        assert policy.allow_timeout_override
         assert sum(group.count for group in config.instance_group) == 1
         assert float(config.parameters["deadline_seconds"].string_value) > 0
 

@@ -114,10 +114,11 @@ class Published:
         with self.lock:
             counts, self.counts = self.counts, Counter()
             observed, self.observed = self.observed, []
-        for key, count in counts.items():
-            self.metric(*key).increment(count)
         for name, size, seconds in observed:
             self.metric(name, "up_to", size).observe(seconds)
+        # Requests last: whoever finds one counted finds all that belongs to it.
+        for key, count in sorted(counts.items(), key=lambda item: item[0][0] == REQUESTS):
+            self.metric(*key).increment(count)
         for name, value in zip(LOADS, schedule.load(), strict=True):
             self.metric(name).set(value)
 

@@ -79,7 +79,7 @@ class Job:
         self.elements, self.longest = self.segments.elements, int(self.segments.lengths[0])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Part:
     """What a chunk takes of a request: the places of its segments."""
 

@@ -143,9 +143,9 @@ class Service:
             else:
                 part.job.done.append((part.places, output))
         complete = self.schedule.finish(parts, time.perf_counter() - began)
+        self.figures.chunk(parts)  # before its requests are counted
         for job in complete:
             self.outbox.put(partial(self.answer, job))
-        self.figures.chunk(parts)
 
     def answer(self, job: Job) -> None:
         """Sends a complete request's answer; what fails here is its own error, not its neighbours'."""
