@@ -107,7 +107,7 @@ class Target:
     def settled_counts(self, model: str) -> Counts | None:
         """What was counted, once no more comes of requests that were answered: figures are published now and then."""
         found, end = self.counts(model), time.monotonic() + PATIENCE
-        while found and found.chunks and time.monotonic() < end:
+        while found and not found.executions and time.monotonic() < end:  # Triton's own counts are there at once
             time.sleep(SETTLED)
             former, found = found, self.counts(model)
             if found == former:
