@@ -35,7 +35,7 @@ from serving.checks import check_triton
 from serving.server import BackendDiedError, Server, why_not_ready
 from serving.triton import ServingError, find_triton
 
-LEAST_LIFE = 60.0  # seconds after a new start; a server whose backend dies sooner would die again and again
+LEAST_LIFE = 60.0  # seconds that a server is ready; one whose backend dies sooner a second time would go on like that
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -64,8 +64,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if options.check:
             triton = find_triton()
-            check_triton(triton, needs_python=True)
-            print(f"serving: {triton.binary} can run here, with packed_cpu")
+            check_triton(triton, needs_python=triton.has_python)
+            without = "" if triton.has_python else "out"
+            print(f"serving: {triton.binary} can run here, with{without} packed_cpu")
             return 0
         address = find_address(options.address)
         addresses = Addresses(address, options.http_port, options.grpc_port, options.metrics_port)
@@ -107,19 +108,19 @@ def serve(server: Server) -> int:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, stop)
     try:
-        restarted = -LEAST_LIFE
+        again = False
         while True:
             try:
                 return run(server)
             except BackendDiedError as exc:
                 print(f"serving: {exc}; the server's log above may say why", file=sys.stderr, flush=True)
-                if time.monotonic() - restarted < LEAST_LIFE:
+                if again and time.monotonic() - server.ready_since < LEAST_LIFE:
                     print(
                         "serving: that was soon after the last time: the server is not started again", file=sys.stderr
                     )
                     return 1
                 print("serving: the server is started again", file=sys.stderr, flush=True)
-                restarted = time.monotonic()
+                again = True
     except KeyboardInterrupt:
         code = server.running().returncode if server.process else 0
         print(f"serving: ended on {signal.Signals(stopping[0]).name}", file=sys.stderr)

@@ -71,6 +71,7 @@ class Server:
         check_triton(self.triton, self.needs_python)
         self.process: subprocess.Popen[bytes] | None = None
         self.folder: RuntimeFolder | None = None
+        self.ready_since = 0.0
         refuse_flags(flags, self.own_flags(self.repository, self.triton.backends))
 
     def own_flags(self, repository: Path, backends: Path) -> list[str]:
@@ -145,6 +146,7 @@ class Server:
             if time.monotonic() > deadline:
                 raise ServingError(f"tritonserver was not ready within {timeout:.0f} s; {self.where_the_log_is()}")
             time.sleep(0.1)
+        self.ready_since = time.monotonic()
 
     def is_ready(self) -> bool:
         """Whether the server answers that all its models are ready."""

@@ -127,16 +127,18 @@ def lay_out_backends(triton: Triton, folder: Path) -> None:
             links to their folders. Where Triton has no onnxruntime backend, `packed_cpu` bears that name, too.
     """
     folder.mkdir()
+    ours = {PACKED_CPU} if triton.has_onnxruntime else {PACKED_CPU, "onnxruntime"}
     for backend in triton.backends.iterdir():
+        if backend.name in ours:  # written below, and not through a link into Triton's own
+            continue
         if backend.name == "python":
             shutil.copytree(backend, folder / backend.name)
         else:
             (folder / backend.name).symlink_to(backend)
     if triton.stub:
         shutil.copy2(triton.stub, folder / "python" / STUB)
-    lay_out_packed_cpu(folder / PACKED_CPU)
-    if not triton.has_onnxruntime:
-        lay_out_packed_cpu(folder / "onnxruntime")
+    for name in sorted(ours):
+        lay_out_packed_cpu(folder / name)
 
 
 def lay_out_packed_cpu(folder: Path) -> None:

@@ -35,6 +35,15 @@ def backend_of(command: Command, model: str) -> int:
     return found
 
 
+def test_the_tokenizers_process_is_looked_after_too(published_repository: Path, tmp_path: Path, state: Path) -> None:
+    with Command(published_repository, tmp_path) as command:
+        os.kill(backend_of(command, "clickbert_tokenizer"), signal.SIGKILL)
+        assert command.process.stdout
+        assert "ready" in command.process.stdout.readline()  # a second time
+        with Ranker(command.addresses.grpc, timeout=PATIENCE) as ranker:
+            assert len(ranker.rank("w1", DOCUMENTS)) == len(DOCUMENTS)
+
+
 def test_calls_in_flight_end_within_a_second_and_the_server_comes_back(
     published_repository: Path, tmp_path: Path, state: Path
 ) -> None:

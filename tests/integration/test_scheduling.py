@@ -112,6 +112,10 @@ def test_of_ten_thousand_requests_each_gets_its_own_answer(
     sent = len(requests) - kinds.count("cancelled")
     eventually(lambda: figure(published_server, "clickbert_requests_total", model=ONNX_MODEL) - before >= sent)
     eventually(lambda: waiting_in_the_schedule(published_server, ONNX_MODEL) == 0)
+    assert figure(published_server, "clickbert_requests_total", model=ONNX_MODEL) - before <= len(requests), (
+        "none twice"
+    )
+    assert "cancelled" in found
 
 
 @needs_bound_cores

@@ -22,6 +22,7 @@ A figure costs a message to Triton. So they are gathered here, and published a f
 from __future__ import annotations
 
 import threading
+import traceback
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -63,7 +64,6 @@ class Published:
 
     Args:
         open_metric: opens a metric of a name (its kind follows from it), with a description and labels.
-        schedule: the version's.
         labels: of all metrics.
     """
 
@@ -105,9 +105,17 @@ class Published:
 
     def publish_often(self, schedule: Schedule) -> None:
         """What the publishing thread does."""
-        while not self.ending.wait(PERIOD):
-            self.publish(schedule)
-        self.publish(schedule)
+        told = False
+        while True:
+            last = self.ending.wait(PERIOD)
+            try:
+                self.publish(schedule)
+            except Exception:  # figures may be lost; requests are answered all the same
+                if not told:
+                    traceback.print_exc()
+                told = True
+            if last:
+                return
 
     def publish(self, schedule: Schedule) -> None:
         """Sends Triton what was gathered since the last time."""

@@ -57,18 +57,15 @@ class TritonPythonModel:
             )
             self.service = Service(self.settings, self.graph.answer, Responses(), self.figures, HERE)
             self.figures.start(self.service.schedule)
-            self.presence = Presence(HERE, f"{args['model_name']}.{args['model_version']}")
+        self.presence = Presence(HERE, f"{args['model_name']}.{args['model_version']}")
 
     def execute(self, requests: list[Any]) -> list[Any] | None:
         """Takes requests over. Without `chunk_by`, returns their answers in order."""
-        inputs = [self.read(request) for request in requests]
         if self.service:
-            for request, given in zip(requests, inputs, strict=True):
-                if isinstance(given, str):
-                    self.service.refuse(request, "malformed", given)
-                else:
-                    self.service.submit(request, given, self.wanted(request), request.timeout() / 1e6)
+            for request in requests:
+                self.take(request, self.service)
             return None
+        inputs = [self.read(request) for request in requests]
         readable = [
             (request, given) for request, given in zip(requests, inputs, strict=True) if isinstance(given, dict)
         ]
@@ -76,12 +73,23 @@ class TritonPythonModel:
         answers = iter(self.graph.answer([given for _, given in readable], wanted))
         return [to_response(given if isinstance(given, str) else next(answers)) for given in inputs]
 
+    def take(self, request: Any, service: Service) -> None:
+        """Hands a request to the service; what fails is its own error."""
+        try:
+            given = self.read(request)
+            if isinstance(given, str):
+                service.refuse(request, "malformed", given)
+            else:
+                service.submit(request, given, self.wanted(request), request.timeout() / 1e6)
+        except Exception as exc:
+            service.refuse(request, "failed", f"the request cannot be taken: {exc}")
+
     def finalize(self) -> None:
         """Answers what was taken, and ends."""
         if self.service:
             self.service.close()
             self.figures.close()
-            self.presence.leave()
+        self.presence.leave()
 
     def read(self, request: Any) -> Arrays | str:
         """A request's inputs by name, copied out of the memory that it shares with Triton; or an error's text."""

@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import os
 from pathlib import Path
+from typing import IO
 
 PROCESSES = "processes"
 
@@ -25,16 +26,19 @@ class Presence:
 
     def __init__(self, folder: Path, name: str) -> None:
         self.path = folder / PROCESSES / f"{name}.{os.getpid()}"
-        self.path.parent.mkdir(exist_ok=True)
+        self.file: IO[bytes] | None = None
         hidden = self.path.with_name(f".{self.path.name}")
-        self.file = hidden.open("wb")
-        fcntl.flock(self.file, fcntl.LOCK_EX)
-        hidden.rename(self.path)  # nobody sees it without its lock
+        with contextlib.suppress(OSError):  # a folder that nobody may write to is not looked at by anybody
+            self.path.parent.mkdir(exist_ok=True)
+            self.file = hidden.open("wb")
+            fcntl.flock(self.file, fcntl.LOCK_EX)
+            hidden.rename(self.path)  # nobody sees it without its lock
 
     def leave(self) -> None:
         """Says that the process ends in good order."""
-        self.path.unlink(missing_ok=True)
-        self.file.close()
+        if self.file:
+            self.path.unlink(missing_ok=True)
+            self.file.close()
 
 
 def find_dead(backends: Path) -> list[str]:

@@ -1,7 +1,8 @@
 """Which segments of which requests are computed next, and which requests are not taken at all.
 
-Order. A request is small if it has at most `SMALL` times the elements of the median one of late. Small ones go first;
-the others follow as if they had come `HEAD_START` times a median request's work later, so they are not starved. Beside
+Order. A request is small if it has at most `SMALL` times the elements of the median one of late. Small ones go first:
+the others follow as if they had come `HEAD_START` times a median request's work later. So they are not starved: small
+ones that come still later are behind them. Beside
 that a request's place is the time of its arrival plus `STRETCH` times its remaining work. So a small request overtakes
 a large one between two chunks, and what was begun is finished.
 
@@ -54,7 +55,7 @@ class Job:
         dropped: elements that were not computed.
         begun: when its first chunk was begun.
         computing: seconds of computing that were its own.
-        telling: held while its caller is told how it ended, or asked whether he is still there.
+        telling: held while its caller is told how it ended, or Triton is asked whether there still is one.
         done: places and outputs of its parts that are computed.
     """
 
@@ -115,7 +116,7 @@ class Schedule:
         self.sizes: deque[int] = deque(maxlen=REMEMBERED)
         self.usual = 0.0  # elements of the median request of late
         self.paces: deque[float] = deque(maxlen=MEASURED)
-        self.pace = 0.0  # seconds an element on one worker; 0 as long as nothing was measured
+        self.pace = 0.0  # seconds an element on one worker, with its waits for a core; 0: nothing was measured yet
         self.closing = False
 
     def admit(self, job: Job) -> None:
@@ -133,12 +134,14 @@ class Schedule:
             before = self.running + sum(
                 other.segments.elements for at, _, other in self.waiting if at <= key and now < other.deadline
             )
-            seconds = (before + job.elements) * self.pace / self.workers * MARGIN
+            alone = min(job.elements, self.budget)  # a chunk is one worker's
+            seconds = max((before + job.elements) / self.workers, alone) * self.pace * MARGIN
             if before and now + seconds > job.deadline:
                 raise OverloadedError(seconds)
             self.open_jobs.add(job)
             self.push(job, key)
-            self.changed.notify(1 if job.elements <= self.budget else self.workers)
+            # All, since a worker's core may be taken, and a request may be more chunks than its elements show.
+            self.changed.notify_all()
 
     def wait(self) -> bool:
         """Returns True when a request waits, and False when there will be no more."""
@@ -175,18 +178,24 @@ class Schedule:
                 self.push(job, self.key(job))
         return parts, late
 
-    def finish(self, parts: list[Part], seconds: float) -> list[Job]:
-        """Takes note of a computed chunk. Returns the requests that are complete with it: they are answered now."""
+    def finish(self, parts: list[Part], computing: float, waiting: float = 0.0) -> list[Job]:
+        """Takes note of a computed chunk. Returns the requests that are complete with it: they are answered now.
+
+        Args:
+            parts: the chunk's.
+            computing: how long it took.
+            waiting: how long its worker waited for its core before, which others had.
+        """
         elements = sum(part.elements for part in parts)
         complete = []
         with self.changed:
-            self.paces.append(seconds / elements)
+            self.paces.append((computing + waiting) / elements)
             self.pace = median(self.paces)
             self.running -= elements
             for part in parts:
                 job = part.job
                 job.running -= 1
-                job.computing += seconds * part.elements / elements
+                job.computing += computing * part.elements / elements
                 if job.outcome is None and not job.segments and not job.running:
                     self.end(job, "answered")
                     complete.append(job)

@@ -12,7 +12,6 @@ What this module does not know: Triton, ONNX Runtime.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 import threading
@@ -78,7 +77,8 @@ class Service:
         self.sender = threading.Thread(target=self.or_die, args=(self.send_answers,), daemon=True)
         self.sender.start()
         self.pool = start_workers(settings.threads, turns)
-        self.loops = [self.pool.submit(self.or_die, self.work) for _ in range(workers)]
+        for _ in range(workers):
+            self.pool.submit(self.or_die, self.work)
 
     def submit(self, request: Any, inputs: Arrays, wanted: list[str], timeout: float) -> None:
         """Takes a request, or refuses it. `timeout`: seconds that its caller waits; 0 if he did not say."""
@@ -102,19 +102,21 @@ class Service:
 
     def refuse(self, request: Any, outcome: str, reason: str) -> None:
         """Answers a request that was not taken."""
-        self.answers.refuse(request, outcome, reason)
+        self.send_error(request, outcome, reason)
         self.figures.ended(outcome, None, self.schedule.clock())
 
     def work(self) -> None:
         """What a worker does until the end: a chunk after another."""
         while self.schedule.wait():
+            wanted = time.perf_counter()
             with turn():  # the chunk is made up when the core is free: whoever comes meanwhile may be first
+                waited = time.perf_counter() - wanted
                 parts, late = self.schedule.take()
                 for job in late:
                     self.end_late(job)
                 parts = self.still_wanted(parts)
                 if parts:
-                    self.compute_chunk(parts)
+                    self.compute_chunk(parts, waited)
 
     def still_wanted(self, parts: list[Part]) -> list[Part]:
         """The parts of requests that were not cancelled; the others are dropped."""
@@ -129,7 +131,7 @@ class Service:
         with job.telling:
             return job.outcome is not None or self.answers.is_cancelled(job.request)
 
-    def compute_chunk(self, parts: list[Part]) -> None:
+    def compute_chunk(self, parts: list[Part], waited: float) -> None:
         """Computes a chunk, and has those answered that are complete with it."""
         began = time.perf_counter()
         inputs = [
@@ -137,15 +139,18 @@ class Service:
             for part in parts
         ]
         outputs = self.compute(inputs, [part.job.wanted for part in parts])
+        wrong = []
         for part, output in zip(parts, outputs, strict=True):
-            if isinstance(output, str):
-                self.drop(part.job, "malformed", output)
-            else:
+            if not isinstance(output, str):
                 part.job.done.append((part.places, output))
-        complete = self.schedule.finish(parts, time.perf_counter() - began)
+            elif self.schedule.drop(part.job, "malformed"):
+                wrong.append((part.job, output))
+        complete = self.schedule.finish(parts, time.perf_counter() - began, waited)
         self.figures.chunk(parts)  # before its requests are counted
         for job in complete:
             self.outbox.put(partial(self.answer, job))
+        for job, reason in wrong:
+            self.outbox.put(partial(self.tell, job, "malformed", reason))
 
     def answer(self, job: Job) -> None:
         """Sends a complete request's answer; what fails here is its own error, not its neighbours'."""
@@ -154,8 +159,15 @@ class Service:
             self.answers.send(job.request, join([places for places, _ in job.done], [each for _, each in job.done]))
         except Exception as exc:  # no room in shared memory, an output of another shape, ...
             outcome = "failed"
-            self.answers.refuse(job.request, outcome, f"the answer cannot be put together: {exc}")
+            self.send_error(job.request, outcome, f"the answer cannot be put together: {exc}")
         self.figures.ended(outcome, job, self.schedule.clock())
+
+    def send_error(self, request: Any, outcome: str, reason: str) -> None:
+        """Tells a caller what went wrong; that this fails, too, is no fault of the others."""
+        try:
+            self.answers.refuse(request, outcome, reason)
+        except Exception:
+            traceback.print_exc()
 
     def drop(self, job: Job, outcome: str, reason: str) -> None:
         """Computes no more of a request, and tells its caller."""
@@ -171,15 +183,18 @@ class Service:
     def tell(self, job: Job, outcome: str, reason: str) -> None:
         """Sends the error of a request that was taken and then dropped."""
         with job.telling:
-            self.answers.refuse(job.request, outcome, reason)
+            self.send_error(job.request, outcome, reason)
         self.figures.ended(outcome, job, self.schedule.clock())
 
     def send_answers(self) -> None:
         """What the sending thread does until the end."""
         swept = time.monotonic()
         while True:
-            with contextlib.suppress(Empty):
+            try:
                 task = self.outbox.get(timeout=SWEEP)
+            except Empty:
+                pass
+            else:
                 if task is None:
                     return
                 task()

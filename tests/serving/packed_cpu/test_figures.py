@@ -12,6 +12,7 @@ from serving.backends.packed_cpu import figures
 from serving.backends.packed_cpu.figures import Published, size_class
 from serving.backends.packed_cpu.schedule import Job, Schedule
 from serving.backends.packed_cpu.segments import Segments
+from tests.waiting import eventually
 
 
 class Metrics:
@@ -129,3 +130,22 @@ def test_every_figure_is_described_in_the_module() -> None:
     assert figures.__doc__
     for name in figures.HELP:
         assert name in figures.__doc__
+
+
+def test_a_figure_that_cannot_be_published_ends_nothing(metrics: Metrics, capsys: pytest.CaptureFixture[str]) -> None:
+    broken = [True]
+
+    def open_metric(name: str, description: str, labels: dict[str, str]) -> Any:
+        if broken[0]:
+            raise RuntimeError("no metrics")
+        return metrics.open(name, description, labels)
+
+    published = Published(open_metric, {"model": "m", "version": "3"})
+    published.start(Schedule(100, 1))
+    published.ended("full", None, 0.0)
+    eventually(lambda: not published.counts)
+    broken[0] = False
+    published.ended("full", None, 0.0)
+    published.close()
+    assert metrics.of(figures.REQUESTS, outcome="full") == [1]
+    assert capsys.readouterr().err.count("RuntimeError: no metrics") == 1

@@ -20,8 +20,11 @@ def test_it_has_all_that_its_model_imports(tmp_path: Path, has_onnxruntime: bool
     if has_onnxruntime:
         (backends / "onnxruntime").mkdir()
         (backends / "onnxruntime" / "libtriton_onnxruntime.so").touch()
+    (backends / "packed_cpu").mkdir()  # an older copy, installed by hand
+    (backends / "packed_cpu" / "model.py").write_text("old")
     lay_out_backends(Triton(tmp_path / "tritonserver", backends, None), served)
     assert (served / "onnxruntime" / "model.py").exists() != has_onnxruntime, "it bears that name where Triton has none"
+    assert (backends / "packed_cpu" / "model.py").read_text() == "old", "Triton's own folder is left alone"
     imports = "\n".join(f"import serving.backends.packed_cpu.{name} as {name}" for name in MODULES)
     program = f"{imports}\nimport sys\nfrom release import hardware\n"
     program += "print(hardware.__file__, graph.__file__, 'tritonclient' in sys.modules)"

@@ -60,3 +60,9 @@ def test_two_versions_of_a_model_do_not_meet(tmp_path: Path) -> None:
 
 def test_a_server_without_such_backends_has_no_dead(tmp_path: Path) -> None:
     assert find_dead(tmp_path / "absent") == []
+
+
+def test_a_folder_that_cannot_be_written_to_is_no_reason_not_to_serve(tmp_path: Path) -> None:
+    presence = Presence(tmp_path / "absent" / "backend", "model.3")
+    presence.leave()
+    assert find_dead(tmp_path) == []

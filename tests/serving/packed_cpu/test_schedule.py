@@ -184,6 +184,13 @@ def test_more_workers_take_more() -> None:
     machine.ask("other", *[50] * 20, within=1.0)
 
 
+def test_a_chunk_is_one_workers_however_many_there_are() -> None:
+    machine = Machine(workers=64)
+    machine.ask("before", 50)
+    with pytest.raises(OverloadedError):
+        machine.ask("impatient", 100, within=0.05)
+
+
 def test_before_the_first_chunk_everybody_is_taken() -> None:
     machine = Machine()
     machine.schedule.pace = 0.0

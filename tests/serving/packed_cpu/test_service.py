@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import random
 import subprocess
 import sys
@@ -10,11 +12,13 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from serving.backends.packed_cpu import cores
 from serving.backends.packed_cpu.schedule import Job, Part
 from serving.backends.packed_cpu.segments import Arrays
 from serving.backends.packed_cpu.service import OUTCOMES, Service
@@ -101,11 +105,13 @@ class Figures:
 
 
 @contextmanager
-def running(compute: Any = compute, **parameters: str) -> Iterator[tuple[Service, Answers, Figures]]:
+def running(
+    compute: Any = compute, turns: Path | None = None, **parameters: str
+) -> Iterator[tuple[Service, Answers, Figures]]:
     answers, figures = Answers(), Figures()
     own = {name: {"string_value": text} for name, text in parameters.items()}
     settings = Settings.of(CONFIG | {"parameters": CONFIG["parameters"] | own})
-    service = Service(settings, compute, answers, figures, None)
+    service = Service(settings, compute, answers, figures, turns)
     try:
         yield service, answers, figures
     finally:
@@ -236,6 +242,54 @@ def test_an_answer_that_cannot_be_sent_is_an_error_of_its_own_request() -> None:
     assert answers.refused[caller] == [("failed", "the answer cannot be put together: no room")]
     assert len(answers.sent[other]) == 1
     assert sorted(figures.outcomes) == ["answered", "failed"]
+
+
+def test_time_that_other_models_take_on_the_core_is_in_the_pace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a server with two models would take twice as much as it can answer in time."""
+    core = min(os.sched_getaffinity(0))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {core})
+    monkeypatch.setattr(cores, "GROUPS", tmp_path)
+    with running(turns=tmp_path, intra_op_thread_count="0") as (service, answers, _):
+        with (tmp_path / f"core{core}.busy").open("rb") as other:
+            fcntl.flock(other, fcntl.LOCK_EX)
+            caller = Caller([10], 0)
+            service.submit(caller, caller.inputs, ["y"], 0)
+            time.sleep(0.3)
+        eventually(lambda: answers.of(caller) == 1)
+        assert service.schedule.pace * 10 >= 0.3
+
+
+def test_a_worker_whose_core_is_taken_leaves_the_request_to_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("one core only")
+    monkeypatch.setattr(cores, "GROUPS", tmp_path)
+    with running(turns=tmp_path, intra_op_thread_count="0") as (service, answers, _):
+        for core in sorted(os.sched_getaffinity(0)):
+            with (tmp_path / f"core{core}.busy").open("rb") as other:
+                fcntl.flock(other, fcntl.LOCK_EX)
+                for _ in range(5):
+                    caller = Caller([10], 0)
+                    service.submit(caller, caller.inputs, ["y"], 0)
+                    eventually(lambda caller=caller: answers.of(caller) == 1)
+
+
+def test_errors_that_cannot_be_sent_harm_nobody_else() -> None:
+    with running() as (service, answers, figures):
+        monkeyed = answers.refuse
+        answers.refuse = lambda *_: (_ for _ in ()).throw(RuntimeError("the response is out"))
+        wrong, right = Caller([3], 0), Caller([4], 0)
+        wrong.inputs["lengths"][0, 0] = 7
+        service.submit(wrong, wrong.inputs, ["y"], 0)
+        bad = Caller([1], BAD)
+        service.submit(bad, bad.inputs, ["y"], 0)
+        service.submit(right, right.inputs, ["y"], 0)
+        eventually(lambda: answers.of(right) == 1)
+        answers.refuse = monkeyed
+    assert sorted(figures.outcomes) == ["answered", "malformed", "malformed"]
 
 
 BROKEN = """
