@@ -67,7 +67,7 @@ def test_a_malformed_request_in_a_chunk_with_good_ones_fails_alone(
     requests: list[dict] = [GOOD, OTHER, GOOD]
     expected = [send(published_server, **request) for request in requests]
     requests.insert(place, GOOD | spoiled)
-    executions = Executions(published_server)
+    executions = Executions(published_server)  # it waits until nothing waits any more
     with ThreadPoolExecutor(4) as pool:
         with busy_cores(published_server):
             answers: list[Future[np.ndarray]] = []

@@ -115,7 +115,7 @@ def test_of_ten_thousand_requests_each_gets_its_own_answer(
     assert figure(published_server, "clickbert_requests_total", model=ONNX_MODEL) - before <= len(requests), (
         "none twice"
     )
-    assert "cancelled" in found
+    assert any(isinstance(answer, str) and answer == "cancelled" for answer in found)
 
 
 @needs_bound_cores

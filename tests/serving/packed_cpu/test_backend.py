@@ -180,6 +180,7 @@ def ask_at_once(server: triton.InferenceServerClient, model: str, output: str, a
 
 def ask_while_busy(running: Server, server: triton.InferenceServerClient, model: str, asked: list[dict]) -> list:
     """As `ask_at_once`, while no core is free: all requests that are not refused wait for the same chunks."""
+    eventually(lambda: waiting_in_the_schedule(running, model) == 0)  # figures are published now and then
     with ThreadPoolExecutor(1) as pool:
         with busy_cores(running):
             answers = pool.submit(ask_at_once, server, model, "y", asked)
