@@ -121,7 +121,8 @@ def test_of_ten_thousand_requests_each_gets_its_own_answer(
 @needs_bound_cores
 def test_a_call_that_is_given_up_is_not_computed(published_server: Server) -> None:
     request = InferRequest(ONNX_MODEL, "", draw(random.Random(1), 1), (LOGITS,))
-    cancelled, chunks = outcomes(published_server, "cancelled"), chunks_of(published_server)
+    chunks = chunks_of(published_server)  # it waits until the figures of what was asked before are out
+    cancelled = outcomes(published_server, "cancelled")
 
     async def give_up() -> None:
         transport = AsyncGrpcTransport(published_server.addresses.grpc)
@@ -135,6 +136,7 @@ def test_a_call_that_is_given_up_is_not_computed(published_server: Server) -> No
 
     with busy_cores(published_server):
         asyncio.run(give_up())
+        time.sleep(1)  # until Triton has heard of it
     eventually(lambda: outcomes(published_server, "cancelled") == cancelled + 1)
     assert chunks_of(published_server) == chunks
     size = request.inputs[IDS].size
@@ -149,7 +151,8 @@ def chunks_of(server: Server) -> float:
 @needs_bound_cores
 def test_a_call_whose_deadline_passes_is_not_computed(published_server: Server, ranker: Ranker) -> None:
     ranker.rank("w1", ["w2"])
-    expired, chunks = outcomes(published_server, "expired"), chunks_of(published_server)
+    chunks = chunks_of(published_server)
+    expired = outcomes(published_server, "expired")
     with Ranker(published_server.addresses.grpc, timeout=1.0) as impatient:
         impatient.rank("w1", ["w2"])  # fetches the tokenizer
         with busy_cores(published_server):

@@ -272,7 +272,7 @@ def test_a_bad_request_fails_alone_where_chunks_mix_requests(running, server) ->
     ]
     good, not_a_number, small, does_not_add_up, empty = ask_while_busy(running, server, "chunked", asked)
     assert good[0][:, 0].tolist() == [2, 3]
-    assert 4 in [*good[0][:, 1], *small[0][:, 1]], "they shared no chunk"
+    assert max(good[0][:, 1]) > 2 or small[0][0, 1] > 1, "they shared no chunk"
     assert small[0][:, 0].tolist() == [1]
     assert "malformed request: chunked answered NaN" in not_a_number.message()
     assert "malformed request: 'lengths' adds up to 6, but 'x' has 5 elements" in does_not_add_up.message()
