@@ -1,7 +1,7 @@
 """What a model's answers depend on: the processor's integer products, and the NVIDIA GPUs.
 
-Standard library only, and nothing of this repository: the packed_cpu backend gets a copy of this file beside its own
-(`serving.triton.lay_out_backends`), since Triton's Python stub cannot import `release`.
+Standard library only, and nothing else of this repository: the packed_cpu backend gets a copy of this file
+(`serving.triton.lay_out_packed_cpu`), since Triton's Python stub does not see the repository.
 """
 
 from __future__ import annotations

@@ -156,6 +156,11 @@ class Server:
         """Asks the HTTP endpoint; a response to be closed. Raises OSError."""
         return open_directly(f"{self.addresses.http}{path}")
 
+    def metrics(self) -> str:
+        """The text of the metrics endpoint. Raises OSError."""
+        with open_directly(self.addresses.metrics) as answer:
+            return str(answer.read(), "utf-8")
+
     def running(self) -> subprocess.Popen[bytes]:
         """The process.
 

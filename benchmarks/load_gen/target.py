@@ -25,7 +25,7 @@ from finetune.data.clicklog import ClickLogError
 from release import versions
 from release.names import TOKENIZER_MODEL
 from serving.backends.packed_cpu import figures
-from serving.server import Addresses, Server, open_directly
+from serving.server import Addresses, Server
 from serving.triton import PACKED_CPU, ServingError
 
 PREFIX = "clickbert_"
@@ -116,10 +116,7 @@ class Target:
 
     def metrics(self) -> str | None:
         """The text of its metrics endpoint; None of a server elsewhere, whose address for that is not known."""
-        if self.server is None:
-            return None
-        with open_directly(self.server.addresses.metrics) as answer:
-            return str(answer.read(), "utf-8")
+        return None if self.server is None else self.server.metrics()
 
     def with_counts(self, model: str, send: Callable[[], Step]) -> Step:
         """A step, with what was counted meanwhile. Raises BenchmarkError if the server has ended."""

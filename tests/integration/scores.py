@@ -19,7 +19,7 @@ from finetune.data.clicklog import ClickRow
 from finetune.evaluation.metrics import click_probability
 from finetune.evaluation.scoring import score_rows
 from serving.backends.packed_cpu.figures import PERIOD
-from serving.server import Server, open_directly
+from serving.server import Server
 from tests.processes import children, paused
 from tests.waiting import eventually
 
@@ -48,15 +48,11 @@ class Executions:
         self.before = self.counts()
 
     def counts(self) -> tuple[int, int]:
-        figures = self.metrics()
+        figures = self.server.metrics()
         if requests := total(figures, "clickbert_requests_total", model=self.model):
             return int(total(figures, "clickbert_chunks_total", model=self.model)), int(requests)
         statistics = self.client.get_inference_statistics(self.model).model_stats[0]
         return statistics.execution_count, statistics.inference_count
-
-    def metrics(self) -> str:
-        with open_directly(self.server.addresses.metrics) as metrics:
-            return str(metrics.read(), "utf-8")
 
     def of(self, requests: int) -> int:
         """How many executions so many requests took. (They are counted after the answer.)"""
@@ -66,10 +62,7 @@ class Executions:
 
 def waiting_requests(server: Server, model: str = "clickbert_onnx") -> int:
     """How many requests are in the model's queue."""
-    with open_directly(server.addresses.metrics) as metrics:
-        lines = metrics.read().decode().splitlines()
-    counts = [line for line in lines if line.startswith(f'nv_inference_pending_request_count{{model="{model}"')]
-    return sum(int(float(line.split()[-1])) for line in counts)
+    return int(total(server.metrics(), "nv_inference_pending_request_count", model=model))
 
 
 def call_at_once(server: Server, model: str, calls: Sequence[Callable[[], Answer]], at_a_time: int) -> list[Answer]:

@@ -36,8 +36,7 @@ INT8_MODEL = "clickbert_onnx_int8"
 
 
 def figure(server: Server, name: str, **labels: str) -> float:
-    with open_directly(server.addresses.metrics) as metrics:
-        return total(str(metrics.read(), "utf-8"), name, **labels)
+    return total(server.metrics(), name, **labels)
 
 
 def outcomes(server: Server, outcome: str) -> float:

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.load_gen.metrics import total
 from serving.backends.packed_cpu.cores import usable_cores
-from serving.server import Server, open_directly
+from serving.server import Server
 
 needs_bound_cores = pytest.mark.skipif(
     usable_cores() < len(os.sched_getaffinity(0)), reason="a CPU limit: threads are not bound to cores"
@@ -32,5 +32,4 @@ def busy_cores(server: Server) -> Iterator[None]:
 
 def waiting_in_the_schedule(server: Server, model: str) -> int:
     """How many requests wait there, by the backend's own figures."""
-    with open_directly(server.addresses.metrics) as metrics:
-        return int(total(str(metrics.read(), "utf-8"), "clickbert_waiting_requests", model=model))
+    return int(total(server.metrics(), "clickbert_waiting_requests", model=model))

@@ -17,7 +17,7 @@ BOUND = local()  # `core`: the Core that the calling thread is bound to, where i
 
 
 class Core:
-    """A core on which threads of several processes (the instances, the models of one Triton) compute in turns.
+    """A core on which threads of several processes (the models of one Triton, and their versions) compute in turns.
 
     Two chunks at a time on a core drive each other out of its cache. The thread that computes locks the file `busy`,
     the next in line locks `next`; so a thread with many chunks cannot take `busy` again before the next one has had it.

@@ -4,8 +4,7 @@ Triton's own durations end when the backend has taken a request, so they say not
 `model` and `version`, and the durations `up_to`: the class of the request's size, by its elements (a click model's are
 tokens).
 
-    clickbert_requests_total              by `outcome`: answered, overloaded, full, expired, cancelled, malformed,
-    failed
+    clickbert_requests_total              by `outcome` (service.py names them)
     clickbert_request_waiting_seconds     from its arrival to its first chunk
     clickbert_request_computing_seconds   its share of its chunks' time on a core
     clickbert_request_seconds             from its arrival to its answer

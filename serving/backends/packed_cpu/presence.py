@@ -3,7 +3,8 @@
 Triton does not say that a backend's process died: the requests that it had taken would wait until their callers give
 up, and new ones would fail until the model is loaded anew. A process holds a lock on a file of its own. A lock ends
 with its process, however that ends; a process that ends in good order removes its file first. So a file without a lock
-is that of a process that died."""
+is that of a process that died.
+"""
 
 from __future__ import annotations
 
@@ -42,8 +43,7 @@ class Presence:
 
 
 def find_dead(backends: Path) -> list[str]:
-    """The names of processes that died, of all backends in a server's folder. Each is reported as long as its file
-    lies.
+    """The names of processes that died, of all backends in a server's folder; reported as long as their files lie.
 
     The name of a file's process is what `Presence` was given, a dot, and its number.
     """

@@ -2,9 +2,8 @@
 
 Order. A request is small if it has at most `SMALL` times the elements of the median one of late. Small ones go first:
 the others follow as if they had come `HEAD_START` times a median request's work later. So they are not starved: small
-ones that come still later are behind them. Beside
-that a request's place is the time of its arrival plus `STRETCH` times its remaining work. So a small request overtakes
-a large one between two chunks, and what was begun is finished.
+ones that come still later are behind them. Beside that a request's place is the time of its arrival plus `STRETCH`
+times its remaining work. So a small request overtakes a large one between two chunks, and what was begun is finished.
 
 Admission. What a request would wait for is the work before it in that order. Where that takes longer than its deadline
 allows it is refused at once, and the others do not wait for an answer that nobody would read.
@@ -65,8 +64,8 @@ class Job:
     segments: Segments
     arrived: float
     deadline: float
-    elements: int = 0
-    longest: int = 0
+    elements: int = field(init=False)
+    longest: int = field(init=False)
     small: bool = True
     dropped: int = 0
     outcome: str | None = None
@@ -231,7 +230,7 @@ class Schedule:
             return len(jobs), elements, elements * self.pace / self.workers
 
     def close(self, timeout: float) -> bool:
-        """Takes part in ending: waits until every request is answered or dropped. False after `timeout` seconds."""
+        """Waits until every request is answered or dropped, then ends the workers. False after `timeout` seconds."""
         with self.changed:
             empty = self.changed.wait_for(lambda: not self.open_jobs, timeout)
             self.closing = True

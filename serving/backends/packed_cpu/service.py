@@ -81,7 +81,7 @@ class Service:
             self.pool.submit(self.or_die, self.work)
 
     def submit(self, request: Any, inputs: Arrays, wanted: list[str], timeout: float) -> None:
-        """Takes a request, or refuses it. `timeout`: seconds that its caller waits; 0 if he did not say."""
+        """Takes a request, or refuses it. `timeout`: seconds that its caller waits; 0: as long as the model allows."""
         lengths = inputs[self.settings.chunk_by]
         if reason := fault(inputs, self.settings.chunk_by):
             self.refuse(request, "malformed", f"malformed request: {reason}")
