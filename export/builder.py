@@ -11,8 +11,9 @@ from tqdm import tqdm
 from export.graph.layer_names import belongs
 from export.graph.packing import Feed
 from export.quantize.calibration import Activations, record
+from export.quantize.fit import fit
 from export.quantize.linears import Linear, find_linears
-from export.quantize.smoothquant import QuantParams, fit
+from export.quantize.smoothquant import QuantParams
 
 
 class EngineBuilder:
@@ -43,7 +44,7 @@ class EngineBuilder:
     def fit(self, keep_fp32: Collection[str], *, signed: bool) -> dict[str, QuantParams]:
         """How each linear layer that does not stay in float32 computes in integers, by its name.
 
-        Signed inputs are -127..127 (TensorRT), others 0..255 (CPUs).
+        Signed inputs are -128..127 (TensorRT), others 0..255 (CPUs).
         """
         linears = self.linears_without(keep_fp32)
         missing = [linear for linear in linears if (linear.name, signed) not in self.params]

@@ -1,1 +1,1 @@
-"""INT8: calibration, SmoothQuant, the INT8 graphs."""
+"""INT8: calibration, what fits a layer, the INT8 graphs."""

@@ -1,12 +1,14 @@
-"""The INT8 graphs, made of the packed fp32 graph and the parameters that `smoothquant` found for its linear layers.
+"""The INT8 graphs, made of the packed fp32 graph and the parameters that `fit` found for its linear layers.
 
 There are two forms of the same arithmetic:
 
 - `make_int8`, for ONNX Runtime on CPUs: one fused operator multiplies unsigned 8-bit inputs around a zero point by
   signed 8-bit weights around 0, and sums in 32 bits (on x86 without VNNI only if asked to: `export.graph.session`). The
-  table of word embeddings, half of a small BERT, becomes 8-bit too, with a scale for each word.
+  table of word embeddings, half of a small BERT, becomes 8-bit too, with a scale for each word and one for each column.
 - `make_qdq`, for TensorRT: explicit quantization (Q/DQ) around the linear layers, with zero points of 0 and a weight
   scale for each output. Attention and everything else keep their types.
+
+In both, the few inputs that stay in float32 are a small product of their own, which is added.
 
 Only linear layers are quantized. Attention's products are cheap beside them, and each of their inputs would need a
 scale.
@@ -15,6 +17,7 @@ scale.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -51,7 +54,28 @@ def replace_layers(
 ) -> None:
     """Replaces each linear layer that has parameters by the nodes that `make` returns for it."""
     chosen = [linear for linear in find_linears(model) if linear.name in params]
-    rewrite(model, chosen, lambda linear, constants: make(linear, params[linear.name], constants))
+
+    def with_kept(linear: Linear, constants: Constants) -> list[onnx.NodeProto]:
+        mine = params[linear.name]
+        if not mine.kept.size:
+            return make(linear, mine, constants)
+        rest = replace(linear, output=f"{linear.output}.rest")
+        return [*make(rest, mine, constants), *kept_nodes(linear, mine, rest.output, constants)]
+
+    rewrite(model, chosen, with_kept)
+
+
+def kept_nodes(linear: Linear, params: QuantParams, rest: str, constants: Constants) -> list[onnx.NodeProto]:
+    """The product of the inputs that stay in float32, added to the tensor `rest`."""
+    name, out = linear.name, linear.output
+    places, weight = (
+        constants.add(f"{name}.kept", params.kept),
+        constants.add(f"{name}.kept_weight", params.kept_weight),
+    )
+    return [
+        helper.make_node("Gather", [linear.input, places], [f"{out}.kept"], axis=1),
+        helper.make_node("Gemm", [f"{out}.kept", weight, rest], [out], transB=1),
+    ]
 
 
 def int8_nodes(linear: Linear, params: QuantParams, constants: Constants) -> list[onnx.NodeProto]:
@@ -78,13 +102,18 @@ def int8_nodes(linear: Linear, params: QuantParams, constants: Constants) -> lis
 
 
 def quantize_embeddings(model: onnx.ModelProto) -> None:
-    """Makes the table of word embeddings 8-bit, with a scale for each row: a quarter of the size."""
+    """Makes the table of word embeddings 8-bit, with a scale for each row and each column: a quarter of the size.
+
+    A few columns are far larger than the others; a row's scale alone would leave the others few steps.
+    """
     table = next(tensor for tensor in model.graph.initializer if tensor.name == f"{EMBEDDINGS}{WEIGHT}")
     rows = numpy_helper.to_array(table)
-    scale = np.maximum(np.abs(rows).max(axis=1, keepdims=True), np.float32(1e-12)) / 127
+    column = np.maximum(np.abs(rows).max(axis=0), np.float32(1e-12))
+    scale = np.maximum(np.abs(rows / column).max(axis=1, keepdims=True), np.float32(1e-12)) / 127
     constants = Constants(model)
-    steps = constants.add(f"{EMBEDDINGS}.int8", np.rint(rows / scale).astype(np.int8))
+    steps = constants.add(f"{EMBEDDINGS}.int8", np.rint(rows / column / scale).astype(np.int8))
     scales = constants.add(f"{EMBEDDINGS}.scale", scale.astype(np.float32))
+    columns = constants.add(f"{EMBEDDINGS}.column_scale", column.astype(np.float32))
     nodes: list[onnx.NodeProto] = []
     for node in model.graph.node:
         if node.input[:1] != [table.name]:
@@ -95,7 +124,8 @@ def quantize_embeddings(model: onnx.ModelProto) -> None:
             helper.make_node("Gather", [steps, ids], [f"{out}.steps"]),
             helper.make_node("Cast", [f"{out}.steps"], [f"{out}.float"], to=onnx.TensorProto.FLOAT),
             helper.make_node("Gather", [scales, ids], [f"{out}.scale"]),
-            helper.make_node("Mul", [f"{out}.float", f"{out}.scale"], [out]),
+            helper.make_node("Mul", [f"{out}.float", f"{out}.scale"], [f"{out}.columns"]),
+            helper.make_node("Mul", [f"{out}.columns", columns], [out]),
         ]
     exchange_nodes(model, nodes)
 

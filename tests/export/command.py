@@ -9,6 +9,8 @@ WIDE = (
     "1",
     "--int8-log-loss",
     "1",
+    "--int8-ndcg",
+    "1",
     "--int8-top1",
     "1",
     "--fp16-auc",

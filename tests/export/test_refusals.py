@@ -13,8 +13,8 @@ import pytest
 
 import export.builder
 import export.pipeline
+import export.quantize.fit
 import export.quantize.int8
-import export.quantize.smoothquant
 from export.engines import find_engines
 from export.quantize.calibration import Activations
 from tests.export.command import SOUND, WIDE, engines, run
@@ -39,7 +39,7 @@ def test_a_broken_quantization_is_refused_by_the_gate(
 ) -> None:
     assert run(checkpoint, tmp_path / "sound" / "repository", log, *engines("onnx", name), *SOUND) == 0
     monkeypatch.setattr(export.builder, "record", at_the_median)
-    monkeypatch.setattr(export.quantize.smoothquant, "CLIPS", (1.0,))
+    monkeypatch.setattr(export.quantize.fit, "CLIPS", (1.0,))
     assert run(checkpoint, tmp_path / "repository", log, *engines("onnx", name), *SOUND) == 1
     output = capsys.readouterr()
     assert f"{find_engines()[name].model}: top-1 changed beyond the tie is" in output.err
@@ -126,7 +126,7 @@ def test_a_disk_that_is_full_half_way_publishes_nothing_and_keeps_the_former_ver
 
 
 @pytest.mark.parametrize(
-    "option", ["--int8-auc", "--int8-top1", "--int8-log-loss", "--fp16-auc", "--tie", "--tolerance"]
+    "option", ["--int8-auc", "--int8-ndcg", "--int8-top1", "--int8-log-loss", "--fp16-auc", "--tie", "--tolerance"]
 )
 @pytest.mark.parametrize("value", ["nan", "-1", "inf"])
 def test_a_limit_that_checks_nothing_is_refused(checkpoint: Path, log: Path, tmp_path: Path, option, value) -> None:

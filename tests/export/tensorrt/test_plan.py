@@ -217,7 +217,7 @@ def test_both_plans_are_built_and_pass_their_gates(tmp_path: Path) -> None:
     log = make_click_log(tmp_path / "clicks.jsonl", groups=45)
     options = {"checkpoint": checkpoint, "repository": repository, "evaluation": log, "calibration": log}
     options |= {"report": tmp_path / "report.html", "min-auc": 0, "fp16-auc": 0.01}
-    options |= {"int8-auc": 1, "int8-top1": 1, "int8-log-loss": 1}
+    options |= {"int8-auc": 1, "int8-ndcg": 1, "int8-top1": 1, "int8-log-loss": 1}
     engines = ["--engine", "trt_fp16", "--engine", "trt_int8"]  # a random model: INT8's ranking means nothing
     assert main([*engines, *(f"--{name}={value}" for name, value in options.items())]) == 0
     assert plan_command.main([f"--repository={repository}"]) == 0
