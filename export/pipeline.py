@@ -24,7 +24,7 @@ from export.graph.layer_names import LayerNameError
 from export.graph.lint import LintError
 from export.graph.onnx_export import GraphError, write_click_model, write_tokenizer
 from export.graph.packed_bert import UnsupportedModelError
-from export.graph.packing import Logits
+from export.graph.packing import Feed, Logits
 from export.graph.session import open_graph
 from export.publish import PublishError, find_too_old, staged
 from export.quantize.calibration import CalibrationError, calibration_batches
@@ -51,18 +51,18 @@ from export.verify.gates import (
     check_finite,
     describe_failures,
 )
-from export.verify.heads import compare_heads
+from export.verify.heads import choose_texts, compare_heads
 from export.verify.parity import Parity, ParityError, prove, prove_heads, score_heads_merged, score_merged
 from export.verify.sensitivity import describe_sensitivity, measure_sensitivity
 from export.verify.speed import measure_speed
 from finetune.checkpoint.load import CheckpointError
 from finetune.data.clicklog import ClickLogError, ClickRow, find_split, read_click_log
 from finetune.evaluation.metrics import MetricError
-from finetune.evaluation.scoring import tokenize_pairs
+from finetune.evaluation.scoring import tokenize_pairs, tokenize_texts
 from release.files import sha256
 from release.lock import LockError
 from release.manifest import EvaluationRecord, Manifest, Proof, write_manifest
-from release.names import LOGITS, MODEL_FILE, TOKENIZER_MODEL
+from release.names import EMBEDDING, LOGITS, MODEL_FILE, TOKENIZER_MODEL, TOPIC_LOGITS
 from release.stamp import PlanError
 
 # Their versions go into the manifest.
@@ -120,8 +120,7 @@ def export_checkpoint(request: ExportRequest, say: Say) -> Published:
     evaluation: Evaluation | None = None
     try:
         check_layer_names(request.keep_fp32, request.engines, checkpoint.linear_names)
-        texts = tokenize_pairs(checkpoint.tokenizer, calibration, checkpoint.max_length)
-        feeds = calibration_batches(texts) if texts else []
+        feeds = calibration_feeds(checkpoint, calibration)
         with (
             TemporaryDirectory(prefix="clickbert-export-") as scratch,
             staged(request.repository, models, checkpoint.output_widths) as (version, folders),
@@ -170,6 +169,15 @@ def read_calibration(request: ExportRequest, say: Say) -> list[ClickRow]:
     if path.resolve() == request.evaluation.resolve():
         say("calibration and evaluation are the same file: the gates are kinder to INT8 than traffic will be")
     return rows
+
+
+def calibration_feeds(checkpoint: Checkpoint, rows: Sequence[ClickRow]) -> list[Feed]:
+    """What INT8 is fitted to: pairs of the calibration rows and, for heads that read single texts, such texts."""
+    if not rows:
+        return []
+    pairs = tokenize_pairs(checkpoint.tokenizer, rows, checkpoint.max_length)
+    texts = choose_texts(rows) if {TOPIC_LOGITS, EMBEDDING} & set(checkpoint.heads.outputs) else []
+    return calibration_batches(pairs, tokenize_texts(checkpoint.tokenizer, texts, checkpoint.max_length))
 
 
 def calibration_file(request: ExportRequest) -> Path:

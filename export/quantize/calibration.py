@@ -51,9 +51,13 @@ def stratify(lengths: Sequence[int], count: int = PAIRS) -> list[int]:
     return [by_length[(2 * place + 1) * len(by_length) // (2 * count)] for place in range(count)]
 
 
-def calibration_batches(pairs: Sequence[Pair]) -> list[Feed]:
-    """The chosen pairs, packed into batches of similar lengths, which bounds attention's memory."""
+def calibration_batches(pairs: Sequence[Pair], texts: Sequence[Pair] = ()) -> list[Feed]:
+    """The chosen pairs and all `texts`, packed into batches of similar lengths, which bounds attention's memory.
+
+    `texts` are single ones, for a checkpoint with heads that read such: their [CLS] is unlike that of pairs.
+    """
     chosen = [pairs[index] for index in stratify([len(pair["input_ids"]) for pair in pairs])]
+    chosen = sorted([*chosen, *texts], key=lambda pair: len(pair["input_ids"]))
     return [pack([chosen[start : start + PAIRS_A_BATCH]]) for start in range(0, len(chosen), PAIRS_A_BATCH)]
 
 
