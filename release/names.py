@@ -8,6 +8,10 @@ REQUEST_INPUTS = ("input_ids", "token_type_ids", "lengths")
 # Filled by Triton (`batch_input` in config.pbtxt): how many elements of each input every merged request brought.
 COUNT_INPUTS = ("token_counts", "type_counts", "pair_counts")
 GRAPH_INPUTS = REQUEST_INPUTS + COUNT_INPUTS
+# The same of a checkpoint whose user text is computed once for all its candidates.
+ONCE_REQUEST_INPUTS = ("input_ids", "user_lengths", "user_pairs", "lengths")
+ONCE_COUNT_INPUTS = ("token_counts", "user_counts", "user_pair_counts", "pair_counts")
+ONCE_GRAPH_INPUTS = ONCE_REQUEST_INPUTS + ONCE_COUNT_INPUTS
 # TensorRT must know the longest pair of an execution as a shape: a request brings as many elements as its longest pair
 # has tokens, and Triton gives the graph a tensor of the largest such size (BATCH_MAX_ELEMENT_COUNT_AS_SHAPE).
 LONGEST = "longest"
@@ -26,6 +30,7 @@ MAX_LENGTH = "max_length"
 LABELS_JSON = "labels_json"
 CLICK_LABEL = "click_label"
 HEADS_JSON = "heads_json"
+USER_TOKENS = "user_tokens"  # in `heads_json`: the tokens that a user text keeps, or null
 
 ONNX_MODEL = "clickbert_onnx"
 TOKENIZER_MODEL = "clickbert_tokenizer"

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from release.names import GRAPH_INPUTS, HEAD_OUTPUTS, LOGITS, TENSORRT_INPUTS
+from release.names import GRAPH_INPUTS, HEAD_OUTPUTS, LOGITS, ONCE_GRAPH_INPUTS, TENSORRT_INPUTS
 
 OPSETS = range(18, 22)  # TensorRT 10 and every current ONNX Runtime read these
 QUANTIZES = ("QuantizeLinear", "DequantizeLinear")
@@ -28,7 +28,8 @@ def lint(model: onnx.ModelProto, *, tensorrt: bool) -> None:
         LintError: names every broken rule, and the tensor that breaks it.
     """
     graph = Reader(model)
-    found = [*interface(graph, TENSORRT_INPUTS if tensorrt else GRAPH_INPUTS), *attention(graph), *quantization(graph)]
+    inputs = (TENSORRT_INPUTS,) if tensorrt else (GRAPH_INPUTS, ONCE_GRAPH_INPUTS)
+    found = [*interface(graph, inputs), *attention(graph), *quantization(graph)]
     if tensorrt:
         found += [*half_precision(graph)]
     if found:
@@ -57,15 +58,15 @@ class Reader:
         return self.producer[name].op_type if name in self.producer else ""
 
 
-def interface(graph: Reader, inputs: tuple[str, ...]) -> list[str]:
-    """The opset and the tensors that Triton's config names: int32 in, float32 out."""
+def interface(graph: Reader, inputs: tuple[tuple[str, ...], ...]) -> list[str]:
+    """The opset and the tensors that Triton's config names: int32 in (one of `inputs`), float32 out."""
     found = []
     opset = next((entry.version for entry in graph.model.opset_import if entry.domain == ""), 0)
     if opset not in OPSETS:
         found.append(f"opset {opset} is not one of {OPSETS.start} to {OPSETS.stop - 1}")
     names = tuple(value.name for value in graph.model.graph.input)
-    if names != inputs:
-        found.append(f"the inputs are {names}, they must be {inputs}")
+    if names not in inputs:
+        found.append(f"the inputs are {names}, they must be {' or '.join(map(str, inputs))}")
     found += [f"input {name} is not int32" for name in names if graph.types[name] != TensorProto.INT32]
     outputs = [value.name for value in graph.model.graph.output]
     if outputs != [LOGITS, *(name for name in HEAD_OUTPUTS if name in outputs)]:

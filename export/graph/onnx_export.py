@@ -22,6 +22,8 @@ from transformers import BertForSequenceClassification
 from export.graph.lint import type_and_shape
 from export.graph.packed_bert import PackedBert, output_widths
 from export.graph.packing import pack
+from export.graph.user_once import OnceBert
+from finetune.checkpoint.attention import user_tokens
 from finetune.checkpoint.heads import Heads, HeadSettings
 from release.names import (
     CLICK_LABEL,
@@ -29,8 +31,12 @@ from release.names import (
     HEADS_JSON,
     LABELS_JSON,
     MAX_LENGTH,
+    ONCE_GRAPH_INPUTS,
+    ONCE_REQUEST_INPUTS,
+    REQUEST_INPUTS,
     TOKENIZER_JSON,
     TOKENIZER_SHA256,
+    USER_TOKENS,
 )
 
 OPSET = 18  # the exporter's own; TensorRT 8.6 and later, and every current ONNX Runtime, read it
@@ -47,12 +53,17 @@ def write_click_model(model: BertForSequenceClassification, path: Path, heads: H
         UnsupportedModelError: a BERT variant that the packed graph does not reproduce.
         GraphError: the export failed.
     """
-    packed = PackedBert(model, heads).eval()
+    once = user_tokens(model.config) is not None
+    packed = (OnceBert if once else PackedBert)(model, heads).eval()
     widths = output_widths(model, packed.heads)
     # Any valid batch works. All sizes differ, and none is 0 or 1: the exporter would make constants of those.
-    pairs = [{"input_ids": [0] * length, "token_type_ids": [0] * length} for length in (3, 5, 2, 4, 6)]
-    example = tuple(torch.from_numpy(array) for array in pack([pairs[:2], pairs[2:4], pairs[4:]]).values())
-    dimensions = ("tokens", "type_tokens", "pairs", "requests", "requests", "requests")
+    pairs = [
+        {"input_ids": [user] * (user + 2) + [0] * candidate, "token_type_ids": [0] * (user + 2) + [1] * candidate}
+        for user, candidate in ((1, 2), (1, 4), (2, 1), (3, 5), (3, 3), (3, 2))
+    ]
+    feed = pack([pairs[:3], pairs[3:5], pairs[5:]], once=once)
+    example = tuple(torch.from_numpy(array) for array in feed.values())
+    sizes = ONCE_REQUEST_INPUTS if once else REQUEST_INPUTS
     # The exporter logs and warns about its own internals (torchvision, pytree, renamed axes).
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:
@@ -64,9 +75,9 @@ def write_click_model(model: BertForSequenceClassification, path: Path, heads: H
                 dynamo=True,
                 verbose=False,
                 opset_version=OPSET,
-                input_names=list(GRAPH_INPUTS),
+                input_names=list(feed),
                 output_names=list(widths),
-                dynamic_shapes=tuple({0: name} for name in dimensions),
+                dynamic_shapes=tuple({0: f"{name}_size" if name in sizes else "requests"} for name in feed),
             )
             if program is None:
                 raise GraphError("torch.onnx.export returned no graph")
@@ -77,11 +88,13 @@ def write_click_model(model: BertForSequenceClassification, path: Path, heads: H
             program.save(path)
     except torch.onnx.OnnxExporterError as exc:
         raise GraphError(f"torch {torch.__version__} could not export the packed graph: {exc}") from exc
-    check_click_model(path, widths)
+    check_click_model(path, widths, once=once)
 
 
-def check_click_model(path: Path, widths: Mapping[str, int]) -> None:
+def check_click_model(path: Path, widths: Mapping[str, int], *, once: bool = False) -> None:
     """Reads the graph back and compares its inputs, and its outputs with their `widths`, with Triton's config.
+
+    `once`: it is the graph that computes a user text once.
 
     Raises:
         GraphError: the file is not valid ONNX, or a tensor has the wrong name, type or rank.
@@ -92,7 +105,7 @@ def check_click_model(path: Path, widths: Mapping[str, int]) -> None:
     except (onnx.checker.ValidationError, ValueError, OSError) as exc:
         raise GraphError(f"{path} is not a valid ONNX graph: {exc}") from exc
     found = {value.name: type_and_shape(value) for value in (*graph.input, *graph.output)}
-    expected = {name: (TensorProto.INT32, [None]) for name in GRAPH_INPUTS} | {
+    expected = {name: (TensorProto.INT32, [None]) for name in (ONCE_GRAPH_INPUTS if once else GRAPH_INPUTS)} | {
         name: (TensorProto.FLOAT, [None, width]) for name, width in widths.items()
     }
     if found != expected:
@@ -100,15 +113,23 @@ def check_click_model(path: Path, widths: Mapping[str, int]) -> None:
 
 
 def write_tokenizer(
-    tokenizer_json: bytes, max_length: int, labels: list[str], click_label: int, heads: HeadSettings, path: Path
+    tokenizer_json: bytes,
+    max_length: int,
+    labels: list[str],
+    click_label: int,
+    heads: HeadSettings,
+    path: Path,
+    kept: int | None = None,
 ) -> str:
     """Writes the graph of constants behind `clickbert_tokenizer` (tensors: its config.pbtxt) and returns the hash.
+
+    `kept` are the tokens that a user text keeps (`finetune.checkpoint.attention.user_tokens`); None: full attention.
 
     Returns:
         sha256 of `tokenizer_json`, hexadecimal.
     """
     digest = hashlib.sha256(tokenizer_json).hexdigest()
-    settings = {name: value for name, value in asdict(heads).items() if name != "schema"}
+    settings = {name: value for name, value in asdict(heads).items() if name != "schema"} | {USER_TOKENS: kept}
     text = {
         TOKENIZER_JSON: tokenizer_json,
         LABELS_JSON: json.dumps(labels, ensure_ascii=False).encode(),

@@ -5,6 +5,8 @@ linear layers and layer norms run on the packed [tokens, hidden] matrix; attenti
 values into [pairs, longest, ...] and its result back. In the last layer only the [CLS] row of each pair goes on, since
 the classifier and a jointly trained checkpoint's further heads read nothing else.
 
+Here attention is full, as in any BERT. `user_once` has the graph of checkpoints whose user text is computed once.
+
 A batch merges requests of strangers, so the graph also guards the borders between them: Triton tells it how many
 elements each request brought (`batch_input` in config.pbtxt), and a malformed request (lengths that do not add up, an
 id outside the vocabulary, ...) gets NaN outputs, while its neighbours get what they would get alone. Only the
@@ -21,9 +23,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from transformers import BertForSequenceClassification
-from transformers.activations import GELUActivation
-from transformers.models.bert.modeling_bert import BertLayer
 
+from export.graph.indexing import between, bounds, count, owners, pick, take
+from export.graph.layers import Layout, PackedLayer, lay_side_by_side
 from finetune.checkpoint.heads import Heads, HeadSettings
 from release.names import EMBEDDING, LOGITS, PASSAGE_LOGITS, TOPIC_LOGITS
 
@@ -46,6 +48,20 @@ class PackedLayout(NamedTuple):
     pairs: Tensor  # [tokens], which pair a token belongs to
     mask: Tensor  # [pairs, 1, longest, longest] float32, 0 or MASKED
     malformed: Tensor  # [pairs] bool, the pair belongs to a malformed request, or to one behind an empty request
+
+    def attend(self, layer: PackedLayer, fused: Tensor) -> Tensor:
+        """Attention at every token; see `Layout.attend`."""
+        heads, longest = layer.heads, self.grid.shape[1]
+        query, key, value = (take(fused, place) for place in lay_side_by_side(self.grid, heads, 3))
+        weights = torch.softmax(query @ key.transpose(2, 3) + self.mask, dim=-1)
+        context = (weights @ value).reshape(-1, layer.head_size)
+        return take(context, (self.pairs[:, None] * heads + torch.arange(heads)) * longest + self.positions[:, None])
+
+    def attend_first(self, layer: PackedLayer, query: Tensor, fused: Tensor) -> Tensor:
+        """Attention at each pair's [CLS]; see `Layout.attend_first`."""
+        query = query.reshape(self.grid.shape[0], layer.heads, 1, layer.head_size)
+        key, value = (take(fused, place) for place in lay_side_by_side(self.grid, layer.heads, 2))
+        return torch.softmax(query @ key.transpose(2, 3) + self.mask[:, :, :1], dim=-1) @ value
 
 
 class PackedBert(nn.Module):
@@ -107,9 +123,11 @@ class PackedBert(nn.Module):
             Each float32 [pairs, width]; NaN for the pairs of a malformed request, and for all pairs behind an empty
             one.
         """
-        layout = self.lay_out(
-            *(t.long() for t in (input_ids, token_type_ids, lengths, token_counts, type_counts, pair_counts))
-        )
+        inputs = (input_ids, token_type_ids, lengths, token_counts, type_counts, pair_counts)
+        return self.compute(self.lay_out(*(t.long() for t in inputs)))
+
+    def compute(self, layout: Layout) -> tuple[Tensor, ...]:
+        """The outputs of texts that are laid out."""
         embeddings = self.embeddings
         hidden = embeddings.word_embeddings(layout.input_ids)
         hidden = hidden + embeddings.token_type_embeddings(layout.token_type_ids)
@@ -138,8 +156,7 @@ class PackedBert(nn.Module):
         _, pair_ends = bounds(pair_counts)
         token_index = torch.arange(tokens)
         # Which request a token and a pair belong to, as an index and as a one-hot row to sum over.
-        request_of_token = between(count(token_index[:, None] >= token_ends, 1), requests)
-        request_of_pair = between(count(torch.arange(pairs)[:, None] >= pair_ends, 1), requests)
+        request_of_token, request_of_pair = owners(tokens, token_ends), owners(pairs, pair_ends)
         token_rows = request_of_token[:, None] == torch.arange(requests)
         pair_rows = request_of_pair[:, None] == torch.arange(requests)
 
@@ -198,98 +215,3 @@ def output_widths(model: BertForSequenceClassification, heads: Heads) -> dict[st
     settings = heads.settings
     sizes = {TOPIC_LOGITS: len(settings.topics), EMBEDDING: settings.embedding_size, PASSAGE_LOGITS: 1}
     return {LOGITS: model.classifier.out_features} | {name: sizes[name] for name in heads.outputs}
-
-
-def count(values: Tensor, dim: int) -> Tensor:
-    """The sum over a dimension, int64. It sums in float32, exact up to 2^24: TensorRT cannot sum integers."""
-    return values.float().sum(dim).long()
-
-
-def bounds(counts: Tensor) -> tuple[Tensor, Tensor]:
-    """Where each request's elements start and end, by how many each has: int64 [requests] both."""
-    # Not cumsum: TensorRT cannot accumulate integers either, and requests are few.
-    index = torch.arange(counts.shape[0])
-    ends = count(torch.where(index[:, None] >= index, counts, 0), 1)
-    return ends - counts, ends
-
-
-def between(index: Tensor, size: int) -> Tensor:
-    """`index`, limited to 0..size-1."""
-    return torch.where(index < 0, 0, torch.where(index < size, index, size - 1))
-
-
-class PackedLayer(nn.Module):
-    """One encoder layer over packed tokens; the last layer computes the [CLS] rows only."""
-
-    def __init__(self, layer: BertLayer, *, last: bool) -> None:
-        super().__init__()
-        attention = layer.attention.self
-        self.last = last
-        self.heads: int = attention.num_attention_heads
-        self.head_size: int = attention.attention_head_size
-        # The scale 1/sqrt(head_size) is folded into the query's weights: one multiplication less per score.
-        query = fuse([attention.query], scale=self.head_size**-0.5)
-        # One matrix product for all that is read at every token.
-        if last:
-            self.query = query
-            self.fused_kv = fuse([attention.key, attention.value])
-        else:
-            self.fused_qkv = fuse([query, attention.key, attention.value])
-        self.attention_output = layer.attention.output
-        self.intermediate = layer.intermediate
-        exact = isinstance(layer.intermediate.intermediate_act_fn, GELUActivation)
-        self.activation = gelu if exact else layer.intermediate.intermediate_act_fn
-        self.output = layer.output
-
-    def forward(self, hidden: Tensor, layout: PackedLayout) -> Tensor:
-        """[tokens, hidden] -> [tokens, hidden], or -> [pairs, hidden] in the last layer."""
-        pairs, longest = layout.grid.shape[0], layout.grid.shape[1]
-        heads = torch.arange(self.heads)
-        fused = (self.fused_kv if self.last else self.fused_qkv)(hidden)
-        fused = fused.reshape(-1, self.head_size)  # [tokens * parts * heads, head_size]
-        width = self.heads * (2 if self.last else 3)
-        # One Gather lays the heads side by side, [pairs, heads, longest, head_size], without a transposition.
-        place = layout.grid[:, None, :] * width + heads[:, None]
-        if self.last:
-            hidden = take(hidden, layout.starts)
-            query = self.query(hidden).reshape(pairs, self.heads, 1, self.head_size)
-            key, value = take(fused, place), take(fused, place + self.heads)
-        else:
-            query, key = take(fused, place), take(fused, place + self.heads)
-            value = take(fused, place + 2 * self.heads)
-        weights = torch.softmax(
-            query @ key.transpose(2, 3) + (layout.mask[:, :, :1] if self.last else layout.mask), dim=-1
-        )
-        context = (weights @ value).reshape(-1, self.head_size)
-        if not self.last:
-            back = (layout.pairs[:, None] * self.heads + heads) * longest + layout.positions[:, None]
-            context = take(context, back)
-        context = context.reshape(-1, self.heads * self.head_size)
-        attended = self.attention_output.LayerNorm(self.attention_output.dense(context) + hidden)
-        expanded = self.activation(self.intermediate.dense(attended))
-        result: Tensor = self.output.LayerNorm(self.output.dense(expanded) + attended)
-        return result
-
-
-def gelu(values: Tensor) -> Tensor:
-    """torch's exact GELU, in the order of operations that ONNX Runtime fuses (torch's own becomes five operators)."""
-    return (values * 0.5) * (torch.erf(values / 2**0.5) + 1.0)
-
-
-def pick(values: Tensor, index: Tensor) -> Tensor:
-    """values[index] of vectors, as a Gather (indexing becomes a GatherND)."""
-    return values.index_select(0, index)
-
-
-def take(rows: Tensor, index: Tensor) -> Tensor:
-    """rows[index] by rows, written so that the exporter makes a Gather of it (indexing becomes a slower GatherND)."""
-    return nn.functional.embedding(index, rows)
-
-
-def fuse(layers: list[nn.Linear], scale: float = 1.0) -> nn.Linear:
-    """One linear layer with the outputs of all `layers` side by side, times `scale`."""
-    weight = torch.cat([layer.weight for layer in layers]) * scale
-    fused = nn.Linear(weight.shape[1], weight.shape[0])
-    fused.weight = nn.Parameter(weight.detach(), requires_grad=False)
-    fused.bias = nn.Parameter((torch.cat([layer.bias for layer in layers]) * scale).detach(), requires_grad=False)
-    return fused
