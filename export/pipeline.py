@@ -115,6 +115,9 @@ def export_checkpoint(request: ExportRequest, say: Say) -> Published:
     rows = read_evaluation(request.evaluation)
     checkpoint = read_checkpoint(request.checkpoint, request.click_label)
     about = describe(request, checkpoint)
+    once = checkpoint.user_tokens is not None
+    if once:
+        refuse_engines(request)
     models = [TOKENIZER_MODEL, *(engine.model for engine in request.engines)]
     results: list[Result] = []
     evaluation: Evaluation | None = None
@@ -123,7 +126,7 @@ def export_checkpoint(request: ExportRequest, say: Say) -> Published:
         feeds = calibration_feeds(checkpoint, calibration)
         with (
             TemporaryDirectory(prefix="clickbert-export-") as scratch,
-            staged(request.repository, models, checkpoint.output_widths) as (version, folders),
+            staged(request.repository, models, checkpoint.output_widths, once=once) as (version, folders),
         ):
             say(f"score {len(rows)} pairs in PyTorch, padded: the reference")
             evaluation = evaluate(checkpoint, rows, request.limits)
@@ -147,6 +150,16 @@ def export_checkpoint(request: ExportRequest, say: Say) -> Published:
     for model in find_too_old(request.repository, TOKENIZER_MODEL):
         say(f"{model} is too old: its tokenizer is no longer served. Export it again.")
     return Published(version, proofs)
+
+
+def refuse_engines(request: ExportRequest) -> None:
+    """Raises UnsupportedModelError if an engine cannot compute user texts once, as the checkpoint was trained to."""
+    if unable := [engine.name for engine in request.engines if not engine.takes_once]:
+        able = [name for name, engine in find_engines().items() if engine.takes_once]
+        raise UnsupportedModelError(
+            f"{request.checkpoint}: its user text is computed once for all candidates, which {', '.join(unable)} cannot "
+            f"do yet; give --engine {' '.join(able)}"
+        )
 
 
 def read_calibration(request: ExportRequest, say: Say) -> list[ClickRow]:
@@ -175,9 +188,10 @@ def calibration_feeds(checkpoint: Checkpoint, rows: Sequence[ClickRow]) -> list[
     """What INT8 is fitted to: pairs of the calibration rows and, for heads that read single texts, such texts."""
     if not rows:
         return []
-    pairs = tokenize_pairs(checkpoint.tokenizer, rows, checkpoint.max_length)
+    pairs = tokenize_pairs(checkpoint.tokenizer, rows, checkpoint.max_length, checkpoint.user_tokens)
     texts = choose_texts(rows) if {TOPIC_LOGITS, EMBEDDING} & set(checkpoint.heads.outputs) else []
-    return calibration_batches(pairs, tokenize_texts(checkpoint.tokenizer, texts, checkpoint.max_length))
+    singles = tokenize_texts(checkpoint.tokenizer, texts, checkpoint.max_length)
+    return calibration_batches(pairs, singles, once=checkpoint.user_tokens is not None)
 
 
 def calibration_file(request: ExportRequest) -> Path:
@@ -193,9 +207,10 @@ def prove_source(
     write_click_model(checkpoint.model, source, checkpoint.heads)
     say("prove its parity: the graph beside PyTorch, in merged batches")
     run, tolerance, rows = open_graph(source), TOLERANCE.of(request.limits), evaluation.rows
-    proved = prove(run, rows, evaluation.pairs, evaluation.logits, tolerance, checkpoint.click_label)
+    once = evaluation.once
+    proved = prove(run, rows, evaluation.pairs, evaluation.logits, tolerance, checkpoint.click_label, once=once)
     if evaluation.heads:
-        prove_heads(run, evaluation.heads, HEAD_TOLERANCE.of(request.limits))
+        prove_heads(run, evaluation.heads, HEAD_TOLERANCE.of(request.limits), once=once)
     return proved
 
 
@@ -210,6 +225,7 @@ def build_engines(
 ) -> None:
     """Builds every engine, compares it with the reference and adds it to `results`; then measures their speed."""
     runs = {}
+    once = evaluation.once
     for engine in request.engines:
         say(f"build {engine.model} and compare {len(evaluation.rows)} pairs")
         graph = folders[engine.model] / MODEL_FILE
@@ -219,11 +235,11 @@ def build_engines(
         if filecmp.cmp(graph, builder.source, shallow=False):
             logits = source_logits
         else:
-            logits = score_merged(run, evaluation.pairs, {LOGITS: len(evaluation.labels)})[LOGITS]
+            logits = score_merged(run, evaluation.pairs, {LOGITS: len(evaluation.labels)}, once=once)[LOGITS]
         check_finite(engine.model, {LOGITS: logits})
         comparison = compare(evaluation.rows, evaluation.logits, logits, evaluation.labels, TIE.of(request.limits))
         if heads := evaluation.heads:
-            found = score_heads_merged(run, heads)
+            found = score_heads_merged(run, heads, once=once)
             check_finite(engine.model, found)
             comparison = replace(comparison, heads=compare_heads(found, heads))
         checks = check(engine.gates, comparison, request.limits, max(fp16_range.values(), default=None))
@@ -231,7 +247,7 @@ def build_engines(
         if engine.serves_on_cpu:
             runs[engine.name] = run
     say("measure the speed of those that serve on CPUs")
-    speeds = measure_speed(runs, evaluation.pairs)
+    speeds = measure_speed(runs, evaluation.pairs, once=once)
     results[:] = [replace(result, pairs_per_second=speeds.get(result.engine.name)) for result in results]
 
 
@@ -248,7 +264,9 @@ def show_sensitivity(
 
         if layers := engine.reduced_layers([linear.name for linear in builder.linears]):
             say(f"sensitivity of {engine.model}: each layer kept in float32 in turn")
-            costs = measure_sensitivity(build, layers, evaluation.pairs, evaluation.logits, request.keep_fp32)
+            costs = measure_sensitivity(
+                build, layers, evaluation.pairs, evaluation.logits, request.keep_fp32, once=evaluation.once
+            )
             print(describe_sensitivity(engine.model, costs))
 
 
@@ -276,7 +294,7 @@ def fill_version(
     """Writes what lies beside the graphs: the tokenizer, the manifests, and each engine's own files."""
     tokenizer_sha256 = write_tokenizer(
         checkpoint.tokenizer_json, checkpoint.max_length, checkpoint.labels, checkpoint.click_label,
-        checkpoint.heads.settings, folders[TOKENIZER_MODEL] / MODEL_FILE,
+        checkpoint.heads.settings, folders[TOKENIZER_MODEL] / MODEL_FILE, checkpoint.user_tokens,
     )  # fmt: skip
     manifest = Manifest(
         model=TOKENIZER_MODEL,

@@ -25,6 +25,7 @@ class TensorRTEngine(Engine):
     """
 
     serves_on_cpu = False
+    takes_once = False
 
     def missing(self) -> str | None:
         """Plans are built with TensorRT, on the GPU that runs them."""

@@ -51,14 +51,15 @@ def stratify(lengths: Sequence[int], count: int = PAIRS) -> list[int]:
     return [by_length[(2 * place + 1) * len(by_length) // (2 * count)] for place in range(count)]
 
 
-def calibration_batches(pairs: Sequence[Pair], texts: Sequence[Pair] = ()) -> list[Feed]:
+def calibration_batches(pairs: Sequence[Pair], texts: Sequence[Pair] = (), *, once: bool = False) -> list[Feed]:
     """The chosen pairs and all `texts`, packed into batches of similar lengths, which bounds attention's memory.
 
-    `texts` are single ones, for a checkpoint with heads that read such: their [CLS] is unlike that of pairs.
+    `texts` are single ones, for a checkpoint with heads that read such: their [CLS] is unlike that of pairs. `once`: the
+    graph computes a user text once. Few of the chosen pairs share one, so that its tokens count as much as candidates'.
     """
     chosen = [pairs[index] for index in stratify([len(pair["input_ids"]) for pair in pairs])]
     chosen = sorted([*chosen, *texts], key=lambda pair: len(pair["input_ids"]))
-    return [pack([chosen[start : start + PAIRS_A_BATCH]]) for start in range(0, len(chosen), PAIRS_A_BATCH)]
+    return [pack([chosen[start : start + PAIRS_A_BATCH]], once=once) for start in range(0, len(chosen), PAIRS_A_BATCH)]
 
 
 def record(graph: Path, linears: Sequence[Linear], feeds: Sequence[Feed], sample: int = ROWS) -> dict[str, Activations]:

@@ -20,6 +20,7 @@ from export.graph.packing import Logits, Pair
 from export.verify.gates import MAX_UNKNOWN, MIN_AUC, GateError, Limits
 from export.verify.heads import HeadReference, choose_texts, evenly
 from export.verify.parity import name_row
+from finetune.checkpoint.attention import SPECIAL_TOKENS, user_tokens
 from finetune.checkpoint.heads import Heads, read_heads
 from finetune.checkpoint.load import hash_checkpoint, label_names, load_checkpoint
 from finetune.data.clicklog import ClickRow, read_click_log
@@ -47,6 +48,11 @@ class Checkpoint:
     click_label: int  # the label that ranks
 
     @property
+    def user_tokens(self) -> int | None:
+        """The tokens that a user text keeps, which is computed once for all its candidates; None: full attention."""
+        return user_tokens(self.model.config)
+
+    @property
     def linear_names(self) -> list[str]:
         """Its linear layers, as the packed graph and `--keep-fp32` name them; not the further heads, always float32."""
         return [name for name, module in PackedBert(self.model).named_modules() if isinstance(module, nn.Linear)]
@@ -67,6 +73,7 @@ class Evaluation:
     logits: Logits  # [rows, labels]
     metrics: dict[str, float]
     heads: HeadReference | None = None  # None: the checkpoint has the click alone
+    once: bool = False  # a user text is computed once for all its candidates
 
 
 def read_checkpoint(folder: Path, click_label: str | None) -> Checkpoint:
@@ -119,13 +126,14 @@ def evaluate(checkpoint: Checkpoint, rows: list[ClickRow], limits: Limits) -> Ev
         TokenizerError: clients would make other tokens of its texts.
         GateError: the checkpoint cannot rank it: too many words are [UNK], or the AUC is below chance.
     """
-    pairs = tokenize_pairs(checkpoint.tokenizer, rows, checkpoint.max_length)
-    prove_tokenizer(checkpoint.tokenizer_json, rows, pairs, checkpoint.max_length)
+    pairs = tokenize_pairs(checkpoint.tokenizer, rows, checkpoint.max_length, checkpoint.user_tokens)
+    prove_tokenizer(checkpoint.tokenizer_json, rows, pairs, checkpoint.max_length, checkpoint.user_tokens)
     check_unknown(checkpoint, pairs, MAX_UNKNOWN.of(limits))
     logits = score_rows(checkpoint.model, checkpoint.tokenizer, rows, checkpoint.max_length)
     metrics = evaluate_ranking(rows, click_probability(logits, checkpoint.labels))
     refuse_low_auc(checkpoint, rank_as_trained(checkpoint, rows) or metrics, MIN_AUC.of(limits))
-    return Evaluation(rows, pairs, checkpoint.labels, logits, metrics, score_heads(checkpoint, rows, pairs))
+    heads, once = score_heads(checkpoint, rows, pairs), checkpoint.user_tokens is not None
+    return Evaluation(rows, pairs, checkpoint.labels, logits, metrics, heads, once)
 
 
 def rank_as_trained(checkpoint: Checkpoint, rows: list[ClickRow]) -> dict[str, float] | None:
@@ -155,15 +163,30 @@ def score_heads(checkpoint: Checkpoint, rows: Sequence[ClickRow], pairs: Sequenc
     return HeadReference([*singles, *chosen], len(texts), heads.settings.several_topics, outputs)
 
 
-def prove_tokenizer(tokenizer_json: bytes, rows: Sequence[ClickRow], pairs: Sequence[Pair], max_length: int) -> None:
+def prove_tokenizer(
+    tokenizer_json: bytes, rows: Sequence[ClickRow], pairs: Sequence[Pair], max_length: int, kept: int | None = None
+) -> None:
     """Holds the tokens of exactly the bytes that are served against `pairs`, Hugging Face's, on every row.
+
+    `kept` are the tokens that a user text keeps; None: pairs are cut longest first.
 
     Raises:
         TokenizerError: a pair differs in an id or a token type; names the first, and says what to do.
     """
     served = Tokenizer.from_str(tokenizer_json.decode())
-    served.enable_truncation(max_length, strategy="longest_first")
-    encoded = served.encode_batch([(row.query, row.document) for row in rows])
+    if kept is None:
+        served.enable_truncation(max_length, strategy="longest_first")
+        encoded = served.encode_batch([(row.query, row.document) for row in rows])
+    else:
+        sides = (
+            served.encode_batch(texts, add_special_tokens=False)
+            for texts in ([row.query for row in rows], [row.document for row in rows])
+        )
+        encoded = []
+        for user, candidate in zip(*sides, strict=True):
+            user.truncate(kept)
+            candidate.truncate(max_length - SPECIAL_TOKENS - len(user))
+            encoded.append(served.post_process(user, candidate))
     different = [
         index
         for index, (mine, pair) in enumerate(zip(encoded, pairs, strict=True))

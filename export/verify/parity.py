@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from export.graph.packing import Feed, Logits, Outputs, Pair, pack
+from export.graph.packing import Feed, Logits, Outputs, Pair, pack, split_pair
 from export.verify.heads import HeadReference
 from finetune.data.clicklog import ClickRow
 from finetune.evaluation.metrics import group_rows
@@ -55,6 +55,8 @@ def prove(
     reference: Logits,
     tolerance: float,
     click_column: int,
+    *,
+    once: bool = False,
 ) -> tuple[Parity, Logits]:
     """Compares the graph with the reference on every row.
 
@@ -65,6 +67,7 @@ def prove(
         reference: float32 [rows, labels], Hugging Face's.
         tolerance: largest difference of a logit that is allowed.
         click_column: the label that ranks.
+        once: the graph computes a user text once.
 
     Returns:
         The figures, and the graph's own logits [rows, labels].
@@ -72,7 +75,7 @@ def prove(
     Raises:
         ParityError: a logit is off (or not a number), or a group's order changed; says which, by how much.
     """
-    logits = score_merged(run, pairs, {LOGITS: reference.shape[1]})[LOGITS]
+    logits = score_merged(run, pairs, {LOGITS: reference.shape[1]}, once=once)[LOGITS]
     batches = plan_batches([len(pair["input_ids"]) for pair in pairs])
     difference, (row, label) = differ(logits, reference)
     if difference[row, label] > tolerance:
@@ -94,13 +97,15 @@ def prove(
     return figures, logits
 
 
-def prove_heads(run: Callable[[Feed], Outputs], reference: HeadReference, tolerance: float) -> None:
+def prove_heads(
+    run: Callable[[Feed], Outputs], reference: HeadReference, tolerance: float, *, once: bool = False
+) -> None:
     """Compares the graph's further heads with PyTorch's.
 
     Raises:
         ParityError: an output is off by more than `tolerance`, or not a number; says which, by how much.
     """
-    for name, values in score_heads_merged(run, reference).items():
+    for name, values in score_heads_merged(run, reference, once=once).items():
         expected = reference.outputs[name]
         difference, (row, column) = differ(values, expected)
         if difference[row, column] > tolerance:
@@ -120,13 +125,17 @@ def differ(found: Logits, expected: Logits) -> tuple[NDArray[np.float64], tuple[
     return difference, (int(row), int(column))
 
 
-def score_heads_merged(run: Callable[[Feed], Outputs], reference: HeadReference) -> Outputs:
+def score_heads_merged(run: Callable[[Feed], Outputs], reference: HeadReference, *, once: bool = False) -> Outputs:
     """The graph's outputs where the reference has PyTorch's; see `score_merged`."""
-    return reference.own(score_merged(run, reference.samples, reference.widths))
+    return reference.own(score_merged(run, reference.samples, reference.widths, once=once))
 
 
-def score_merged(run: Callable[[Feed], Outputs], pairs: Sequence[Pair], widths: Mapping[str, int]) -> Outputs:
+def score_merged(
+    run: Callable[[Feed], Outputs], pairs: Sequence[Pair], widths: Mapping[str, int], *, once: bool = False
+) -> Outputs:
     """The outputs [pairs, width] of all pairs, by name, run in merged batches of mixed sizes.
+
+    With `once`, the graph computes a user text once, and pairs with the same user text are in the same batches.
 
     Raises:
         ParityError: a batch was answered without one of them, or with another shape.
@@ -134,8 +143,9 @@ def score_merged(run: Callable[[Feed], Outputs], pairs: Sequence[Pair], widths: 
     found: Outputs = {name: np.full((len(pairs), width), np.nan, np.float32) for name, width in widths.items()}
     chance = random.Random(0)
     with tqdm(total=len(pairs), unit="pair", desc="score", leave=False) as progress:
-        for batch in plan_batches([len(pair["input_ids"]) for pair in pairs]):
-            answer = run(pack(cut_into_requests([pairs[index] for index in batch], chance)))
+        users = [split_pair(pair)[0] for pair in pairs] if once else None
+        for batch in plan_batches([len(pair["input_ids"]) for pair in pairs], users):
+            answer = run(pack(cut_into_requests([pairs[index] for index in batch], chance), once=once))
             for name, values in found.items():
                 shape = answer[name].shape if name in answer else ()
                 if shape != (len(batch), widths[name]):
@@ -148,8 +158,11 @@ def score_merged(run: Callable[[Feed], Outputs], pairs: Sequence[Pair], widths: 
     return found
 
 
-def plan_batches(lengths: Sequence[int]) -> list[list[int]]:
-    """Splits pairs, given by their lengths, into batches of mixed sizes, the first of the shortest pairs."""
+def plan_batches(lengths: Sequence[int], users: Sequence[list[int]] | None = None) -> list[list[int]]:
+    """Splits pairs, given by their lengths, into batches of mixed sizes, the first of the shortest pairs.
+
+    With `users`, the tokens of each pair's user text, pairs of a user stand side by side.
+    """
     by_length = sorted(range(len(lengths)), key=lengths.__getitem__)
     # At most half, so that a small file has batches of other sizes, too.
     largest = by_length[: min(LARGEST, len(by_length) // 2)]
@@ -157,6 +170,8 @@ def plan_batches(lengths: Sequence[int]) -> list[list[int]]:
         largest.pop()
     rest = sorted(set(by_length) - set(largest))
     random.Random(0).shuffle(rest)
+    if users:
+        largest, rest = side_by_side(largest, users), side_by_side(rest, users)
     batches = [largest] if largest else []
     sizes = cycle(BATCH_SIZES)
     while rest:
@@ -166,6 +181,14 @@ def plan_batches(lengths: Sequence[int]) -> list[list[int]]:
         batches.append(rest[:size])
         rest = rest[size:]
     return batches
+
+
+def side_by_side(chosen: Sequence[int], users: Sequence[list[int]]) -> list[int]:
+    """The chosen pairs, those of a user behind its first one."""
+    place: dict[tuple[int, ...], int] = {}
+    for index in chosen:
+        place.setdefault(tuple(users[index]), len(place))
+    return sorted(chosen, key=lambda index: place[tuple(users[index])])
 
 
 def cut_into_requests(pairs: list[Pair], chance: random.Random) -> list[list[Pair]]:

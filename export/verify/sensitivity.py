@@ -37,6 +37,8 @@ def measure_sensitivity(
     pairs: Sequence[Pair],
     reference: Logits,
     keep_fp32: Sequence[str],
+    *,
+    once: bool = False,
 ) -> list[Cost]:
     """What each layer costs, the most expensive first, on 256 evaluation pairs of all lengths.
 
@@ -46,13 +48,14 @@ def measure_sensitivity(
         pairs: the evaluation pairs.
         reference: PyTorch's logits of them.
         keep_fp32: layers that stay in float32 all the time.
+        once: the graph computes a user text once.
     """
     lengths = [len(pair["input_ids"]) for pair in pairs]
     sample = stratify(lengths, SAMPLE) if len(pairs) > SAMPLE else list(range(len(pairs)))
     chosen = [pairs[index] for index in sample]
 
     def error(kept: Sequence[str]) -> float:
-        logits = score_merged(build(kept), chosen, {LOGITS: reference.shape[1]})[LOGITS]
+        logits = score_merged(build(kept), chosen, {LOGITS: reference.shape[1]}, once=once)[LOGITS]
         return float(np.sqrt(np.mean((logits - reference[sample]) ** 2)))
 
     base = error(keep_fp32)
