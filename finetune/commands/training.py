@@ -8,13 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from finetune.commands.options import DEMO, SAMPLE, positive, share
-from finetune.training.settings import add_options, from_options
+from finetune.names import MINILM
+from finetune.training.settings import SettingsError, add_options, from_options
 
 
 def add_commands(commands: Any) -> None:
     """Add the parsers of this module's commands."""
     train = commands.add_parser("train", help="fine-tune a BERT on a click log", allow_abbrev=False)
     _add_training(train)
+    train.add_argument(
+        "--from-checkpoint", type=Path, metavar="CHECKPOINT",
+        help="carry a checkpoint over from full attention to user_once, by training it on its own scores",
+    )  # fmt: skip
     train.set_defaults(run=_train)
 
     distil = commands.add_parser(
@@ -82,7 +87,7 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
 
 def _add_base(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--base-model", default="minilm", help='"minilm" (offline), a folder, or a hub name; default: %(default)s'
+        "--base-model", default=MINILM, help='"minilm" (offline), a folder, or a hub name; default: %(default)s'
     )
 
 
@@ -93,9 +98,16 @@ def _add_restart(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
+    from finetune.training.recipes.carry import carry
     from finetune.training.run import train
 
-    metrics = train(options.data, options.base_model, options.output, from_options(options), restart=options.restart)
+    settings = from_options(options)
+    if not options.from_checkpoint:
+        metrics = train(options.data, options.base_model, options.output, settings, restart=options.restart)
+    elif options.base_model != MINILM:
+        raise SettingsError("--from-checkpoint is the base itself; leave --base-model out")
+    else:
+        metrics = carry(options.data, options.from_checkpoint, options.output, settings, restart=options.restart)
     _report(f"{options.output}: saved; dev {_shown(metrics)}")
 
 

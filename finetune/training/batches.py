@@ -90,6 +90,7 @@ class Collator:
     tokenizer: PreTrainedTokenizerFast
     heads: HeadSettings
     max_length: int
+    user_tokens: int | None = None  # the most that a user text keeps; None: full attention
     augment: Augment | None = None
     teacher: Tensor | None = None  # [rows]
 
@@ -122,10 +123,11 @@ class Collator:
     def _pairs(self, queries: list[str], documents: list[str]) -> Batch:
         if self.heads.passages is None:
             texts = [ClickRow("", query, document, 0, 1) for query, document in zip(queries, documents, strict=True)]
-            return {"pairs": pad(self.tokenizer, tokenize_pairs(self.tokenizer, texts, self.max_length))}
+            pairs = tokenize_pairs(self.tokenizer, texts, self.max_length, self.user_tokens)
+            return {"pairs": pad(self.tokenizer, pairs)}
         overlap = self.heads.passages.overlap
         read = [
-            tokenize_passages(self.tokenizer, query, document, self.max_length, overlap)
+            tokenize_passages(self.tokenizer, query, document, self.max_length, overlap, self.user_tokens)
             for query, document in zip(queries, documents, strict=True)
         ]
         return {

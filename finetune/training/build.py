@@ -7,12 +7,13 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast, set_seed
 
+from finetune.checkpoint.attention import default_user_tokens, set_user_tokens, user_tokens
 from finetune.checkpoint.base_model import load_base, resolve_base
-from finetune.checkpoint.heads import Heads, HeadSettings, Passages
+from finetune.checkpoint.heads import Heads, HeadSettings, Passages, read_heads
 from finetune.checkpoint.tokenizer import SHORTEST
 from finetune.data.clicklog import ClickRow
 from finetune.evaluation.metrics import group_rows
-from finetune.names import AGGREGATES, ESTIMATED, NONE, SIMILARITY, TOPIC
+from finetune.names import AGGREGATES, ESTIMATED, NONE, SIMILARITY, TOPIC, USER_ONCE
 from finetune.objectives.clicks import ClickLoss, ListwiseLoss, Objective, pairwise_loss
 from finetune.objectives.position_bias import PositionBias, PositionBiasError, read_odds
 from finetune.objectives.understanding import TaskWeights
@@ -27,23 +28,36 @@ def build(
 ) -> tuple[JointModel, PreTrainedTokenizerFast, int]:
     """Make the model to train on `rows`, its tokenizer, and its longest pair in tokens.
 
+    Heads of the base that fit are kept, as its click head is. A base that was fine-tuned for `user_once` goes on so,
+    and does not begin with full attention again.
+
     Raises:
         CheckpointError, SettingsError, PositionBiasError: as `train`.
     """
     set_seed(settings.seed)
-    click, tokenizer, longest = load_base(resolve_base(base), settings.labels, settings.seed)
+    folder = resolve_base(base)
+    click, tokenizer, longest = load_base(folder, settings.labels, settings.seed)
+    size = int(click.config.hidden_size)
+    heads, wanted = read_heads(folder, size), head_settings(rows, settings)
     if settings.method == PREFIX:
         longest -= settings.rank  # a prefix takes the first positions
     max_length = settings.max_length or longest
     if not SHORTEST <= max_length <= longest:
         raise SettingsError(f"--max-length is {max_length}; this base takes {SHORTEST} to {longest} tokens")
     tokenizer.model_max_length = max_length  # saved with the tokenizer, so the model is served as it was trained
+    is_once = user_tokens(click.config) is not None
+    once = settings.attention == USER_ONCE if settings.attention else is_once
+    if once and settings.method == PREFIX:
+        raise SettingsError(f"{base} was fine-tuned for {USER_ONCE}, which does not go with --method prefix")
+    set_user_tokens(click.config, default_user_tokens(max_length) if once else None)
     set_dropout(click, settings.dropout)
     torch.manual_seed(settings.seed)
     method = Method(click, settings) if settings.method != FULL else None
-    heads = Heads(_head_settings(rows, settings), int(click.config.hidden_size))
+    if heads.settings != wanted:
+        heads = Heads(wanted, size)
     weights = TaskWeights(("click", *settings.understanding), settings.task_weights)
     model = JointModel(click, heads, _position_bias(rows, settings), weights, method)
+    model.attends_fully = once and not is_once and settings.full_first > 0
     freeze(model, settings.freeze)
     return model, tokenizer, max_length
 
@@ -55,7 +69,12 @@ def set_dropout(model: torch.nn.Module, share: float) -> None:
             module.p = share
 
 
-def _head_settings(rows: Sequence[ClickRow], settings: TrainSettings) -> HeadSettings:
+def head_settings(rows: Sequence[ClickRow], settings: TrainSettings) -> HeadSettings:
+    """Say which heads are trained on `rows`.
+
+    Raises:
+        SettingsError: the rows lack what a head learns from.
+    """
     topics: tuple[str, ...] = ()
     if TOPIC in settings.understanding:
         topics = tuple(sorted({topic for row in rows for topic in row.topics}))

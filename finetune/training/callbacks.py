@@ -1,4 +1,4 @@
-"""What the Trainer calls at each step and evaluation: averaged weights, early stopping, progress, Ctrl-C."""
+"""What the Trainer calls at each step and evaluation: averages, attention, early stopping, progress, Ctrl-C."""
 
 import signal
 from collections.abc import Iterator
@@ -60,6 +60,25 @@ class RunningAverage(TrainerCallback):
             yield
         finally:
             self.model.load_state_dict(own)
+
+
+class SwitchAttention(TrainerCallback):
+    """Lets a training for `user_once` begin with full attention: under its mask alone, one may never leave a plateau.
+
+    It goes by the step alone, so that a resumed run switches where it would have switched. Evaluations measure what
+    will be saved, with the mask, from the first one on.
+    """
+
+    def __init__(self, model: JointModel, share: float) -> None:
+        """`share`: of all steps, those with full attention."""
+        self.model = model
+        self.share = share
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **unused: Any
+    ) -> None:
+        """Choose the step's attention."""
+        self.model.attends_fully = state.global_step < round(self.share * state.max_steps)
 
 
 class Patience(TrainerCallback):

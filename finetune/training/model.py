@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers import BertForSequenceClassification
 
+from finetune.checkpoint.attention import attended
 from finetune.checkpoint.heads import Heads, Passages
 from finetune.names import ATTENTION, MAX, MEAN
 from finetune.objectives.position_bias import PositionBias
@@ -36,6 +37,8 @@ class JointModel(nn.Module):
         self.weights = weights
         self.method = method  # its weights are in `click` and `prefix`
         self.prefix = method.prefix if method else None
+        # While a training for `user_once` begins with full attention (`finetune.training.callbacks.SwitchAttention`).
+        self.attends_fully = False
 
     def forward(self, **batch: Any) -> dict[str, Tensor]:
         """Computes a batch (see `finetune.training.batches.Collator`).
@@ -44,7 +47,8 @@ class JointModel(nn.Module):
             `logits` [rows, labels] with the position's offset added, `unbiased_logits` without it, and the heads'
             outputs for `texts`.
         """
-        states = self.click.bert(**batch["pairs"])
+        pairs = batch["pairs"] if self.attends_fully else attended(self.click.config, batch["pairs"])
+        states = self.click.bert(**pairs)
         logits = self.click.classifier(self.click.dropout(states.pooler_output)).float()
         passages = self.heads.settings.passages
         if passages is not None:

@@ -16,13 +16,12 @@ import torch
 from accelerate import PartialState
 from transformers import PreTrainedTokenizerFast, TrainerCallback
 
-from finetune.checkpoint.load import label_names
+from finetune.checkpoint.attention import user_tokens
 from finetune.checkpoint.quiet import quiet_transformers
 from finetune.checkpoint.save import check_output, save_checkpoint
 from finetune.data.checks import check_log, check_splits
 from finetune.data.clicklog import find_split, read_click_log
-from finetune.evaluation.metrics import LOWER_IS_BETTER, click_probability, evaluate_ranking
-from finetune.evaluation.scoring import score_documents
+from finetune.evaluation.metrics import LOWER_IS_BETTER
 from finetune.names import AGGREGATES
 from finetune.objectives.distillation import (
     Distillation,
@@ -33,7 +32,8 @@ from finetune.objectives.distillation import (
 from finetune.training.arguments import default_metric, trainer_arguments
 from finetune.training.batches import Collator, Items
 from finetune.training.build import build, build_objective
-from finetune.training.callbacks import Patience, StopAtStep
+from finetune.training.callbacks import Patience, StopAtStep, SwitchAttention
+from finetune.training.dev import Dev, Metrics, plateau
 from finetune.training.methods.augment import Augmentation, read_translated
 from finetune.training.methods.few_weights import trained_share
 from finetune.training.model import JointModel
@@ -41,9 +41,10 @@ from finetune.training.processes import is_first_process, say
 from finetune.training.recipes.distil import Teachers
 from finetune.training.run_folder import describe, open_run, place_of_run, read_settings, remove_checkpoints, run_to_end
 from finetune.training.settings import CHOOSE, CLICK, LISTWISE, PAIRWISE, PREFIX, TrainSettings
-from finetune.training.trainer import ClickTrainer, Metrics
+from finetune.training.trainer import ClickTrainer
 
 METRICS = "metrics.json"
+WARNING = "warning"  # beside the metrics there
 POSITION_ODDS = "position_bias.json"
 DISTILLATION = {CLICK: click_distillation, PAIRWISE: pairwise_distillation, LISTWISE: listwise_distillation}
 UNMERGED = (
@@ -67,6 +68,8 @@ def train(
     Either split may be gzipped. With the same arguments it goes on where it was stopped; `restart` drops a stopped run.
     `teachers` are learned from beside the clicks; `callbacks` are the Trainer's.
 
+    A model that is no better than chance is saved, too, but the user is told.
+
     Returns:
         The dev metrics of what was saved.
 
@@ -84,8 +87,7 @@ def train(
     train_rows, dev_rows = (read_click_log(find_split(data, name)) for name in ("train", "dev"))
     for warning in [f"train: {line}" for line in check_log(train_rows)] + check_splits(train_rows, dev_rows):
         say(f"warning: {warning}")
-    # Refuses a dev split without clicks now, not after an epoch; and says which metrics it has.
-    known = evaluate_ranking(dev_rows, [0.5] * len(dev_rows))
+    dev = Dev(dev_rows)  # refuses a dev split without clicks now, not after an epoch
     objective = build_objective(train_rows, settings)
     if settings.translated:
         train_rows += read_translated(Path(settings.translated), train_rows, dev_rows)
@@ -95,13 +97,7 @@ def train(
     say(f"trained: {trained:,} of {weights:,} weights ({trained / weights:.2%})")
     if settings.method == PREFIX:
         say(UNMERGED)
-    collator = Collator(train_rows, tokenizer, model.heads.settings, max_length)
-    labels = label_names(model.click)
-
-    def measure(current: JointModel) -> Metrics:
-        logits = score_documents(current.click, current.heads, tokenizer, dev_rows, max_length)
-        return evaluate_ranking(dev_rows, click_probability(logits, labels if logits.shape[1] > 1 else labels[-1:]))
-
+    collator = Collator(train_rows, tokenizer, model.heads.settings, max_length, user_tokens(model.click.config))
     stop = StopAtStep()
     items = Items(train_rows, settings.by_group)
     called: list[TrainerCallback] = [stop, *callbacks]
@@ -111,9 +107,11 @@ def train(
         called.append(augmentation)
     if model.method:
         called += model.method.callbacks()
+    if model.attends_fully:
+        called.append(SwitchAttention(model, settings.full_first))
     if settings.patience:
         called.append(Patience(settings.patience))
-    arguments = trainer_arguments(run, len(items), known, settings)
+    arguments = trainer_arguments(run, len(items), dev.known, settings)
     described = describe(data, base, settings) | (teachers.describe() if teachers else {})
     with arguments.main_process_first(local=False):
         if is_first_process():
@@ -125,11 +123,15 @@ def train(
     with quiet_transformers():
         trainer = ClickTrainer(
             model, arguments, items, collator, settings,
-            objective, measure, called, distillation,
+            objective, lambda current: dev.measure(current, tokenizer, max_length), called, distillation,
         )  # fmt: skip
     metrics = _metrics(trainer, run_to_end(trainer, stop, run))
     if is_first_process():
-        (run / METRICS).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+        stuck = plateau(metrics, settings.objective)
+        if stuck:
+            say(f"warning: {stuck}")
+        content = {**metrics, **({WARNING: stuck} if stuck else {})}
+        (run / METRICS).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         _keep(model, tokenizer, run, output)
     trainer.accelerator.wait_for_everyone()
     return metrics
@@ -189,5 +191,5 @@ def _finished(output: Path, described: dict[str, Any]) -> Metrics | None:
     run = place_of_run(output)
     if not output.exists() or not (run / METRICS).exists() or read_settings(run) != described:
         return None
-    metrics: Metrics = json.loads((run / METRICS).read_text(encoding="utf-8"))
-    return metrics
+    content: dict[str, Any] = json.loads((run / METRICS).read_text(encoding="utf-8"))
+    return {name: value for name, value in content.items() if name != WARNING}

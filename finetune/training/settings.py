@@ -4,7 +4,7 @@ import argparse
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
-from finetune.names import AGGREGATES, ESTIMATED, NONE, UNDERSTANDING
+from finetune.names import AGGREGATES, ATTENTIONS, ESTIMATED, NONE, UNDERSTANDING, USER_ONCE
 
 CLICK, PAIRWISE, LISTWISE = OBJECTIVES = ("click", "pairwise", "listwise")
 LEARNED = "learned"
@@ -41,6 +41,13 @@ class TrainSettings:
         lambda: ("0.2",), f'weight beside the click\'s 1, one for all or one each; or "{LEARNED}" by uncertainty',
         nargs="+", metavar="W",
     )  # fmt: skip
+    attention: str | None = _option(
+        None, f"which tokens see which: {USER_ONCE} is served faster, as a user text is computed once for all "
+        "candidates; default: full, or what the base was fine-tuned with", choices=ATTENTIONS,
+    )  # fmt: skip
+    full_first: float = _option(
+        0.5, f"of {USER_ONCE}: share of the steps that learn with full attention, before the others", type=float
+    )
     embedding_size: int = _option(128, "length of the similarity head's embedding", type=int)
     position_bias: str = _option(NONE, f'"{NONE}", "{ESTIMATED}", or a JSON file of odds by position', metavar="BIAS")
     passages: str = _option(
@@ -119,7 +126,7 @@ class TrainSettings:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise SettingsError(f"{_flag(name)} is {value}; it must be {least} or more")
-        for name in ("warm_up", "dropout", "word_dropout", "average"):
+        for name in ("warm_up", "dropout", "word_dropout", "average", "full_first"):
             if not 0 <= getattr(self, name) < 1:
                 raise SettingsError(f"{_flag(name)} is {getattr(self, name)}; it must be from 0 to below 1")
         if not self.learning_rate > 0 or not 0 < self.layer_decay <= 1:
@@ -132,10 +139,18 @@ class TrainSettings:
                     raise SettingsError(f"--understanding-weight is {weight!r}; it takes numbers, or {LEARNED}")
             if len(self.understanding_weight) not in (1, len(self.understanding)):
                 raise SettingsError("--understanding-weight takes one number for all tasks, or one for each")
-        if self.gradient_checkpointing and self.method == PREFIX:
-            raise SettingsError("--gradient-checkpointing does not go with --method prefix: BERT would drop the prefix")
+        if self.method == PREFIX:
+            self._check_prefix()
         if self.passages != NONE and self.labels == 2:
             raise SettingsError("--passages needs --labels 1: passages are aggregated by their one logit")
+
+    def _check_prefix(self) -> None:
+        if self.gradient_checkpointing:
+            raise SettingsError("--gradient-checkpointing does not go with --method prefix: BERT would drop the prefix")
+        if self.attention == USER_ONCE:
+            raise SettingsError(
+                f"--attention {USER_ONCE} does not go with --method prefix, which is never served; use --method lora"
+            )
 
 
 def _is_weight(text: str) -> bool:

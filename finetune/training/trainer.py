@@ -21,14 +21,13 @@ from finetune.objectives.distillation import Distillation
 from finetune.objectives.understanding import similarity_loss, topic_loss
 from finetune.training.batches import Collator, Items, SimilarLengths
 from finetune.training.callbacks import AVERAGE, Progress, RunningAverage
+from finetune.training.dev import Metrics
 from finetune.training.methods.adversarial import Adversary
 from finetune.training.model import UNBIASED, Batch, JointModel
 from finetune.training.parameters import parameter_groups
 from finetune.training.processes import is_first_process
 from finetune.training.settings import TrainSettings
 from release.names import EMBEDDING, LOGITS, TOPIC_LOGITS
-
-Metrics = dict[str, float]
 
 
 class TrainingError(ValueError):

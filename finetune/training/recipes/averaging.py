@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from finetune.checkpoint.attention import user_tokens
 from finetune.checkpoint.files import CheckpointError
 from finetune.checkpoint.heads import Heads, read_heads
 from finetune.checkpoint.load import label_names, load_checkpoint
@@ -39,6 +40,7 @@ def average(folders: Sequence[Path], output: Path) -> None:
             "tokenizer": other.backend_tokenizer.to_str() != tokenizer.backend_tokenizer.to_str(),
             "longest pair": other_longest != longest,
             **{name: getattr(model.config, name) != getattr(first.config, name) for name in NETWORK},
+            "attention": user_tokens(model.config) != user_tokens(first.config),
             "weights' shapes": _shapes(model, others) != _shapes(first, heads),
         }
         differing = [name for name, is_fault in faults.items() if is_fault]

@@ -22,11 +22,11 @@ from finetune.checkpoint.save import check_output
 from finetune.data.clicklog import find_split, read_click_log
 from finetune.evaluation.metrics import LOWER_IS_BETTER, evaluate_ranking
 from finetune.training.arguments import default_metric
+from finetune.training.dev import Metrics
 from finetune.training.processes import say
 from finetune.training.run import train
 from finetune.training.run_folder import describe, place_of_run, remove_checkpoints
 from finetune.training.settings import CHOOSE, LEARNED, SettingsError, TrainSettings
-from finetune.training.trainer import Metrics
 
 DATABASE, TABLE = "study.db", "trials.csv"
 DESCRIBED = "described"

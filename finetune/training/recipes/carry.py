@@ -1,0 +1,73 @@
+"""Carries a checkpoint over from full attention to `user_once`, by a short training on its own scores.
+
+It is distillation with the checkpoint as its own teacher, and clicks count for nothing: what is learned is to give the
+same scores under the other mask. What the checkpoint is (labels, heads, tokenizer, longest pair) stays.
+"""
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from finetune.checkpoint.attention import user_tokens
+from finetune.checkpoint.base_model import LABELS
+from finetune.checkpoint.files import CheckpointError
+from finetune.checkpoint.heads import HeadSettings, read_heads
+from finetune.checkpoint.load import label_names, load_checkpoint
+from finetune.data.clicklog import find_split, read_click_log
+from finetune.names import NONE, SIMILARITY, TOPIC, USER_ONCE
+from finetune.training.build import head_settings
+from finetune.training.dev import Metrics
+from finetune.training.recipes.distil import Teachers
+from finetune.training.run import train
+from finetune.training.settings import SettingsError, TrainSettings
+
+
+def carry(data: Path, folder: Path, output: Path, settings: TrainSettings, *, restart: bool = False) -> Metrics:
+    """Train the checkpoint in `folder` for `user_once` on the texts of `data`, and save it as `output`.
+
+    Settings that the checkpoint decides are its own.
+
+    Returns:
+        The dev metrics of what was saved.
+
+    Raises:
+        CheckpointError: it cannot be used, has `user_once` already, or was not made by `train`.
+        SettingsError: the settings or the data contradict what it is.
+        Others: as `train`.
+    """
+    model, _, longest = load_checkpoint(folder)
+    if user_tokens(model.config) is not None:
+        raise CheckpointError(f"{folder}: has the attention {USER_ONCE} already; give one with full attention")
+    if label_names(model) not in LABELS.values():
+        raise CheckpointError(
+            f"{folder}: its labels are {label_names(model)}; only a checkpoint of `python -m finetune train` can be "
+            "carried over"
+        )
+    heads = read_heads(folder, int(model.config.hidden_size)).settings
+    own = _own_settings(heads, labels=len(label_names(model)), max_length=longest)
+    for name, value in own.items():
+        given = getattr(settings, name)
+        if given not in (value, asdict(TrainSettings())[name]):
+            raise SettingsError(
+                f"--{name.replace('_', '-')} is {given!r}, but --from-checkpoint {folder} has {value!r}; leave it out"
+            )
+    settings = replace(settings, **own)
+    if head_settings(read_click_log(find_split(data, "train")), settings) != heads:
+        raise SettingsError(
+            f"{folder}: has the topics {', '.join(heads.topics)}; to carry it over, the training split must have the "
+            "same ones: give the data that it was trained on"
+        )
+    return train(data, str(folder), output, settings, restart=restart, teachers=Teachers((folder,), 1.0))
+
+
+def _own_settings(heads: HeadSettings, **others: Any) -> dict[str, Any]:
+    """The settings that a checkpoint decides. Nothing is learned from clicks, so they have no bias."""
+    own = {"attention": USER_ONCE, "full_first": 0.0, "position_bias": NONE, **others}
+    tasks = ((TOPIC, heads.topics), (SIMILARITY, heads.embedding_size))
+    own["understanding"] = tuple(task for task, head in tasks if head)
+    if heads.embedding_size:
+        own["embedding_size"] = heads.embedding_size
+    own["passages"] = heads.passages.aggregate if heads.passages else NONE
+    if heads.passages:
+        own |= {"passage_overlap": heads.passages.overlap, "passage_best": heads.passages.best}
+    return own

@@ -1,0 +1,142 @@
+"""A checkpoint that was fine-tuned with full attention, carried over to `user_once` on its own scores."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from finetune.__main__ import main
+from finetune.checkpoint.attention import user_tokens
+from finetune.checkpoint.heads import read_heads
+from finetune.checkpoint.load import CheckpointError, label_names, load_checkpoint
+from finetune.data.clicklog import read_click_log
+from finetune.training.recipes.averaging import average
+from finetune.training.recipes.carry import carry
+from finetune.training.recipes.distil import click_log_odds
+from finetune.training.run import train
+from finetune.training.settings import SettingsError, TrainSettings
+from tests.finetune.checkpoint.changes import name_labels, set_config
+from tests.finetune.training.interrupt import CtrlC
+
+SETTINGS = TrainSettings(epochs=2, batch_size=16, learning_rate=1e-3)
+
+
+@pytest.fixture(scope="module")
+def full(base: Path, click_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("full") / "checkpoint"
+    settings = replace(SETTINGS, epochs=6, learning_rate=3e-3, labels=2, max_length=40)
+    assert train(click_folder, str(base), folder, settings)["auc"] > 0.95
+    return folder
+
+
+@pytest.fixture(scope="module")
+def joint(base: Path, joint_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("joint") / "checkpoint"
+    settings = replace(
+        SETTINGS, epochs=4, learning_rate=3e-3, understanding=("topic", "similarity"), embedding_size=16,
+        passages="mean", passage_overlap=3, passage_best=2,
+    )  # fmt: skip
+    train(joint_folder, str(base), folder, settings)
+    return folder
+
+
+def test_it_gives_the_same_scores_under_the_other_mask(full: Path, click_folder: Path, tmp_path: Path) -> None:
+    rows = read_click_log(click_folder / "dev.jsonl")
+    before = click_log_odds(full, rows)
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for path in full.iterdir():
+        (broken / path.name).write_bytes(path.read_bytes())
+    set_config(broken, clickbert_attention="user_once", clickbert_user_tokens=10)
+    unadapted = np.abs(click_log_odds(broken, rows) - before).mean()
+    metrics = carry(click_folder, full, tmp_path / "once", SETTINGS)
+    assert metrics["auc"] > 0.95
+    assert np.abs(click_log_odds(tmp_path / "once", rows) - before).mean() < unadapted
+    model, _, longest = load_checkpoint(tmp_path / "once")
+    assert (label_names(model), longest, user_tokens(model.config)) == (["no click", "click"], 40, 18)
+
+
+def test_heads_and_passages_stay(joint: Path, joint_folder: Path, tmp_path: Path) -> None:
+    carry(joint_folder, joint, tmp_path / "once", replace(SETTINGS, epochs=1, learning_rate=1e-5))
+    before, after = (read_heads(folder, 32) for folder in (joint, tmp_path / "once"))
+    assert after.settings == before.settings
+    for name, weight in before.state_dict().items():
+        assert np.abs(weight - after.state_dict()[name]).max() < 0.05, "they were not drawn anew"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"attention": "full"}, "--attention is 'full', but --from-checkpoint {} has 'user_once'; leave it out"),
+        ({"max_length": 20}, "--max-length is 20, but --from-checkpoint {} has 40; leave it out"),
+        ({"passages": "max"}, "--passages is 'max', but"),
+        ({"understanding": ("topic",)}, "--understanding is ('topic',), but"),
+        ({"position_bias": "estimated"}, "--position-bias is 'estimated', but"),
+        ({"full_first": 0.2}, "--full-first is 0.2, but"),
+        ({"method": "prefix"}, "--attention user_once does not go with --method prefix"),
+    ],
+)
+def test_settings_that_contradict_the_checkpoint_are_refused(
+    options: dict[str, Any], message: str, full: Path, click_folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(SettingsError, match=re.escape(message.format(full))):
+        carry(click_folder, full, tmp_path / "once", replace(SETTINGS, **options))
+    assert not list(tmp_path.iterdir())
+
+
+def test_data_without_the_heads_topics_are_refused(
+    joint: Path, click_folder: Path, joint_folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(SettingsError, match="--understanding topic needs rows with a 'topic'"):
+        carry(click_folder, joint, tmp_path / "once", SETTINGS)
+    (tmp_path / "data").mkdir()
+    for name in ("train", "dev"):
+        text = (joint_folder / f"{name}.jsonl").read_text(encoding="utf-8")
+        (tmp_path / "data" / f"{name}.jsonl").write_text(text.replace('"topic": "soup"', '"topic": "salad"'))
+    with pytest.raises(SettingsError, match=r"has the topics bike, moon, soup, tea; .* must have the same ones"):
+        carry(tmp_path / "data", joint, tmp_path / "once", SETTINGS)
+
+
+def test_checkpoints_that_cannot_be_carried_over_are_refused(
+    full: Path, base: Path, click_folder: Path, tmp_path: Path
+) -> None:
+    carry(click_folder, full, tmp_path / "once", replace(SETTINGS, epochs=1))
+    with pytest.raises(CheckpointError, match="has the attention user_once already"):
+        carry(click_folder, tmp_path / "once", tmp_path / "twice", SETTINGS)
+    with pytest.raises(CheckpointError, match="not a fine-tuned click model"):
+        carry(click_folder, base, tmp_path / "twice", SETTINGS)
+    with pytest.raises(CheckpointError, match="has another attention than"):
+        average([full, tmp_path / "once"], tmp_path / "mean")
+    other = tmp_path / "other"
+    other.mkdir()
+    for path in full.iterdir():
+        (other / path.name).write_bytes(path.read_bytes())
+    name_labels(other, "clicked", "skipped")
+    with pytest.raises(CheckpointError, match=r"its labels are \['clicked', 'skipped'\]; only a checkpoint of"):
+        carry(click_folder, other, tmp_path / "twice", SETTINGS)
+
+
+def test_the_command_goes_on_where_it_was_stopped(
+    full: Path, click_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def command(name: str) -> list[str]:
+        return [
+            "train", "--from-checkpoint", str(full), "--data", str(click_folder), "--output", str(tmp_path / name),
+            "--epochs", "1",
+        ]  # fmt: skip
+
+    assert main(command("whole")) == 0
+    settings = TrainSettings(epochs=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "finetune.training.recipes.carry.train",
+            lambda *places, **options: train(*places, **options, callbacks=[CtrlC(7)]),
+        )
+        with pytest.raises(KeyboardInterrupt):
+            carry(click_folder, full, tmp_path / "stopped", settings)
+    assert main(command("stopped")) == 0
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "stopped")]
+    assert weights[0] == weights[1]
