@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, normalizers, processors
 
-from clickbert.wire.tokenization import PackedPairs, PairTokenizer, longest_first
+from clickbert.wire.packing import PackedPairs
+from clickbert.wire.tokenization import PairTokenizer, longest_first
 from tests.client.fakes import tokenizer_json
 
 TEXTS = ["", " ", "a", "cheap coffee", "[SEP] [MASK] [CLS]", "\x00\x07", "中文", "😀", "cafés", "the " * 40, "q" * 150]

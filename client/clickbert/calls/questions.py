@@ -9,7 +9,7 @@ Each function raises `InvalidInputError` when the release has no such head.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ import numpy.typing as npt
 from clickbert.calls.steps import Compute
 from clickbert.errors import InvalidInputError
 from clickbert.wire.heads import ATTENTION, Passages, aggregate, topic_probabilities
+from clickbert.wire.packing import Packed
 from clickbert.wire.protocol import (
     EMBEDDING,
     LOGITS,
@@ -25,7 +26,7 @@ from clickbert.wire.protocol import (
     Release,
     click_probability,
 )
-from clickbert.wire.tokenization import PackedPairs, Window
+from clickbert.wire.tokenization import Window
 
 Pair = tuple[str, str]
 Rows = Mapping[str, npt.NDArray[np.float32]]  # an output's rows, by its name
@@ -38,7 +39,7 @@ class Batch:
     """What goes into one request; `pack` tokenizes and packs it when the request's turn comes."""
 
     rows: int  # pairs or texts, each a row of every output
-    pack: Callable[[], PackedPairs]
+    pack: Callable[[], Packed]
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ class Question(Generic[Result]):
 
 def about_clicks(pairs: Sequence[Pair], release: Release) -> Question[list[float]]:
     """Ask for the click probability of each pair, cut where it is too long."""
-    distinct, batches = _by_length(pairs, _length_of_pair, release, release.tokenizer.pack_pairs)
+    order = _length_of_pair if release.heads.user_tokens is None else _query_and_length
+    distinct, batches = _by_length(pairs, order, release, release.tokenizer.pack_pairs)
 
     def read(rows: Rows) -> list[float]:
         scores = dict(zip(distinct, click_probability(rows[LOGITS], release.click_label).tolist(), strict=True))
@@ -111,6 +113,8 @@ def _tokenized_passages(pairs: Sequence[Pair], release: Release, passages: Passa
     split = release.tokenizer.split_into_windows(distinct, passages.overlap)
     windows = [window for of_one in split for window in of_one]
     order = sorted(range(len(windows)), key=lambda index: windows[index].tokens)
+    if release.heads.user_tokens is not None:  # those of a query side by side
+        order.sort(key=lambda index: windows[index].query)
     batches = tuple(
         Batch(len(batch), partial(release.tokenizer.pack_windows, batch))
         for batch in _within_limits([windows[index] for index in order], release)
@@ -131,14 +135,14 @@ def _tokenized_passages(pairs: Sequence[Pair], release: Release, passages: Passa
 
 
 def _by_length(
-    items: Sequence[Item], length: Callable[[Item], int], release: Release, pack: Callable[[list[Item]], PackedPairs]
+    items: Sequence[Item], order: Callable[[Item], Any], release: Release, pack: Callable[[list[Item]], Packed]
 ) -> tuple[list[Item], tuple[Batch, ...]]:
     """Divide the distinct items into requests, those of similar length together; returns them in that order, too.
 
     Triton's own backends pad attention to the longest pair of a request, so one long text slows down all the others.
     Lengths are in characters: they cost nothing, and tokens are not counted yet.
     """
-    distinct = sorted(dict.fromkeys(items), key=length)
+    distinct = sorted(dict.fromkeys(items), key=order)
     size = release.max_pairs
     parts = [distinct[first : first + size] for first in range(0, len(distinct), size)]
     return distinct, tuple(Batch(len(part), partial(pack, part)) for part in parts)
@@ -146,6 +150,12 @@ def _by_length(
 
 def _length_of_pair(pair: Pair) -> int:
     return len(pair[0]) + len(pair[1])
+
+
+def _query_and_length(pair: Pair) -> tuple[int, str, int]:
+    """Order pairs so that those of a query are side by side: a request has its tokens once."""
+    query, document = pair
+    return len(query), query, len(document)
 
 
 def _within_limits(windows: Sequence[Window], release: Release) -> list[list[Window]]:

@@ -1,4 +1,4 @@
-"""The further heads of a jointly trained model: what a release says of them, and what their outputs mean.
+"""How a model reads texts, and its further heads: what a release says of them, and what the heads' outputs mean.
 
 The outputs are rows of logits for the topics, rows of length 1 for the embedding, and a weight for each passage of a
 long document. How passages are aggregated must equal what the model was trained with (`finetune/evaluation`).
@@ -40,6 +40,7 @@ class Heads:
     several_topics: bool = False  # a text may have several: each has its own sigmoid; False: one softmax
     embedding_size: int = 0  # 0: no embedding
     passages: Passages | None = None  # None: trained on cut documents
+    user_tokens: int | None = None  # of a query, which is computed once for its documents; None: with each of them
 
 
 def read_heads(value: object, where: str) -> Heads:
@@ -52,7 +53,13 @@ def read_heads(value: object, where: str) -> Heads:
     several = fields.get("several_topics", "true or false", lambda field: isinstance(field, bool))
     size = fields.get("embedding_size", "a whole number from 0 up", lambda field: _is_whole(field, 0))
     passages = fields.get("passages", "an object or null", lambda field: field is None or isinstance(field, dict))
-    return Heads(tuple(topics), several, size, None if passages is None else _read_passages(passages, where))
+    user_tokens = None
+    if isinstance(value, dict) and "user_tokens" in value:  # servers of an older release lack it
+        user_tokens = fields.get(
+            "user_tokens", "a whole number from 1 up or null", lambda field: field is None or _is_whole(field, 1)
+        )
+    read = None if passages is None else _read_passages(passages, where)
+    return Heads(tuple(topics), several, size, read, user_tokens)
 
 
 def _read_passages(value: object, where: str) -> Passages:

@@ -1,8 +1,8 @@
 """What goes over the wire: the names of models and tensors, the requests, and the answers with every field checked.
 
-Nothing here does I/O. The contract is that of `model_repository/`: a click model takes packed pairs, or
-packed texts. Version N of `clickbert_tokenizer` takes no inputs, and answers with the tokenizer of version N of the
-click models.
+Nothing here does I/O. The contract is that of `model_repository/`: a click model takes packed pairs or texts, and one
+that has the input USER_LENGTHS takes each query once, with its documents behind it. Version N of `clickbert_tokenizer`
+takes no inputs, and answers with the tokenizer of version N of the click models.
 """
 
 import hashlib
@@ -18,11 +18,13 @@ import numpy.typing as npt
 
 from clickbert.errors import ProtocolError
 from clickbert.wire.heads import Heads, read_heads
-from clickbert.wire.tokenization import PackedPairs, PairTokenizer
+from clickbert.wire.packing import Packed
+from clickbert.wire.tokenization import PairTokenizer
 
 TOKENIZER_MODEL = "clickbert_tokenizer"
 DEFAULT_MODEL = "clickbert_onnx"
 INPUT_IDS, TOKEN_TYPE_IDS, LENGTHS, LOGITS = "input_ids", "token_type_ids", "lengths", "logits"
+USER_LENGTHS, USER_PAIRS = "user_lengths", "user_pairs"
 # Further outputs, of a model that was trained jointly.
 TOPIC_LOGITS, EMBEDDING, PASSAGE_LOGITS = "topic_logits", "embedding", "passage_logits"
 LONGEST = "longest"  # TensorRT models only: as many zeros as the request's longest pair has tokens
@@ -94,17 +96,13 @@ def tokenizer_request(version: str) -> InferRequest:
 
 
 def model_request(
-    model: str, version: str, packed: PackedPairs, outputs: tuple[str, ...], *, takes_longest: bool
+    model: str, version: str, packed: Packed, outputs: tuple[str, ...], *, takes_longest: bool
 ) -> InferRequest:
-    """Ask `model` for these outputs of packed pairs or texts: int32 [1, tokens], [1, tokens] and [1, pairs].
+    """Ask `model` for these outputs of packed pairs or texts: the fields of `packed`, int32 [1, size] each.
 
     Where the model takes it, also int32 [1, longest]: TensorRT must know the longest pair as a shape.
     """
-    inputs = {
-        INPUT_IDS: packed.input_ids[np.newaxis],
-        TOKEN_TYPE_IDS: packed.token_type_ids[np.newaxis],
-        LENGTHS: packed.lengths[np.newaxis],
-    }
+    inputs = {name: array[np.newaxis] for name, array in vars(packed).items()}
     if takes_longest:
         inputs[LONGEST] = np.zeros((1, int(packed.lengths.max())), np.int32)
     return InferRequest(model, version, inputs, outputs)
@@ -151,12 +149,18 @@ def read_release(response: InferResponse, version: str, description: ModelDescri
         )
     labels = _labels(response, where)
     heads = read_heads(_json(response, HEADS_JSON, where), where) if HEADS_JSON in response.outputs else Heads()
+    if (heads.user_tokens is not None) != (USER_LENGTHS in description.inputs):
+        says = "has no" if heads.user_tokens is None else f"has {heads.user_tokens}"
+        raise ProtocolError(
+            f"{where}: it {says} user_tokens, but the click model's inputs are {list(description.inputs)};"
+            " load the click model and its tokenizer of the same version"
+        )
     max_length = _number(response, MAX_LENGTH, where)
     click_label = _number(response, CLICK_LABEL, where)
     if not 0 <= click_label < len(labels):
         raise ProtocolError(f"{where}: {CLICK_LABEL} is {click_label}, but the labels are {list(labels)}")
     try:
-        tokenizer = PairTokenizer(content, max_length)
+        tokenizer = PairTokenizer(content, max_length, heads.user_tokens)
     except ValueError as exc:
         raise ProtocolError(f"{where}: {exc}; publish the model again") from exc
     max_pairs = int(read_limit(description, MAX_PAIRS_PARAMETER, DEFAULT_MAX_PAIRS, where))

@@ -3,18 +3,17 @@
 A query is tokenized once however many documents it meets, and nothing is padded. Equality is with Hugging Face's batch
 call: its call on a single pair drops an empty second text, this module keeps the pair's form, `[CLS] q [SEP] [SEP]`.
 
+For a model that computes a query once, a query is cut to a length of its own, whatever its documents are
+(`finetune.evaluation.scoring` has the same rule); pairs that fit are the same.
+
 Not known here: truncation from the left (`truncation_side`), and pairs of another form than `[CLS] a [SEP] b [SEP]`.
 """
 
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, NamedTuple
-
-import numpy as np
-import numpy.typing as npt
 
 # The tokenizers library starts threads of its own for batches, warns on every fork after that, and reads this variable
 # on each call. The default here is "false": a thin client runs in servers that fork workers and have their own threads.
@@ -22,22 +21,13 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from tokenizers import Encoding, Tokenizer
 
-Int32Array = npt.NDArray[np.int32]
+from clickbert.wire.packing import Packed, TokenPair, pack_pairs, pack_texts, pack_users
 
 # Characters that no BERT token spans, and that do not change the tokens before them. The last two end clauses in
 # Chinese, which has no spaces.
 _BREAKS = " \t\n\r\uff0c\u3002"
 
 _BATCH = 32  # long texts at a time: the library's own form of a token takes over a hundred bytes
-
-
-@dataclass(frozen=True)
-class PackedPairs:
-    """Token ids of all pairs (or single texts), one after another, without padding."""
-
-    input_ids: Int32Array  # [tokens]
-    token_type_ids: Int32Array  # [tokens], 0 for `[CLS] query [SEP]`, 1 for `document [SEP]`
-    lengths: Int32Array  # [pairs], tokens of each pair; they add up to `tokens`
 
 
 class Window(NamedTuple):
@@ -58,11 +48,12 @@ class PairTokenizer:
     """A BERT tokenizer for (query, document) pairs and single texts. Safe to share between threads.
 
     `tokenizer_json` is the content of `tokenizer.json`; its own settings of truncation and padding are ignored. A pair
-    has at most `max_length` tokens, the three special ones included. Raises ValueError if the content is not a BERT
-    tokenizer, or if `max_length` leaves no room.
+    has at most `max_length` tokens, the three special ones included. With `user_tokens` queries are packed once, each
+    with at most that many tokens. Raises ValueError if the content is not a BERT tokenizer, or if `max_length` leaves
+    no room.
     """
 
-    def __init__(self, tokenizer_json: bytes, max_length: int) -> None:
+    def __init__(self, tokenizer_json: bytes, max_length: int, user_tokens: int | None = None) -> None:
         try:
             self._tokenizer = Tokenizer.from_str(tokenizer_json.decode("utf-8"))
             self._tokenizer.no_truncation()
@@ -77,42 +68,40 @@ class PairTokenizer:
         self._room = max_length - 3
         if self._room < 0:
             raise ValueError(f"max_length is {max_length}, but a pair has three special tokens")
+        self.user_tokens = user_tokens
+        if user_tokens is not None and not 1 <= user_tokens <= self._room:
+            raise ValueError(f"user_tokens is {user_tokens}, but a pair has room for 1 to {self._room}")
         self._word_local = _is_word_local(json.loads(tokenizer_json))
 
-    def pack(self, query: str, documents: Sequence[str]) -> PackedPairs:
+    def pack(self, query: str, documents: Sequence[str]) -> Packed:
         """Pack one query with each document."""
-        (query_ids,) = self._encode([query])
-        encoded = self._encode_documents(documents, len(query_ids))
-        return self._assemble([self._cut(query_ids, ids) for ids in encoded])
+        return self.pack_pairs([(query, document) for document in documents])
 
-    def pack_pairs(self, pairs: Sequence[tuple[str, str]]) -> PackedPairs:
+    def pack_pairs(self, pairs: Sequence[tuple[str, str]]) -> Packed:
         """Pack (query, document) pairs, in order; a query that repeats is tokenized once."""
         by_query: dict[str, list[int]] = {}
         for index, (query, _) in enumerate(pairs):
             by_query.setdefault(query, []).append(index)
-        assembled: list[tuple[list[int], list[int]]] = [([], [])] * len(pairs)
-        for indices, query_ids in zip(by_query.values(), self._encode(list(by_query)), strict=True):
+        assembled: list[TokenPair] = [([], [])] * len(pairs)
+        for indices, query_ids in zip(by_query.values(), self._encode_queries(list(by_query)), strict=True):
             documents = self._encode_documents([pairs[index][1] for index in indices], len(query_ids))
             for index, ids in zip(indices, documents, strict=True):
                 assembled[index] = self._cut(query_ids, ids)
         return self._assemble(assembled)
 
-    def pack_texts(self, texts: Sequence[str]) -> PackedPairs:
+    def pack_texts(self, texts: Sequence[str]) -> Packed:
         """Pack single texts, each `[CLS] text [SEP]` with token types 0, at most `max_length` tokens."""
         room = self.max_length - 2
-        ids: list[int] = []
-        lengths = []
-        for encoded in self._encode_starts(texts, room):
-            ids += [self._cls, *encoded[:room], self._sep]
-            lengths.append(min(len(encoded), room) + 2)
-        return PackedPairs(np.array(ids, np.int32), np.zeros(len(ids), np.int32), np.array(lengths, np.int32))
+        encoded = [ids[:room] for ids in self._encode_starts(texts, room)]
+        return pack_texts(encoded, self._cls, self._sep, by_user=self.user_tokens is not None)
 
     def split_into_windows(self, pairs: Sequence[tuple[str, str]], overlap: int) -> list[list[Window]]:
         """Tokenize pairs whose documents may be too long; returns one window or more for each.
 
         A pair that fits is one window, the same tokens as `pack_pairs` gives. Else the query keeps half of the room, or
-        what the document leaves of it, and the document is cut into windows that fill the rest, each sharing `overlap`
-        tokens with the one before (or as many as leave a step of one). Training has the same rule
+        what the document leaves of it (with `user_tokens`, as many as ever), and the document is cut into windows that
+        fill the rest, each sharing `overlap` tokens with the one before (or as many as leave a step of one). Training
+        has the same rule
         (`finetune.evaluation.scoring.tokenize_passages`).
         """
         texts = list(dict.fromkeys(text for pair in pairs for text in pair))
@@ -122,17 +111,24 @@ class PairTokenizer:
             tokens |= zip(batch, self._encode(batch), strict=True)
         return [self._windows(tokens[query], tokens[document], overlap) for query, document in pairs]
 
-    def pack_windows(self, windows: Sequence[Window]) -> PackedPairs:
+    def pack_windows(self, windows: Sequence[Window]) -> Packed:
         """Pack windows, in order."""
         return self._assemble([(window.query, window.document[window.start : window.stop]) for window in windows])
 
     def _windows(self, query: list[int], document: list[int], overlap: int) -> list[Window]:
-        if len(query) + len(document) > self._room:
+        if self.user_tokens is not None:
+            query = query[: self.user_tokens]
+        elif len(query) + len(document) > self._room:
             query = query[: max(self._room // 2, self._room - len(document))]
         size = self._room - len(query)
         step = max(size - overlap, 1)
         starts = range(0, max(len(document) - size, 0) + step, step)
         return [Window(query, document, start, min(start + size, len(document))) for start in starts]
+
+    def _encode_queries(self, queries: list[str]) -> list[list[int]]:
+        if self.user_tokens is None:
+            return self._encode(queries)
+        return [ids[: self.user_tokens] for ids in self._encode_starts(queries, self.user_tokens)]
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
         # "fast" leaves out the character offsets, which nobody reads here.
@@ -168,25 +164,16 @@ class PairTokenizer:
         ends = [end for mark in _BREAKS if (end := text.find(mark, reach, 2 * reach)) > 0]
         return text[: min(ends)] if ends else text
 
-    def _cut(self, query: list[int], document: list[int]) -> tuple[list[int], list[int]]:
+    def _cut(self, query: list[int], document: list[int]) -> TokenPair:
+        if self.user_tokens is not None:
+            return query, document[: self._room - len(query)]
         first, second = longest_first(len(query), len(document), self._room)
         return query[:first], document[:second]
 
-    def _assemble(self, pairs: list[tuple[list[int], list[int]]]) -> PackedPairs:
+    def _assemble(self, pairs: Sequence[TokenPair]) -> Packed:
         """Pack pairs of token ids that fit."""
-        ids: list[int] = []
-        segments = np.empty((len(pairs), 2), np.int32)
-        for index, (query, document) in enumerate(pairs):
-            segments[index] = len(query) + 2, len(document) + 1
-            ids.append(self._cls)
-            ids.extend(query)
-            ids.append(self._sep)
-            ids.extend(document)
-            ids.append(self._sep)
-        types = np.tile(np.array([0, 1], np.int32), len(pairs))
-        return PackedPairs(
-            np.array(ids, np.int32), np.repeat(types, segments.reshape(-1)), segments.sum(axis=1, dtype=np.int32)
-        )
+        pack = pack_pairs if self.user_tokens is None else pack_users
+        return pack(pairs, self._cls, self._sep)
 
 
 def longest_first(first: int, second: int, room: int) -> tuple[int, int]:

@@ -2,6 +2,11 @@
 
 One bad request does not fail the others: when a merged execution fails, the requests are executed one by one.
 
+Where segments share prefixes (segments.py), the graph keeps what it computed of them for a request's other chunks. Its
+output `kept` is [layers, prefixes, heads, longest, size]. Two inputs have defaults, so that other servers need not know
+them: `kept`, what was kept earlier, and `kept_prefixes` [prefixes], which of these stands for each prefix, from 1 (0:
+none, the prefix's own elements are there). Who sends a request cannot set them.
+
 An output that no request of an execution asks for is not fetched, split or sent. (ONNX Runtime computes it all the
 same: its option `only_execute_path_to_fetches` does nothing in builds for inference.)
 
@@ -18,8 +23,10 @@ import numpy as np
 import onnxruntime
 
 from release.hardware import keep_products_whole
-from serving.backends.packed_cpu.segments import Array, Arrays
+from serving.backends.packed_cpu.segments import KEPT, Array, Arrays
 from serving.backends.packed_cpu.settings import COUNTS, DTYPES, Settings, UnsupportedError
+
+KEPT_PREFIXES = "kept_prefixes"
 
 
 class Graph:
@@ -49,6 +56,9 @@ class Graph:
         missing = settings.optional - found
         self.outputs = [entry["name"] for entry in settings.outputs if entry["name"] not in missing]
         check_names("outputs", set(self.outputs), found & set(self.outputs), path)
+        if settings.names.prefix_lengths:
+            able = {value.name for value in self.session.get_overridable_initializers()}
+            check_names("means to keep prefixes", {KEPT, KEPT_PREFIXES}, able if KEPT in found else set(), path)
 
     def answer(self, inputs: list[Arrays], wanted: list[list[str]]) -> list[Arrays | str]:
         """Computes each request's outputs, together if the model batches; a request that fails gets an error's text.
@@ -72,7 +82,8 @@ class Graph:
 
     def checked(self, outputs: Arrays) -> Arrays | str:
         """The outputs, or an error's text where they show that the request was malformed."""
-        if self.settings.nan_is_error and any(array.size == 0 or np.isnan(array).any() for array in outputs.values()):
+        answered = (array for name, array in outputs.items() if name != KEPT)
+        if self.settings.nan_is_error and any(array.size == 0 or np.isnan(array).any() for array in answered):
             return (
                 f"malformed request: {self.settings.name} answered NaN or nothing; its tensors contradict each other "
                 "or are out of range (a packed request: lengths add up to the tokens, every id is in range)"
@@ -81,24 +92,30 @@ class Graph:
 
     def run(self, inputs: list[Arrays], wanted: list[list[str]]) -> list[Arrays]:
         """One execution of the graph for all requests: merge, compute, split; each gets the outputs that it wants."""
-        feed = {name: self.merge(name, [request[name] for request in inputs]) for name in inputs[0]}
+        feed = {entry["name"]: self.merge(entry["name"], inputs) for entry in self.settings.inputs}
+        if self.settings.names.prefix_lengths:
+            feed |= merge_kept(inputs, self.settings.names.prefix_lengths)
         for entry in self.settings.counted:
             feed[entry["target_name"][0]] = count_elements(entry, inputs)
-        names = [name for name in self.outputs if any(name in own for own in wanted)]
+        names = [name for name in (*self.outputs, KEPT) if any(name in own for own in wanted)]
         merged = dict(zip(names, self.session.run(names, feed) if names else [], strict=True))
         if not self.settings.batching:
             return [merged]
         split = {name: self.split(name, array, inputs) for name, array in merged.items()}
         return [{name: split[name][index] for name in own} for index, own in enumerate(wanted)]
 
-    def merge(self, name: str, arrays: list[Array]) -> Array:
+    def merge(self, name: str, inputs: list[Arrays]) -> Array:
         """One input of all requests: ragged ones end to end in one dimension, the others along the batch dimension."""
+        arrays = [request[name] for request in inputs]
         if self.settings.batching and name in self.settings.ragged:
             arrays = [array.reshape(-1) for array in arrays]
         return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
     def split(self, name: str, merged: Array, inputs: list[Arrays]) -> list[Array]:
         """Each request's part of an output: shaped after its input (`batch_output`), else by its batch size."""
+        if name == KEPT:
+            ends = np.cumsum([request[self.settings.names.prefix_lengths].size for request in inputs])
+            return np.split(merged, ends[:-1], axis=1)
         if source := self.settings.scattered.get(name):
             dims = [-1, *next(entry["dims"] for entry in self.settings.outputs if entry["name"] == name)]
             shapes = [
@@ -112,6 +129,22 @@ class Graph:
             raise ValueError(f"output {name!r} has {merged.size} elements, {ends[-1]} were expected for this batch")
         parts = np.split(merged.reshape(-1), ends[:-1])
         return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+def merge_kept(inputs: list[Arrays], prefix_lengths: str) -> Arrays:
+    """What requests bring of prefixes that were computed before, as the graph takes it; nothing if none does."""
+    kept = [request[KEPT] for request in inputs if KEPT in request]
+    if not kept:
+        return {}
+    numbers, count = [], 0
+    for request in inputs:
+        prefixes = np.arange(request[prefix_lengths].size)
+        numbers.append(prefixes + count + 1 if KEPT in request else np.zeros_like(prefixes))
+        count += len(prefixes) if KEPT in request else 0
+    longest = max(array.shape[3] for array in kept)
+    padded = [np.pad(array, [(0, 0)] * 3 + [(0, longest - array.shape[3]), (0, 0)]) for array in kept]
+    merged = padded[0] if len(padded) == 1 else np.concatenate(padded, axis=1)
+    return {KEPT: merged, KEPT_PREFIXES: np.concatenate(numbers).astype(np.int32)}
 
 
 def check_names(kind: str, wanted: set[str], found: set[str], path: Path) -> None:

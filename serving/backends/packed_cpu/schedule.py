@@ -8,6 +8,8 @@ times its remaining work. So a small request overtakes a large one between two c
 Admission. What a request would wait for is the work before it in that order. Where that takes longer than its deadline
 allows it is refused at once, and the others do not wait for an answer that nobody would read.
 
+Prefixes. A request whose segments share a prefix is taken by one worker, until its first chunk is computed.
+
 Expiry. A request whose deadline has passed is dropped when a chunk is made up, or by `expired`.
 
 What this module does not know: Triton, ONNX Runtime, threads' cores. Times are seconds of the clock given.
@@ -45,11 +47,13 @@ class Job:
         inputs: by name, [1, elements] each.
         wanted: names of the outputs that it asks for.
         segments: those that no chunk has taken yet.
+        kept: what the model kept of its prefixes, once its first chunk is computed.
         arrived: when it arrived.
         deadline: when its answer is worth nothing any more.
         outcome: None as long as it is neither answered nor dropped.
         running: how many of its parts are being computed.
-        elements, longest: of all its segments together, and of the longest.
+        count: how many segments it has.
+        elements, longest: of all its segments together, and of the longest with its prefix.
         small: whether it is among those that go first.
         dropped: elements that were not computed.
         begun: when its first chunk was begun.
@@ -64,6 +68,8 @@ class Job:
     segments: Segments
     arrived: float
     deadline: float
+    kept: Array | None = None
+    count: int = field(init=False)
     elements: int = field(init=False)
     longest: int = field(init=False)
     small: bool = True
@@ -76,16 +82,18 @@ class Job:
     telling: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
-        self.elements, self.longest = self.segments.elements, int(self.segments.lengths[0])
+        self.count = len(self.segments.places)
+        self.elements, self.longest = self.segments.elements, self.segments.longest()
 
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """What a chunk takes of a request: the places of its segments."""
+    """What a chunk takes of a request: the places of its segments. `first`: and its prefixes, to be kept."""
 
     job: Job
     places: Array
     elements: int
+    first: bool = False
 
 
 class OverloadedError(Exception):
@@ -111,6 +119,7 @@ class Schedule:
         self.waiting: list[tuple[float, int, Job]] = []  # a heap; the number decides between equal keys
         self.numbers = itertools.count()
         self.open_jobs: set[Job] = set()
+        self.parked: set[Job] = set()  # those whose prefixes are being computed
         self.running = 0  # elements
         self.sizes: deque[int] = deque(maxlen=REMEMBERED)
         self.usual = 0.0  # elements of the median request of late
@@ -133,6 +142,7 @@ class Schedule:
             before = self.running + sum(
                 other.segments.elements for at, _, other in self.waiting if at <= key and now < other.deadline
             )
+            before += sum(other.segments.elements for other in self.parked)
             alone = min(job.elements, self.budget)  # a chunk is one worker's
             seconds = max((before + job.elements) / self.workers, alone) * self.pace * MARGIN
             if before and now + seconds > job.deadline:
@@ -163,15 +173,17 @@ class Schedule:
                     self.end(job, "expired")
                     late.append(job)
                     continue
-                before = job.segments.elements
+                before, first = job.segments.elements, job.segments.owners is not None
                 places = job.segments.take(room)
                 if places is not None:
                     elements = before - job.segments.elements
-                    parts.append(Part(job, places, elements))
+                    parts.append(Part(job, places, elements, first))
                     job.running += 1
                     job.begun = now if job.begun is None else job.begun
                     self.running += elements
-                if job.segments:
+                if places is not None and first and job.segments:
+                    self.parked.add(job)
+                elif job.segments:
                     looked.append(job)
             for job in looked:
                 self.push(job, self.key(job))
@@ -195,6 +207,7 @@ class Schedule:
                 job = part.job
                 job.running -= 1
                 job.computing += computing * part.elements / elements
+                self.unpark(job)
                 if job.outcome is None and not job.segments and not job.running:
                     self.end(job, "answered")
                     complete.append(job)
@@ -225,7 +238,7 @@ class Schedule:
     def load(self) -> tuple[int, int, float]:
         """How many requests wait, how many elements, and how many seconds all cores need for them."""
         with self.changed:
-            jobs = [job for _, _, job in self.waiting if job.outcome is None]
+            jobs = [job for job in (*self.parked, *(job for _, _, job in self.waiting)) if job.outcome is None]
             elements = sum(job.segments.elements for job in jobs)
             return len(jobs), elements, elements * self.pace / self.workers
 
@@ -246,6 +259,14 @@ class Schedule:
         """Puts a request among those that wait."""
         heapq.heappush(self.waiting, (key, next(self.numbers), job))
 
+    def unpark(self, job: Job) -> None:
+        """Lets the other chunks of a request be taken, now that its first one is computed."""
+        if job in self.parked:
+            self.parked.discard(job)
+            if job.outcome is None:
+                self.push(job, self.key(job))
+                self.changed.notify_all()
+
     def end(self, job: Job, outcome: str) -> bool:
         """Computes no more of a request. Returns False if it had ended before."""
         if job.outcome is not None:
@@ -254,6 +275,7 @@ class Schedule:
         job.dropped += job.segments.elements
         job.segments.clear()
         self.open_jobs.discard(job)
+        self.parked.discard(job)
         if not self.open_jobs:
             self.changed.notify_all()
         return True

@@ -6,19 +6,33 @@ longest, and a chunk that fits the processor's cache is computed faster. So a ch
 many as `segments x longest` allows within a budget. What a request brings to a chunk is a small request of its own:
 whatever the model checks or counts for each request, it checks and counts for each such part.
 
+Segments may share a prefix (a click model's: the user text of several candidates), which lies before them. A request's
+first chunk computes all of its prefixes, and the other chunks get what the model kept of them.
+
 What this module does not know: Triton, ONNX Runtime, time, what the elements are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
 Arrays = dict[str, Array]
+
+
+KEPT = "kept"  # what the model kept of a part's prefixes: [layers, prefixes, heads, longest, size]
+
+
+class Names(NamedTuple):
+    """The inputs that say how a request's elements are divided."""
+
+    lengths: str  # [segments], elements of each
+    prefix_lengths: str = ""  # [prefixes], elements of each, 0 or more; "": there are no prefixes
+    prefix_shares: str = ""  # [prefixes], how many segments follow each
 
 
 class Room:
@@ -65,78 +79,175 @@ class Segments:
         lengths: of all segments, in the request's order, each 1 or more; None for a request that stays whole.
         size: elements of a request that stays whole. It is one segment then, in a chunk of its own: of a request of
             several rows only the model knows which row a segment belongs to.
+        prefixes: elements of each prefix; None if there are none.
+        shares: how many segments each prefix has.
     """
 
-    def __init__(self, lengths: Array | None, size: int = 0) -> None:
+    def __init__(
+        self, lengths: Array | None, size: int = 0, prefixes: Array | None = None, shares: Array | None = None
+    ) -> None:
         self.whole = lengths is None
         counts = np.array([size]) if lengths is None else lengths.astype(np.int64)  # an unsigned one has no minus
         self.places = np.argsort(-counts, kind="stable")
         self.lengths = counts[self.places]
-        self.elements = int(counts.sum())
+        self.prefixes = np.zeros(1, np.int64) if prefixes is None else prefixes.astype(np.int64)
+        self.prefix_elements = int(self.prefixes.sum())
+        # Which prefix each segment has, in the order of `lengths`; None once a chunk has taken the prefixes.
+        self.owners: Array | None = None
+        if shares is not None:
+            self.owners = np.repeat(np.arange(len(shares)), shares)[self.places]
+        self.elements = int(counts.sum()) + self.prefix_elements
 
     def __bool__(self) -> bool:
-        return bool(self.elements)
+        return bool(len(self.places))
+
+    def longest(self) -> int:
+        """Elements of the longest segment together with its prefix, of those not taken yet."""
+        with_prefix = self.lengths if self.owners is None else self.lengths + self.prefixes[self.owners]
+        return int(with_prefix.max())
 
     def take(self, room: Room) -> Array | None:
         """The places of segments that a chunk takes, ascending and the longest that fit; None if none fits."""
+        if self.owners is not None:
+            return self.take_first(room)
         first = room.first_fit(self.lengths)
         if first == len(self.lengths) or (self.whole and room.segments):
             return None
         last = first + room.take(int(self.lengths[first]), len(self.lengths) - first)
         if self.whole:
             room.close()
-        taken = np.sort(self.places[first:last])
-        self.elements -= int(self.lengths[first:last].sum())
-        self.places = np.delete(self.places, slice(first, last))
-        self.lengths = np.delete(self.lengths, slice(first, last))
+        return self.remove(np.arange(first, last))
+
+    def take_first(self, room: Room) -> Array | None:
+        """What the first chunk takes: with each prefix the longest of its segments, and then what else fits."""
+        _, heads = np.unique(self.owners, return_index=True)
+        longest = max(room.longest, int(self.lengths[0]))
+        if room.segments and (room.segments + len(heads)) * longest > room.budget:
+            return None
+        room.longest, room.segments = longest, room.segments + len(heads)
+        rest = np.delete(np.arange(len(self.lengths)), heads)
+        first = room.first_fit(self.lengths[rest])
+        if first < len(rest):
+            rest = rest[first : first + room.take(int(self.lengths[rest[first]]), len(rest) - first)]
+            heads = np.concatenate([heads, rest])
+        self.owners = None
+        self.elements -= self.prefix_elements
+        return self.remove(heads)
+
+    def remove(self, chosen: Array) -> Array:
+        """Takes some segments out, by their order in `lengths`. Returns their places, ascending."""
+        taken = np.sort(self.places[chosen])
+        self.elements -= int(self.lengths[chosen].sum())
+        self.places, self.lengths = np.delete(self.places, chosen), np.delete(self.lengths, chosen)
         return taken
 
     def clear(self) -> None:
         """Leaves nothing to take."""
-        self.places, self.lengths, self.elements = self.places[:0], self.lengths[:0], 0
+        self.places, self.lengths, self.elements, self.owners = self.places[:0], self.lengths[:0], 0, None
 
 
-def cut(request: Arrays, lengths: str, budget: int) -> Iterator[Arrays]:
-    """A request, [1, elements] each, as the parts that chunks of its own would take, the longest first."""
-    segments = Segments(request[lengths].reshape(-1))
+def divide(request: Arrays, names: Names) -> Segments:
+    """The segments of a request that has no `fault`."""
+    lengths = request[names.lengths]
+    if len(lengths) != 1:
+        return Segments(None, max(array.size for array in request.values()))
+    if not names.prefix_lengths:
+        return Segments(lengths[0])
+    return Segments(lengths[0], 0, request[names.prefix_lengths][0], request[names.prefix_shares][0])
+
+
+def cut(request: Arrays, names: Names, budget: int) -> Iterator[Arrays]:
+    """A request, [1, elements] each, as the parts that chunks of its own would take, the longest first.
+
+    Of a request with prefixes all parts but the first lack what the model kept.
+    """
+    segments = divide(request, names)
+    first = True
     while segments:
         taken = segments.take(Room(budget))
         assert taken is not None, "an empty chunk has room for any segment"
-        yield select(request, taken, lengths)
+        yield select(request, taken, names, first=first)
+        first = False
 
 
-def fault(request: Arrays, lengths: str) -> str | None:
+def fault(request: Arrays, names: Names) -> str | None:
     """Why a request cannot be cut; None if every segment has elements, and all of them as many as each other input.
 
     Computing it anyway could cost whatever its lengths claim: 32 segments of 512 elements, in a request of one element.
     """
+    lengths = names.lengths
     if not request[lengths].size:
         return f"{lengths!r} has no segment"
     if request[lengths].min() < 1:
         return f"{lengths!r} has a segment without elements"
-    for place, row in enumerate(request[lengths]):
-        total = sum(row.tolist())  # in Python's integers: wild ones must not wrap around to the right sum
+    totals = [sum(row.tolist()) for row in request[lengths]]  # in Python's integers: wild ones must not wrap around
+    counted = lengths
+    if names.prefix_lengths:
+        if reason := prefix_fault(request, names):
+            return reason
+        counted = f"{lengths} and {names.prefix_lengths}"
+        totals = [total + sum(row.tolist()) for total, row in zip(totals, request[names.prefix_lengths], strict=True)]
+    for place, total in enumerate(totals):
         for name, array in request.items():
             elements = array[place].size if place < len(array) else 0
-            if name != lengths and elements != total:
-                return f"{lengths!r} adds up to {total}, but {name!r} has {elements} elements"
+            if name not in names and elements != total:
+                return f"{counted!r} adds up to {total}, but {name!r} has {elements} elements"
     return None
 
 
-def select(request: Arrays, segments: Array, lengths: str) -> Arrays:
-    """Some segments of a request as a request: every input [1, elements]. `segments` are places, ascending."""
-    counts = request[lengths].reshape(-1)
+def prefix_fault(request: Arrays, names: Names) -> str | None:
+    """Why a request's prefixes are wrong; None if each has segments, and each segment its prefix."""
+    lengths, shares = request[names.prefix_lengths], request[names.prefix_shares]
+    if lengths.shape != shares.shape or len(lengths) != len(request[names.lengths]):
+        return f"{names.prefix_lengths!r} has the shape {lengths.shape}, but {names.prefix_shares!r} {shares.shape}"
+    if not lengths.size or lengths.min() < 0 or shares.min() < 1:
+        return f"{names.prefix_lengths!r} has a prefix of less than no element, or one without a segment"
+    for row, segments in zip(shares, request[names.lengths], strict=True):
+        total = sum(row.tolist())
+        if total != segments.size:
+            return f"{names.prefix_shares!r} adds up to {total}, but {names.lengths!r} has {segments.size} elements"
+    return None
+
+
+def select(request: Arrays, segments: Array, names: Names, *, first: bool = True, kept: Array | None = None) -> Arrays:
+    """Some segments of a request as a request: every input [1, elements].
+
+    Args:
+        request: with one row.
+        segments: their places, ascending.
+        names: how the request is divided.
+        first: whether the prefixes go with them.
+        kept: what the model kept of all of the request's prefixes; for a part that is not the first.
+    """
+    counts = request[names.lengths].reshape(-1)
     if len(segments) == len(counts):
         return request
     ends = np.cumsum(counts)
+    divided = {names.lengths: counts[segments]}
+    slices: list[tuple[int, int]] = []
+    if names.prefix_lengths:
+        prefixes, shares = (request[name].reshape(-1) for name in (names.prefix_lengths, names.prefix_shares))
+        owners = np.repeat(np.arange(len(shares)), shares)
+        ends = ends + np.cumsum(prefixes)[owners]
+        used, shares = np.unique(owners[segments], return_counts=True)
+        divided |= {
+            names.prefix_lengths: prefixes[used],
+            names.prefix_shares: shares.astype(request[names.prefix_shares].dtype),
+        }
+        if first:
+            heads = np.searchsorted(owners, used)  # the segment behind each prefix
+            stops = ends[heads] - counts[heads]
+            slices += zip(stops - prefixes[used], stops, strict=True)
+    slices += zip(ends[segments] - counts[segments], ends[segments], strict=True)
+    slices.sort()
     part = {}
     for name, array in request.items():
-        flat = array.reshape(-1)
-        if name == lengths:
-            chosen = flat[segments]
-        else:
-            chosen = np.concatenate([flat[ends[one] - counts[one] : ends[one]] for one in segments])
+        chosen = divided.get(name)
+        if chosen is None:
+            chosen = np.concatenate([array.reshape(-1)[start:stop] for start, stop in slices])
         part[name] = chosen[np.newaxis]
+    if kept is not None:
+        part[KEPT] = kept if len(used) == kept.shape[1] else kept[:, used]
     return part
 
 

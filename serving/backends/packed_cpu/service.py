@@ -24,7 +24,7 @@ from typing import Any, Protocol
 
 from serving.backends.packed_cpu.cores import start_workers, turn, usable_cores
 from serving.backends.packed_cpu.schedule import Job, OverloadedError, Part, Schedule
-from serving.backends.packed_cpu.segments import Arrays, Segments, fault, join, select
+from serving.backends.packed_cpu.segments import KEPT, Arrays, divide, fault, join, select
 from serving.backends.packed_cpu.settings import Settings
 
 SWEEP = 0.05  # seconds between two looks at the deadlines
@@ -82,16 +82,13 @@ class Service:
 
     def submit(self, request: Any, inputs: Arrays, wanted: list[str], timeout: float) -> None:
         """Takes a request, or refuses it. `timeout`: seconds that its caller waits; 0: as long as the model allows."""
-        lengths = inputs[self.settings.chunk_by]
-        if reason := fault(inputs, self.settings.chunk_by):
+        if reason := fault(inputs, self.settings.names):
             self.refuse(request, "malformed", f"malformed request: {reason}")
             return
         now = self.schedule.clock()
         limit = min(timeout or self.settings.deadline, self.settings.deadline)
-        whole = len(lengths) != 1
-        segments = Segments(None, max(array.size for array in inputs.values())) if whole else Segments(lengths[0])
         try:
-            self.schedule.admit(Job(request, inputs, wanted, segments, now, now + limit))
+            self.schedule.admit(Job(request, inputs, wanted, divide(inputs, self.settings.names), now, now + limit))
         except OverloadedError as exc:
             if limit < self.settings.deadline:
                 reason = f"overloaded: the answer would take {exc.seconds:.2f} s, and its caller waits {limit:.2f} s"
@@ -134,14 +131,15 @@ class Service:
     def compute_chunk(self, parts: list[Part], waited: float) -> None:
         """Computes a chunk, and has those answered that are complete with it."""
         began = time.perf_counter()
-        inputs = [
-            part.job.inputs if part.job.segments.whole else select(part.job.inputs, part.places, self.settings.chunk_by)
-            for part in parts
-        ]
-        outputs = self.compute(inputs, [part.job.wanted for part in parts])
+        inputs = [self.inputs_of(part) for part in parts]
+        keeping = [part.first and len(part.places) < part.job.count for part in parts]
+        wanted = [part.job.wanted + [KEPT] * keep for part, keep in zip(parts, keeping, strict=True)]
+        outputs = self.compute(inputs, wanted)
         wrong = []
-        for part, output in zip(parts, outputs, strict=True):
+        for part, output, keep in zip(parts, outputs, keeping, strict=True):
             if not isinstance(output, str):
+                if keep:
+                    part.job.kept = output.pop(KEPT)
                 part.job.done.append((part.places, output))
             elif self.schedule.drop(part.job, "malformed"):
                 wrong.append((part.job, output))
@@ -151,6 +149,13 @@ class Service:
             self.outbox.put(partial(self.answer, job))
         for job, reason in wrong:
             self.outbox.put(partial(self.tell, job, "malformed", reason))
+
+    def inputs_of(self, part: Part) -> Arrays:
+        """What a part brings to its chunk."""
+        job = part.job
+        if job.segments.whole:
+            return job.inputs
+        return select(job.inputs, part.places, self.settings.names, first=part.first, kept=job.kept)
 
     def answer(self, job: Job) -> None:
         """Sends a complete request's answer; what fails here is its own error, not its neighbours'."""

@@ -6,6 +6,8 @@ Some `parameters` belong to this backend alone:
 - `chunk_by` and `chunk_elements`: requests are cut into chunks of similar length (segments.py), which are computed in
   the order of schedule.py. Without `chunk_by` the requests that Triton merged are computed together, one batch after
   another.
+- `prefix_lengths` and `prefix_shares`: the inputs that say which segments share a prefix. The graph must have what
+  keeps it (graph.py).
 - `deadline_seconds`: a request that is chunked is worked on no longer than this after its arrival. A caller may ask for
   less (the request's `timeout`).
 - `nan_is_error`: NaN, or an output without elements, means that the request was malformed, and becomes an error.
@@ -23,6 +25,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from serving.backends.packed_cpu.segments import Names
 
 DTYPES = {
     "TYPE_BOOL": np.bool_,
@@ -67,6 +71,7 @@ class Settings:
     optional: frozenset[str]
     nan_is_error: bool
     chunk_by: str
+    names: Names
     chunk_elements: int
     deadline: float
     threads: int
@@ -93,6 +98,7 @@ class Settings:
             optional=frozenset(parameter(config, "optional_outputs", "").split()),
             nan_is_error=parameter(config, "nan_is_error", "false") == "true",
             chunk_by=parameter(config, "chunk_by", ""),
+            names=names_of(config),
             chunk_elements=int(parameter(config, "chunk_elements", "0")),
             deadline=float(parameter(config, "deadline_seconds", DEADLINE)),
             threads=int(parameter(config, "intra_op_thread_count", "0")),
@@ -129,19 +135,27 @@ def why_no_chunks(config: dict[str, Any]) -> str | None:
     if not chunk_by:
         return None
     ragged = all(entry.get("allow_ragged_batch") and not entry.get("optional") for entry in config["input"])
-    whole_numbers = any(entry["name"] == chunk_by and "INT" in entry["data_type"] for entry in config["input"])
+    integers = {entry["name"] for entry in config["input"] if "INT" in entry["data_type"]}
+    names = names_of(config)
+    whole_numbers = {chunk_by, *names} - {""} <= integers and bool(names.prefix_lengths) == bool(names.prefix_shares)
     followed = all(scattered(config).get(entry["name"]) == chunk_by for entry in config["output"])
     elements = parameter(config, "chunk_elements", "")
     if not (ragged and whole_numbers and followed and elements.isdecimal() and int(elements)):
         return (
             f"chunk_by {chunk_by!r} (it needs chunk_elements, ragged inputs that are not optional, itself one of "
-            f"whole numbers, and for every output a batch_output from {chunk_by!r})"
+            f"whole numbers, as prefix_lengths and prefix_shares are, if there are such, and for every output a "
+            f"batch_output from {chunk_by!r})"
         )
     try:
         sound = 0 < float(parameter(config, "deadline_seconds", DEADLINE)) < float("inf")
     except ValueError:
         sound = False
     return None if sound else "deadline_seconds (it must be a number above 0)"
+
+
+def names_of(config: dict[str, Any]) -> Names:
+    """The inputs that say how a request is divided."""
+    return Names(*(parameter(config, key, "") for key in ("chunk_by", "prefix_lengths", "prefix_shares")))
 
 
 def scattered(config: dict[str, Any]) -> dict[str, str]:

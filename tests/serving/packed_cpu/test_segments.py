@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.backends.packed_cpu.segments import Array, Arrays, Room, Segments, cut, fault, join, select
+from serving.backends.packed_cpu.segments import Array, Arrays, Names, Room, Segments, cut, fault, join, select
 
+NAMES = Names("lengths")
 requests = st.lists(st.lists(st.integers(1, 40), min_size=1, max_size=12), min_size=1, max_size=6)
 
 
@@ -71,7 +72,7 @@ def test_parts_put_together_are_the_whole(lengths: list[list[int]], budget: int)
     found: dict[int, list[tuple[Array, Arrays]]] = {number: [] for number in range(len(whole))}
     for chunk in chunks(lengths, budget):
         for number, places in chunk:
-            found[number].append((places, compute(select(whole[number], places, "lengths"))))
+            found[number].append((places, compute(select(whole[number], places, NAMES))))
     for number, request in enumerate(whole):
         parts = found[number]
         joined = join([places for places, _ in parts], [output for _, output in parts])
@@ -91,7 +92,7 @@ def test_what_is_left_is_counted_and_can_be_cleared(lengths: list[list[int]], bu
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=12), st.integers(1, 200))
 def test_a_request_cut_by_itself_is_whole_again(lengths: list[int], budget: int) -> None:
     request = make(lengths, 0)
-    parts = list(cut(request, "lengths", budget))
+    parts = list(cut(request, NAMES, budget))
     assert sorted(np.concatenate([part["lengths"][0] for part in parts])) == sorted(lengths)
     assert sum(part["ids"].size for part in parts) == sum(lengths)
     longest = [int(part["lengths"].max()) for part in parts]
@@ -129,12 +130,12 @@ def test_what_does_not_add_up_has_a_fault(lengths: list[int], ids: int, types: i
         "lengths": np.array([lengths], np.int32),
     }
     sound = bool(lengths) and min(lengths) > 0 and sum(lengths) == ids == types
-    assert (fault(request, "lengths") is None) == sound
+    assert (fault(request, NAMES) is None) == sound
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=5))
 def test_what_adds_up_has_none(lengths: list[int]) -> None:
-    assert fault(make(lengths, 0), "lengths") is None
+    assert fault(make(lengths, 0), NAMES) is None
 
 
 @pytest.mark.parametrize(
@@ -149,25 +150,25 @@ def test_what_adds_up_has_none(lengths: list[int]) -> None:
 )
 def test_a_fault_is_named(lengths: list[int], ids: int, message: str) -> None:
     request: Arrays = {"lengths": np.array([lengths], np.int32), "ids": np.zeros((1, ids), np.int32)}
-    assert fault(request, "lengths") == message
+    assert fault(request, NAMES) == message
 
 
 @pytest.mark.parametrize("dtype", [np.int64, np.uint64])
 def test_sums_do_not_wrap_around_in_64_bits(dtype: Any) -> None:
     request: Arrays = {"lengths": np.array([[2**62] * 4 + [5]], dtype), "ids": np.zeros((1, 5), np.int32)}
-    assert "adds up to 18446744073709551621, but 'ids' has 5" in str(fault(request, "lengths"))
+    assert "adds up to 18446744073709551621, but 'ids' has 5" in str(fault(request, NAMES))
 
 
 def test_rows_that_add_up_only_together_have_a_fault() -> None:
     request = {"lengths": np.array([[3, 1], [1, 1]], np.int32), "ids": np.zeros((2, 3), np.int32)}
-    assert fault(request, "lengths") == "'lengths' adds up to 4, but 'ids' has 3 elements"
-    assert fault(request | {"lengths": np.array([[2, 1], [1, 2]], np.int32)}, "lengths") is None
+    assert fault(request, NAMES) == "'lengths' adds up to 4, but 'ids' has 3 elements"
+    assert fault(request | {"lengths": np.array([[2, 1], [1, 2]], np.int32)}, NAMES) is None
 
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=12), st.sampled_from([np.int64, np.uint8, np.uint64]))
 def test_lengths_of_any_integer_type_are_cut_alike(lengths: list[int], dtype: Any) -> None:
     request = make(lengths, 0)
     typed = request | {"lengths": request["lengths"].astype(dtype)}
-    for part, same in zip(cut(request, "lengths", 60), cut(typed, "lengths", 60), strict=True):
+    for part, same in zip(cut(request, NAMES, 60), cut(typed, NAMES, 60), strict=True):
         assert all(np.array_equal(part[name], same[name]) for name in part)
         assert same["lengths"].dtype == dtype
