@@ -56,6 +56,11 @@ class Published:
     sha256: str | None = None  # announced in place of the true one
     heads: dict | None = None  # what `heads_json` says; None: a server of an older release
 
+    @property
+    def user_tokens(self) -> int | None:
+        """Of a query, which is sent once; None: queries are sent with every document."""
+        return (self.heads or {}).get("user_tokens")
+
     def value(self, ids: list[int], types: list[int], salt: int = 1) -> float:
         total = sum(
             (place + salt) * (token + 7 * kind) for place, (token, kind) in enumerate(zip(ids, types, strict=True))
@@ -82,8 +87,14 @@ class Published:
     def expected(self, query: str, document: str) -> float:
         """The click probability, by way of the tokenizers library's own pairs and truncation."""
         tokenizer = Tokenizer.from_str(self.tokenizer.decode())
-        tokenizer.enable_truncation(self.max_length)
-        encoding = tokenizer.encode(query, document)
+        if self.user_tokens is None:
+            tokenizer.enable_truncation(self.max_length)
+            encoding = tokenizer.encode(query, document)
+        else:  # the query is cut to a length of its own
+            user, text = (tokenizer.encode(each, add_special_tokens=False) for each in (query, document))
+            user.truncate(self.user_tokens)
+            text.truncate(self.max_length - 3 - len(user))
+            encoding = tokenizer.post_process(user, text)
         logits = [float(np.float32(logit)) for logit in self.logits(encoding.ids, encoding.type_ids)]
         if len(logits) == 1:
             return sigmoid(logits[0])
@@ -102,8 +113,8 @@ class Published:
         tokenizer = Tokenizer.from_str(self.tokenizer.decode())
         user, text = (tokenizer.encode(each, add_special_tokens=False) for each in (query, document))
         room = self.max_length - 3
-        if len(user) + len(text) > room:
-            user.truncate(max(room // 2, room - len(text)))
+        if self.user_tokens is not None or len(user) + len(text) > room:
+            user.truncate(self.user_tokens or max(room // 2, room - len(text)))
             size = room - len(user)
             if len(text) > size:
                 text.truncate(size, stride=min(self.heads["passages"]["overlap"], size - 1))
@@ -142,7 +153,9 @@ class FakeTriton:
     def describe(self, model: str) -> ModelDescription:
         if model != MODEL:
             raise FakeStatusError("NOT_FOUND", f"Request for unknown model: '{model}' is not found")
-        return ModelDescription((str(self.serving),), dict(self.parameters))
+        once = self.published[self.serving].user_tokens is not None
+        inputs = ("input_ids", *(("user_lengths", "user_pairs") if once else ("token_type_ids",)), "lengths")
+        return ModelDescription((str(self.serving),), dict(self.parameters), inputs)
 
     def infer(self, request: InferRequest) -> InferResponse:
         with self._lock:
@@ -202,24 +215,42 @@ def _tokenizer_outputs(published: Published) -> dict[str, np.ndarray]:
 
 
 def _model_outputs(published: Published, request: InferRequest) -> dict[str, np.ndarray]:
-    tensors = [request.inputs[name] for name in ("input_ids", "token_type_ids", "lengths")]
-    assert [tensor.dtype for tensor in tensors] == [np.int32] * 3
-    ids, types, lengths = (tensor[0].tolist() for tensor in tensors)
+    assert {tensor.dtype for tensor in request.inputs.values()} == {np.dtype(np.int32)}
+    columns = {name: tensor[0].tolist() for name, tensor in request.inputs.items()}
     limit = Tokenizer.from_str(published.tokenizer.decode()).get_vocab_size()
-    assert sum(lengths) == len(ids) == len(types)
-    found, start = [], 0
-    for length in lengths:
-        pair = ids[start : start + length]
-        rows = published.outputs(pair, types[start : start + length])
-        readable = max(pair) < limit and length <= published.max_length
+    found = []
+    for ids, types in _pairs(columns) if published.user_tokens is None else _pairs_of_users(columns):
+        rows = published.outputs(ids, types)
+        readable = max(ids) < limit and len(ids) <= published.max_length
         found.append(rows if readable else {name: [math.nan] * len(row) for name, row in rows.items()})
-        start += length
     for name in request.outputs:
         if name not in found[0]:
             raise FakeStatusError(
                 "INVALID_ARGUMENT", f"unexpected inference output '{name}' for model '{request.model}'"
             )
     return {name: np.array([[rows[name] for rows in found]], np.float32) for name in request.outputs or found[0]}
+
+
+def _pairs(columns: dict[str, list[int]]) -> Iterator[tuple[list[int], list[int]]]:
+    """The ids and types of each pair."""
+    ids, types, lengths = (columns[name] for name in ("input_ids", "token_type_ids", "lengths"))
+    assert sum(lengths) == len(ids) == len(types)
+    start = 0
+    for length in lengths:
+        yield ids[start : start + length], types[start : start + length]
+        start += length
+
+
+def _pairs_of_users(columns: dict[str, list[int]]) -> Iterator[tuple[list[int], list[int]]]:
+    """The ids and types of each pair, of a request that has each query once; pairs as Hugging Face has them."""
+    ids, lengths = iter(columns["input_ids"]), iter(columns["lengths"])
+    for length, pairs in zip(columns["user_lengths"], columns["user_pairs"], strict=True):
+        assert pairs > 0
+        user = [next(ids) for _ in range(length)]
+        for _ in range(pairs):
+            cls, *document = [next(ids) for _ in range(next(lengths))]
+            yield [cls, *user, *document], [0] * (1 + length) + [1 if length else 0] * len(document)
+    assert not [*ids, *lengths]
 
 
 class FakeTransport:
@@ -282,8 +313,11 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):
     def ModelConfig(self, request, context):  # noqa: N802
         with _as_status(context):
             response = service_pb2.ModelConfigResponse()
-            for name, value in self.server.describe(request.name).parameters.items():
+            description = self.server.describe(request.name)
+            for name, value in description.parameters.items():
                 response.config.parameters[name].string_value = value
+            for name in description.inputs:
+                response.config.input.add(name=name)
             return response
 
     def ModelInfer(self, request, context):  # noqa: N802

@@ -109,7 +109,7 @@ class Segments:
     def take(self, room: Room) -> Array | None:
         """The places of segments that a chunk takes, ascending and the longest that fit; None if none fits."""
         if self.owners is not None:
-            return self.take_first(room)
+            return self.take_first(room, self.owners)
         first = room.first_fit(self.lengths)
         if first == len(self.lengths) or (self.whole and room.segments):
             return None
@@ -118,9 +118,9 @@ class Segments:
             room.close()
         return self.remove(np.arange(first, last))
 
-    def take_first(self, room: Room) -> Array | None:
+    def take_first(self, room: Room, owners: Array) -> Array | None:
         """What the first chunk takes: with each prefix the longest of its segments, and then what else fits."""
-        _, heads = np.unique(self.owners, return_index=True)
+        _, heads = np.unique(owners, return_index=True)
         longest = max(room.longest, int(self.lengths[0]))
         if room.segments and (room.segments + len(heads)) * longest > room.budget:
             return None
