@@ -4,7 +4,8 @@
     python -m benchmarks baselines --checkpoint checkpoints/mine --data my-clicks/test.jsonl
     python -m benchmarks baselines --peer-url http://127.0.0.1:7997
 
-Requests of 20 candidates, once of a click log's own mixed lengths and once of titles alone. PyTorch is Hugging Face's
+Requests of 20 candidates: of a click log's own mixed lengths, of titles alone, and of titles for users with a history of
+twelve titles. PyTorch is Hugging Face's
 model in this process, fp32, on one core or all (whichever is faster), one request after another. It is padded to 128
 tokens (or to the request's longest pair where that is longer: nothing is cut that the others compute), and once to the
 longest. In PyTorch's favour nothing but its forward pass is timed: it has no server, and its pairs are tokenized and
@@ -46,7 +47,7 @@ from benchmarks import BenchmarkError
 from benchmarks.baselines.peer import Peer
 from benchmarks.load_gen import target
 from benchmarks.load_gen.target import log_folder, start_target
-from benchmarks.load_gen.workload import ALL, TITLES, Request, Selection
+from benchmarks.load_gen.workload import ALL, CLICKED, HISTORY, TITLES, Request, Selection
 from benchmarks.measure.environment import find_environment
 from benchmarks.measure.schema import Environment, dump
 from benchmarks.report.tables import make_table
@@ -59,7 +60,7 @@ from finetune.evaluation.scoring import pad, tokenize_pairs
 from serving.backends.packed_cpu.cores import usable_cores
 
 CANDIDATES, CALLERS = 20, 8
-WORKLOADS = {"mixed lengths": ALL, "titles": TITLES}
+WORKLOADS = {"mixed lengths": ALL, "titles": TITLES, f"titles, for a history of {CLICKED}": HISTORY}
 WIDTH = 128  # tokens; what others pad to
 INT8 = f"{DEFAULT_MODEL}_int8"
 OURS = (DEFAULT_MODEL, INT8)

@@ -5,16 +5,18 @@ from __future__ import annotations
 import argparse
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks import BenchmarkError
 from benchmarks.measure.recording import LARGE, LARGEST, MIDDLE, SMALL
+from clickbert import user_text
 from finetune.data.clicklog import ClickRow, read_click_log
 
 SEED = 20
 TITLE = 150  # characters; what is longer is no headline (Upworthy's longest has 147)
-ALL, TITLES = "all", "titles"
+ALL, TITLES, HISTORY = TEXTS = ("all", "titles", "history")
+CLICKED = 12  # titles of a history
 BLOCK = 20  # requests
 DATA = Path("data/sample/test.jsonl")
 
@@ -39,7 +41,8 @@ class Selection:
     Attributes:
         data: the click log.
         candidates: how many each request has, filled up with other groups' candidates or cut; None keeps their number.
-        texts: ALL, or TITLES: only candidates as short as a headline.
+        texts: ALL; TITLES: only candidates as short as a headline; HISTORY: the same, and the query is the user text of
+            CLICKED such titles, drawn from the log.
     """
 
     data: Path = DATA
@@ -63,6 +66,10 @@ class Selection:
         if self.candidates is not None:
             distinct = list(dict.fromkeys(row.document for row in rows))
             requests = [resize(request, self.candidates, distinct, chance) for request in requests]
+        if self.texts == HISTORY:
+            titles = list(dict.fromkeys(row.document for row in rows))
+            count = min(CLICKED, len(titles))
+            requests = [replace(one, query=user_text(chance.sample(titles, count), CLICKED)) for one in requests]
         return spread(requests, chance)
 
     def to_arguments(self) -> list[str]:
@@ -77,9 +84,9 @@ def add_workload_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--candidates", type=whole_number, help="candidates of each request (default: as logged)")
     parser.add_argument(
         "--texts",
-        choices=(ALL, TITLES),
+        choices=TEXTS,
         default=ALL,
-        help=f"all candidates, or only those of {TITLE} characters or fewer",
+        help=f"all candidates; only those of {TITLE} characters or fewer; or these for users with a history of {CLICKED}",
     )
 
 

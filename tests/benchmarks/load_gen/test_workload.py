@@ -16,6 +16,8 @@ from benchmarks.load_gen import workload
 from benchmarks.load_gen.target import published_version
 from benchmarks.load_gen.workload import (
     BLOCK,
+    CLICKED,
+    HISTORY,
     TITLES,
     Request,
     Selection,
@@ -54,6 +56,18 @@ def test_groups_that_do_not_lie_together_are_one_request(tmp_path: Path) -> None
     (tmp_path / "log.jsonl").write_text("\n".join(lines), encoding="utf-8")
     expected = {Request("q", ("1", "3")), Request("q", ("2",)), Request("other", ("4",))}
     assert set(Selection(tmp_path / "log.jsonl").read()) == expected
+
+
+def test_a_history_is_a_user_text_of_titles_of_the_log(tmp_path: Path) -> None:
+    rows = [("visit", "q", f"title {number}", 0) for number in range(20)] + [("visit", "q", "long " * 50, 1)]
+    lines = [json.dumps(dict(zip(("group", "query", "document", "click"), row, strict=True))) for row in rows]
+    (tmp_path / "log.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    (request,) = Selection(tmp_path / "log.jsonl", texts=HISTORY).read()
+    assert len(request.documents) == 20, "the long one is left out"
+    clicked = request.query.split(" ; ")
+    assert len(set(clicked)) == CLICKED
+    assert set(clicked) <= set(request.documents)
+    assert Selection(tmp_path / "log.jsonl", texts=HISTORY).read() == [request]
 
 
 @pytest.mark.parametrize("candidates", [1, 5, 30])
