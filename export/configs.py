@@ -83,7 +83,7 @@ def change_config(file: Path, model: str, widths: Mapping[str, int], *, once: bo
     if once and (names := tuple(value.name for value in parse(text, file).input)) != ONCE_REQUEST_INPUTS:
         raise ConfigError(
             f"{file}: the inputs would be {', '.join(names)} for this checkpoint, instead of "
-            f"{', '.join(ONCE_REQUEST_INPUTS)}; write the part \"input [\" as it is in git, then export again"
+            f'{", ".join(ONCE_REQUEST_INPUTS)}; write the part "input [" as it is in git, then export again'
         )
     return text
 
@@ -94,10 +94,10 @@ def once_inputs(most_pairs: int | None) -> str:
     `most_pairs`: of a request, if the config limits them; None: it does not.
     """
     comments = (
-        "of each user text `user [SEP]`, then `[CLS] candidate [SEP]` of its pairs",
-        "tokens of each user text with its [SEP]; 0: its pairs are single texts",
-        "pairs of each user text",
-        "tokens of each candidate with its [CLS] and [SEP]",
+        "`user [SEP]`, then `[CLS] candidate [SEP]` of its pairs",
+        "tokens of each `user [SEP]`; 0: single texts",
+        "pairs of each user",
+        "tokens of each `[CLS] candidate [SEP]`",
     )
     entries = [
         f'  {{ name: "{name}" data_type: TYPE_INT32 dims: [ -1 ] allow_ragged_batch: true }}'
@@ -115,16 +115,14 @@ def once_inputs(most_pairs: int | None) -> str:
         if most_pairs is not None
     ]
     # warmup/eight holds an 8, warmup/eights eight of them: 8 pairs of a user text, 16 tokens each with it.
-    files = dict(zip(ONCE_REQUEST_INPUTS, (None, "eight", "eight", "eights"), strict=True))
+    eight, eights = '[ 1 ] input_data_file: "eight"', '[ 8 ] input_data_file: "eights"'
+    data = ("[ 72 ] zero_data: true", eight, eight, eights)
     warmup = [
-        f'    inputs {{ key: "{name}" value {{ data_type: TYPE_INT32 dims: [ {8 if file == "eights" else 1 if file else 72} ] '
-        + (f'input_data_file: "{file}"' if file else "zero_data: true")
-        + " } }"
-        for name, file in files.items()
+        f'    inputs {{ key: "{name}" value {{ data_type: TYPE_INT32 dims: {values} }} }}'
+        for name, values in zip(ONCE_REQUEST_INPUTS, data, strict=True)
     ]
     lines = [
-        "# The user text is computed once for all its pairs. Lines above that begin with",
-        f"# {OFF.strip()} are those of a checkpoint with full attention.",
+        f"# The user text is computed once for all its pairs. Above, lines with {OFF.strip()} are for full attention.",
         "input [", *inputs, "]",
         "batch_input [", ",\n".join(counts), "]",
         *limits,

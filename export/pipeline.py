@@ -157,8 +157,8 @@ def refuse_engines(request: ExportRequest) -> None:
     if unable := [engine.name for engine in request.engines if not engine.takes_once]:
         able = [name for name, engine in find_engines().items() if engine.takes_once]
         raise UnsupportedModelError(
-            f"{request.checkpoint}: its user text is computed once for all candidates, which {', '.join(unable)} cannot "
-            f"do yet; give --engine {' '.join(able)}"
+            f"{request.checkpoint}: its user text is computed once for all candidates, which {', '.join(unable)} "
+            f"cannot do yet; give --engine {' --engine '.join(able)}"
         )
 
 

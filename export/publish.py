@@ -62,8 +62,8 @@ def staged(
         try:
             for model, folder in folders.items():
                 own = repository / model
-                warmup = [path.relative_to(TEMPLATES) for path in (TEMPLATES / model / WARMUP).glob("*")]
-                parts = (own, *(own / name for name in BESIDE), own / CONFIG_FILE, *(repository / path for path in warmup))
+                warmup = (own / WARMUP / file.name for file in (TEMPLATES / model / WARMUP).glob("*"))
+                parts = (own, *(own / name for name in BESIDE), own / CONFIG_FILE, *warmup)
                 new_paths += [path for path in parts if not path.exists()]
                 copy_config(model, own)
                 change_configs(own, widths, once=once)  # refused now, not at the end

@@ -1,4 +1,4 @@
-"""Sums and gathers of the packed graphs, written in the operators that ONNX Runtime and TensorRT both have, and fast."""
+"""Sums and gathers of the packed graphs, written in operators that ONNX Runtime and TensorRT both have."""
 
 from __future__ import annotations
 

@@ -2,15 +2,15 @@
 
 Its rule (`finetune.checkpoint.attention`): the user text's tokens and their [SEP] see each other only; [CLS], the
 candidate's tokens and the last [SEP] see everything. So a user text has the same hidden states beside every candidate,
-and a request brings it once: its segment `user [SEP]` and, behind it, the segment `[CLS] candidate [SEP]` of each of its
-pairs. A single text is a pair without a user text.
+and a request brings it once: its segment `user [SEP]` and, behind it, the segment `[CLS] candidate [SEP]` of each of
+its pairs. A single text is a pair without a user text.
 
 Linear layers run on the tokens of all segments at once. For attention the candidates of a user lie in blocks of the
 mean number of pairs a user has, so that a user with many candidates among users with few pads little: one user's
 candidates are one block. Their scores against the user's keys are one dense product for a block, and their scores
 among themselves a small one for each pair, both under one softmax.
 
-Requests are guarded from each other as in `packed_bert`.
+Requests are guarded from each other as in `packed_bert` (`segments`).
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import BertForSequenceClassification
 
-from export.graph.indexing import between, bounds, count, owners, pick, take
+from export.graph.indexing import between, bounds, count, pick, take
 from export.graph.layers import PackedLayer, lay_side_by_side
 from export.graph.packed_bert import MASKED, PackedBert
+from export.graph.segments import find_segments
 
 
 class OnceLayout(NamedTuple):
     """Where users' and candidates' segments lie in the packed vectors. All index tensors are int64.
 
-    `block` is how many pairs a block has room for, `long` the tokens of the longest candidate's segment, `user` those of
-    the longest user's.
+    `block` is how many pairs a block has room for, `long` the tokens of the longest candidate's segment, `user` those
+    of the longest user's.
     """
 
     input_ids: Tensor  # [tokens], all inside the vocabulary: wrong ones are replaced by 0
@@ -69,7 +69,7 @@ class OnceLayout(NamedTuple):
 
     def attend_first(self, layer: PackedLayer, query: Tensor, fused: Tensor) -> Tensor:
         """Attention at each pair's [CLS]; see `Layout.attend_first`."""
-        heads, (blocks, block) = layer.heads, self.pair_grid.shape
+        heads, block = layer.heads, self.pair_grid.shape[1]
         (place,) = lay_side_by_side(self.pair_grid, heads, 1)
         query = take(query, place[..., None])
         key, value = (take(fused, place) for place in lay_side_by_side(self.grid, heads, 2))
@@ -118,7 +118,7 @@ class OnceBert(PackedBert):
         """Logits of every pair, in order, and its further heads' outputs, in the order of `output_widths`.
 
         Args:
-            input_ids: int32 [tokens], of each user `user [SEP]` and then, of each of its pairs, `[CLS] candidate [SEP]`.
+            input_ids: int32 [tokens], of each user `user [SEP]`, then of each of its pairs `[CLS] candidate [SEP]`.
             user_lengths: int32 [users], tokens of each user's segment; 0: its pairs are single texts.
             user_pairs: int32 [users], how many pairs each user has, at least one.
             lengths: int32 [pairs], tokens of each candidate's segment, at least two.
@@ -148,77 +148,21 @@ class OnceBert(PackedBert):
         pair_counts: Tensor,
     ) -> OnceLayout:
         """Checks each request by itself and computes where its segments lie (arguments as in `forward`, int64)."""
-        tokens, users, pairs = ids.shape[0], user_lengths.shape[0], lengths.shape[0]
-        requests = torch.arange(pair_counts.shape[0])
-        user_index, pair_index, token_index = torch.arange(users), torch.arange(pairs), torch.arange(tokens)
-        token_starts, token_ends = bounds(token_counts)
-        user_starts, user_ends = bounds(user_counts)
-        user_pair_starts, _ = bounds(user_pair_counts)
-        pair_starts, pair_ends = bounds(pair_counts)
-        request_of_token, request_of_user = owners(tokens, token_ends), owners(users, user_ends)
-        request_of_pair = owners(pairs, pair_ends)
-        user_rows, pair_rows = request_of_user[:, None] == requests, request_of_pair[:, None] == requests
-
-        # A request's user_pairs are read from where it brought them, whatever the others brought.
-        place = user_index - pick(user_starts, request_of_user) + pick(user_pair_starts, request_of_user)
-        user_pairs = pick(user_pairs, between(place, user_pairs.shape[0]))
+        tokens, pairs = ids.shape[0], lengths.shape[0]
         wrong_id = (ids < 0) | (ids >= self.vocabulary)
-        wrong_user = (user_lengths < 0) | (user_lengths > self.max_length) | (user_pairs < 1) | (user_pairs > pairs)
-        wrong_pair = (lengths < 2) | (lengths > self.max_length)
-        added_up = count(torch.where(pair_rows, lengths[:, None], 0), 0)
-        added_up = added_up + count(torch.where(user_rows, user_lengths[:, None], 0), 0)
-        # Behind an empty request Triton's C++ backends copy nothing (`packed_bert`).
-        empty = (token_counts < 1) | (user_counts < 1) | (user_pair_counts < 1) | (pair_counts < 1)
-        _, empty_so_far = bounds(empty.long())
-        malformed_request = (
-            (count(wrong_id[:, None] & (request_of_token[:, None] == requests), 0) > 0)
-            | (count(wrong_user[:, None] & user_rows, 0) > 0)
-            | (count(wrong_pair[:, None] & pair_rows, 0) > 0)
-            | (added_up != token_counts)
-            | (count(torch.where(user_rows, user_pairs[:, None], 0), 0) != pair_counts)
-            | (user_pair_counts != user_counts)
-            | (empty_so_far > 0)
-        )
-        malformed_user = pick(malformed_request.long(), request_of_user) > 0
-        malformed_pair = pick(malformed_request.long(), request_of_pair) > 0
+        texts = find_segments(
+            wrong_id, user_lengths, user_pairs, lengths, token_counts, user_counts, user_pair_counts, pair_counts,
+            self.max_length,
+        )  # fmt: skip
+        users = texts.user_pairs.shape[0]
 
-        # Which user a pair belongs to: the users before it in the same request say it, and nobody else.
-        user_pairs = torch.where(malformed_user, 0, user_pairs)
-        same = request_of_user[:, None] == request_of_user
-        before = count(torch.where(same & (user_index[:, None] > user_index), user_pairs, 0), 1)
-        first_pair = pick(pair_starts, request_of_user) + before
-        begun = (request_of_pair[:, None] == request_of_user) & (pair_index[:, None] >= first_pair)
-        user_of_pair = between(pick(user_starts, request_of_pair) + count(begun, 1) - 1, users)
-        # A pair with its user text is too long.
-        too_long = lengths + pick(user_lengths, user_of_pair) > self.max_length
-        malformed_request = malformed_request | (count(too_long[:, None] & pair_rows, 0) > 0)
-        malformed_user = pick(malformed_request.long(), request_of_user) > 0
-        malformed_pair = pick(malformed_request.long(), request_of_pair) > 0
-        # What a malformed request claims does not count any more: neither in time nor in memory.
-        user_pairs = torch.where(malformed_user, 0, user_pairs)
-        user_lengths = torch.where(malformed_user, 0, user_lengths)
-        lengths = torch.where(malformed_pair, 0, lengths)
-
-        # A segment starts where its request starts, plus the segments before it in the same request.
-        earlier_user, earlier_pair = same & (user_index[:, None] > user_index), pair_index < first_pair[:, None]
-        user_start = (
-            pick(token_starts, request_of_user)
-            + count(torch.where(earlier_user, user_lengths, 0), 1)
-            + count(torch.where((request_of_user[:, None] == request_of_pair) & earlier_pair, lengths, 0), 1)
-        )
-        earlier_pair = (request_of_pair[:, None] == request_of_pair) & (pair_index[:, None] > pair_index)
-        pair_start = (
-            pick(token_starts, request_of_pair)
-            + count(torch.where(begun, user_lengths, 0), 1)
-            + count(torch.where(earlier_pair, lengths, 0), 1)
-        )
-
-        # Sizes of attention. The mean number of pairs of a user, rounded up: so the blocks are less than twice the users.
-        long = extent(lengths.max(), self.max_length)
-        user = extent(user_lengths.max(), self.max_length)
-        good = count(user_pairs > 0, 0)
-        block = extent(divide(count(user_pairs, 0) + good - 1, torch.where(good < 1, 1, good)), pairs)
-        blocks_of_user = divide(user_pairs + block - 1, block)
+        # The sizes of attention. A block holds the mean number of pairs of a user, rounded up, so there are less than
+        # twice as many blocks as users.
+        long = extent(texts.lengths.max(), self.max_length)
+        user = extent(texts.user_lengths.max(), self.max_length)
+        good = count(texts.user_pairs > 0, 0)
+        block = extent(divide(count(texts.user_pairs, 0) + good - 1, torch.where(good < 1, 1, good)), pairs)
+        blocks_of_user = divide(texts.user_pairs + block - 1, block)
         block_start, _ = bounds(blocks_of_user)
         blocks = extent(count(blocks_of_user, 0), users + pairs)
 
@@ -226,14 +170,14 @@ class OnceBert(PackedBert):
         block_index = torch.arange(blocks)
         user_of_block = between(count(block_index[:, None] >= block_start, 1) - 1, users)
         place = (block_index - pick(block_start, user_of_block))[:, None] * block + torch.arange(block)
-        filled = place < pick(user_pairs, user_of_block)[:, None]
-        pair_grid = between(pick(first_pair, user_of_block)[:, None] + place, pairs)
+        filled = place < pick(texts.user_pairs, user_of_block)[:, None]
+        pair_grid = between(pick(texts.first_pairs, user_of_block)[:, None] + place, pairs)
         flat = pair_grid.reshape(-1)
         offsets, user_offsets = torch.arange(long), torch.arange(user)
-        pair_there = offsets < torch.where(filled, pick(lengths, flat).reshape(blocks, block), 0)[:, :, None]
-        user_there = user_offsets < pick(user_lengths, user_of_block)[:, None]
-        grid = between(pick(pair_start, flat).reshape(blocks, block)[:, :, None] + offsets, tokens)
-        user_grid = between(pick(user_start, user_of_block)[:, None] + user_offsets, tokens)
+        pair_there = offsets < torch.where(filled, pick(texts.lengths, flat).reshape(blocks, block), 0)[:, :, None]
+        user_there = user_offsets < pick(texts.user_lengths, user_of_block)[:, None]
+        grid = between(pick(texts.starts, flat).reshape(blocks, block)[:, :, None] + offsets, tokens)
+        user_grid = between(pick(texts.user_starts, user_of_block)[:, None] + user_offsets, tokens)
         there = torch.cat(
             [
                 pair_there[:, None, :, None, :].expand(-1, -1, -1, long, -1),
@@ -244,14 +188,15 @@ class OnceBert(PackedBert):
 
         # The way back. A segment of a malformed request has no tokens. It may start where the next one does, but never
         # later.
-        slots = pick(block_start, user_of_pair) * block + pair_index - pick(first_pair, user_of_pair)
-        slots = between(slots, blocks * block)
-        pair_of_token = between(count(token_index[:, None] >= pair_start, 1) - 1, pairs)
-        user_of_token = between(count(token_index[:, None] >= user_start, 1) - 1, users)
-        user_length = pick(user_lengths, user_of_token)
-        user_offset = token_index - pick(user_start, user_of_token)
+        token_index = torch.arange(tokens)
+        place_of_pair = torch.arange(pairs) - pick(texts.first_pairs, texts.user_of_pair)
+        slots = between(pick(block_start, texts.user_of_pair) * block + place_of_pair, blocks * block)
+        pair_of_token = between(count(token_index[:, None] >= texts.starts, 1) - 1, pairs)
+        user_of_token = between(count(token_index[:, None] >= texts.user_starts, 1) - 1, users)
+        user_length = pick(texts.user_lengths, user_of_token)
+        user_offset = token_index - pick(texts.user_starts, user_of_token)
         is_user = user_offset < user_length
-        offset = token_index - pick(pair_start, pair_of_token)
+        offset = token_index - pick(texts.starts, pair_of_token)
         position = torch.where(is_user, user_offset + 1, torch.where(offset < 1, 0, user_length + offset))
         user_place = pick(block_start, user_of_token) * user + between(user_offset, user)
         pair_place = pick(slots, pair_of_token) * long + between(offset, long)
@@ -260,7 +205,7 @@ class OnceBert(PackedBert):
             input_ids=torch.where(wrong_id, 0, ids),
             token_type_ids=between(candidate.long(), self.types),
             positions=between(position, self.max_length),
-            starts=between(pair_start, tokens),
+            starts=between(texts.starts, tokens),
             user_grid=user_grid,
             grid=grid,
             user_mask=torch.where(user_there, 0.0, MASKED)[:, None, None, :].expand(-1, -1, user, -1),
@@ -269,7 +214,7 @@ class OnceBert(PackedBert):
             slots=slots,
             is_user=is_user,
             places=torch.where(is_user, between(user_place, blocks * user), pair_place),
-            malformed=malformed_pair,
+            malformed=texts.malformed,
         )
 
 

@@ -54,8 +54,10 @@ def stratify(lengths: Sequence[int], count: int = PAIRS) -> list[int]:
 def calibration_batches(pairs: Sequence[Pair], texts: Sequence[Pair] = (), *, once: bool = False) -> list[Feed]:
     """The chosen pairs and all `texts`, packed into batches of similar lengths, which bounds attention's memory.
 
-    `texts` are single ones, for a checkpoint with heads that read such: their [CLS] is unlike that of pairs. `once`: the
-    graph computes a user text once. Few of the chosen pairs share one, so that its tokens count as much as candidates'.
+    `texts` are single ones, for a checkpoint with heads that read such: their [CLS] is unlike that of pairs.
+
+    `once`: the graph computes a user text once. Few of the chosen pairs share one, so its tokens count as much as
+    candidates'.
     """
     chosen = [pairs[index] for index in stratify([len(pair["input_ids"]) for pair in pairs])]
     chosen = sorted([*chosen, *texts], key=lambda pair: len(pair["input_ids"]))

@@ -1,0 +1,106 @@
+"""`python -m export` of a checkpoint whose user text is computed once: gates, what is published, what is refused."""
+
+import json
+from pathlib import Path
+
+import onnx
+import onnxruntime
+import pytest
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+from export.configs import ConfigError, change_config
+from export.publish import TEMPLATES
+from release.names import (
+    CONFIG_FILE,
+    EMBEDDING,
+    HEADS_JSON,
+    LOGITS,
+    MODEL_FILE,
+    ONCE_COUNT_INPUTS,
+    ONCE_GRAPH_INPUTS,
+    ONCE_REQUEST_INPUTS,
+    ONNX_MODEL,
+    TOKENIZER_MODEL,
+    USER_TOKENS,
+    VARIANTS,
+)
+from tests.export.command import WIDE, engines, run
+from tests.tiny import JOINT, make_once_checkpoint
+
+MODELS = (ONNX_MODEL, "clickbert_onnx_int8")
+CONFIGS = [Path(model) / name for model in MODELS for name in (CONFIG_FILE, f"{VARIANTS}/onnxruntime.pbtxt")]
+CLICK = {LOGITS: 1}
+
+
+@pytest.fixture(scope="module")
+def once_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_once_checkpoint(tmp_path_factory.mktemp("once") / "checkpoint", user_tokens=9, heads=JOINT)
+
+
+def read(config: Path) -> model_config_pb2.ModelConfig:
+    return text_format.Parse(config.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
+
+
+def heads_of(repository: Path, version: int) -> dict:
+    session = onnxruntime.InferenceSession(repository / TOKENIZER_MODEL / str(version) / MODEL_FILE)
+    (found,) = session.run([HEADS_JSON], {})
+    return json.loads(bytes(found))
+
+
+def test_it_is_proved_published_and_replaced_by_a_plain_one(
+    once_checkpoint: Path, checkpoint: Path, log: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    repository = tmp_path / "repository"
+    assert run(once_checkpoint, repository, log, *engines("onnx", "onnx_int8"), *WIDE) == 0
+    models = json.loads(capsys.readouterr().out.splitlines()[-1])["models"]
+    assert set(models) == set(MODELS)
+    assert models[ONNX_MODEL]["parity"]["max_abs_diff"] < 1e-5
+    assert models["clickbert_onnx_int8"]["comparison"]["mean_abs_diff"] < 0.1
+    assert heads_of(repository, 1)[USER_TOKENS] == 9
+    for model in MODELS:
+        graph = onnx.load(repository / model / "1" / MODEL_FILE).graph
+        assert tuple(value.name for value in graph.input) == ONCE_GRAPH_INPUTS
+        for value in read(repository / model / CONFIG_FILE).model_warmup[0].inputs.values():
+            file = repository / model / "warmup" / value.input_data_file
+            assert value.zero_data or file.stat().st_size == 4 * value.dims[0]
+    assert run(checkpoint, repository, log, *engines("onnx", "onnx_int8"), *WIDE) == 0
+    assert heads_of(repository, 2)[USER_TOKENS] is None
+    for config in CONFIGS:
+        assert (repository / config).read_text() == (TEMPLATES / config).read_text()
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=str)
+@pytest.mark.parametrize("widths", [CLICK, CLICK | {EMBEDDING: 8}], ids=["click", "with a head"])
+def test_the_config_has_the_inputs_of_the_checkpoint(tmp_path: Path, path: Path, widths: dict[str, int]) -> None:
+    plain, config = (TEMPLATES / path).read_text() + "# mine\n", tmp_path / CONFIG_FILE
+    config.write_text(plain)
+    for _ in range(2):
+        config.write_text(change_config(config, path.parts[0], widths, once=True))
+        found = read(config)
+        assert tuple(value.name for value in found.input) == ONCE_REQUEST_INPUTS
+        assert all(value.allow_ragged_batch and list(value.dims) == [-1] for value in found.input)
+        counts = {name: list(value.source_input) for value in found.batch_input for name in value.target_name}
+        assert counts == {count: [name] for count, name in zip(ONCE_COUNT_INPUTS, ONCE_REQUEST_INPUTS, strict=True)}
+        limits = {name.removeprefix("max_elements.") for name in found.parameters if name.startswith("max_elements.")}
+        assert limits == set(ONCE_REQUEST_INPUTS)
+        (warmup,) = found.model_warmup
+        assert set(warmup.inputs) == set(ONCE_REQUEST_INPUTS)
+        assert [output.name for output in found.output] == list(widths)
+    assert change_config(config, path.parts[0], CLICK, once=False) == plain
+
+
+def test_a_config_whose_inputs_are_not_as_in_git_is_refused(tmp_path: Path) -> None:
+    config = tmp_path / CONFIG_FILE
+    config.write_text((TEMPLATES / CONFIGS[0]).read_text().replace("input [\n", "input: [\n", 1))
+    with pytest.raises(ConfigError, match=r"the inputs would be input_ids, token_type_ids, .*as it is in git"):
+        change_config(config, ONNX_MODEL, CLICK, once=True)
+
+
+def test_the_tensorrt_engines_refuse_it_before_the_work(
+    once_checkpoint: Path, log: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert run(once_checkpoint, tmp_path / "repository", log, *engines("onnx", "trt_fp16")) == 1
+    error = capsys.readouterr().err
+    assert "which trt_fp16 cannot do yet; give --engine onnx --engine onnx_int8" in error
+    assert not (tmp_path / "repository").exists()
