@@ -47,7 +47,8 @@ def pack_whole(requests: Sequence[Sequence[Pair]]) -> Feed:
 
 def pack_once(requests: Sequence[Sequence[Pair]]) -> Feed:
     """The inputs [tokens], [users], [users], [pairs], and four counts [requests]."""
-    tokens, user_lengths, user_pairs, lengths = columns = [], [], [], []  # type: tuple[list[int], ...]
+    columns: tuple[list[int], ...] = ([], [], [], [])
+    tokens, user_lengths, user_pairs, lengths = columns
     counts: tuple[list[int], ...] = ([], [], [], [])
     for request in requests:
         before = [len(column) for column in columns]
