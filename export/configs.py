@@ -76,7 +76,7 @@ def change_config(file: Path, model: str, widths: Mapping[str, int], *, once: bo
     inputs = ""
     if once:
         most = MOST_PAIRS.search(text)
-        inputs = once_inputs(int(most[1]) if most else None)
+        inputs = once_inputs(int(most[1]) if most else None, chunked='key: "chunk_by"' in text)
         text = FULL_PARTS.sub(lambda part: re.sub("^", OFF, part[0][:-1], flags=re.MULTILINE) + "\n", text)
     if further or inputs:
         text += block(inputs, further, LENGTHS)
@@ -88,10 +88,10 @@ def change_config(file: Path, model: str, widths: Mapping[str, int], *, once: bo
     return text
 
 
-def once_inputs(most_pairs: int | None) -> str:
+def once_inputs(most_pairs: int | None, *, chunked: bool) -> str:
     """The part of a config that has the inputs of a graph which computes a user text once.
 
-    `most_pairs`: of a request, if the config limits them; None: it does not.
+    `most_pairs`: of a request, if the config limits them; None: it does not. `chunked`: requests are cut into chunks.
     """
     comments = (
         "`user [SEP]`, then `[CLS] candidate [SEP]` of its pairs",
@@ -114,6 +114,9 @@ def once_inputs(most_pairs: int | None) -> str:
         for name in ONCE_REQUEST_INPUTS[1:3]
         if most_pairs is not None
     ]
+    if chunked:  # the packed_cpu backend computes a user text with the request's first chunk
+        keys = zip(("prefix_lengths", "prefix_shares"), ONCE_REQUEST_INPUTS[1:3], strict=True)
+        limits += [f'parameters {{ key: "{key}" value {{ string_value: "{name}" }} }}' for key, name in keys]
     # warmup/eight holds an 8, warmup/eights eight of them: 8 pairs of a user text, 16 tokens each with it.
     eight, eights = '[ 1 ] input_data_file: "eight"', '[ 8 ] input_data_file: "eights"'
     data = ("[ 72 ] zero_data: true", eight, eight, eights)

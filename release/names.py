@@ -12,6 +12,13 @@ GRAPH_INPUTS = REQUEST_INPUTS + COUNT_INPUTS
 ONCE_REQUEST_INPUTS = ("input_ids", "user_lengths", "user_pairs", "lengths")
 ONCE_COUNT_INPUTS = ("token_counts", "user_counts", "user_pair_counts", "pair_counts")
 ONCE_GRAPH_INPUTS = ONCE_REQUEST_INPUTS + ONCE_COUNT_INPUTS
+# What was computed of user texts, for the other candidates of a request: an output; and two inputs with defaults, which
+# the packed_cpu backend alone sets: which of the earlier ones a user text is, from 1 (0: none, its tokens are there),
+# and what was kept of these. (An input and an output of a graph cannot have the same name.)
+KEPT = "kept"  # [1, users, layers * 2 * heads, longest, head size]: of each layer keys, then values
+KEPT_PREFIXES = "kept_prefixes"  # [users]
+KEPT_EARLIER = "kept_earlier"  # as KEPT
+KEPT_INPUTS = (KEPT_PREFIXES, KEPT_EARLIER)
 # TensorRT must know the longest pair of an execution as a shape: a request brings as many elements as its longest pair
 # has tokens, and Triton gives the graph a tensor of the largest such size (BATCH_MAX_ELEMENT_COUNT_AS_SHAPE).
 LONGEST = "longest"

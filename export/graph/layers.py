@@ -62,9 +62,10 @@ class Layout(Protocol):
 class PackedLayer(nn.Module):
     """One encoder layer over packed tokens; the last layer computes the [CLS] rows only."""
 
-    def __init__(self, layer: BertLayer, *, last: bool) -> None:
+    def __init__(self, layer: BertLayer, number: int, *, last: bool) -> None:
         super().__init__()
         attention = layer.attention.self
+        self.number = number
         self.last = last
         self.heads: int = attention.num_attention_heads
         self.head_size: int = attention.attention_head_size

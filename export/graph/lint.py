@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from release.names import GRAPH_INPUTS, HEAD_OUTPUTS, LOGITS, ONCE_GRAPH_INPUTS, TENSORRT_INPUTS
+from release.names import GRAPH_INPUTS, HEAD_OUTPUTS, KEPT, KEPT_INPUTS, LOGITS, ONCE_GRAPH_INPUTS, TENSORRT_INPUTS
 
 OPSETS = range(18, 22)  # TensorRT 10 and every current ONNX Runtime read these
 QUANTIZES = ("QuantizeLinear", "DequantizeLinear")
@@ -64,11 +64,15 @@ def interface(graph: Reader, inputs: tuple[tuple[str, ...], ...]) -> list[str]:
     opset = next((entry.version for entry in graph.model.opset_import if entry.domain == ""), 0)
     if opset not in OPSETS:
         found.append(f"opset {opset} is not one of {OPSETS.start} to {OPSETS.stop - 1}")
-    names = tuple(value.name for value in graph.model.graph.input)
+    names = tuple(value.name for value in graph.model.graph.input if value.name not in graph.constants)
     if names not in inputs:
         found.append(f"the inputs are {names}, they must be {' or '.join(map(str, inputs))}")
     found += [f"input {name} is not int32" for name in names if graph.types[name] != TensorProto.INT32]
     outputs = [value.name for value in graph.model.graph.output]
+    if names == ONCE_GRAPH_INPUTS:
+        if outputs[-1] != KEPT or not {*KEPT_INPUTS} <= graph.constants.keys():
+            found.append(f"user texts cannot be kept: the last output is {outputs[-1]}, not {KEPT}, or has no input")
+        outputs = [name for name in outputs if name != KEPT]
     if outputs != [LOGITS, *(name for name in HEAD_OUTPUTS if name in outputs)]:
         found.append(f"the outputs are {outputs}, they must be {LOGITS} and then any of {HEAD_OUTPUTS}")
     found += [f"the output {name} is not float32" for name in outputs if graph.types[name] != TensorProto.FLOAT]

@@ -29,6 +29,8 @@ from release.names import (
     CLICK_LABEL,
     GRAPH_INPUTS,
     HEADS_JSON,
+    KEPT,
+    KEPT_INPUTS,
     LABELS_JSON,
     MAX_LENGTH,
     ONCE_GRAPH_INPUTS,
@@ -64,6 +66,13 @@ def write_click_model(model: BertForSequenceClassification, path: Path, heads: H
     feed = pack([pairs[:3], pairs[3:5], pairs[5:]], once=once)
     example = tuple(torch.from_numpy(array) for array in feed.values())
     sizes = ONCE_REQUEST_INPUTS if once else REQUEST_INPUTS
+    shapes: list[dict[int, str]] = [{0: f"{name}_size" if name in sizes else "requests"} for name in feed]
+    names, outputs = list(feed), list(widths)
+    if isinstance(packed, OnceBert):
+        nothing = packed.nothing_kept()
+        example += (torch.zeros(7, dtype=torch.int32), nothing[1].repeat(1, 5, 1, 6, 1))
+        shapes += [{0: "kept_users"}, {1: "known", 3: "longest"}]
+        names, outputs = [*names, *KEPT_INPUTS], [*outputs, KEPT]
     # The exporter logs and warns about its own internals (torchvision, pytree, renamed axes).
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:
@@ -75,9 +84,9 @@ def write_click_model(model: BertForSequenceClassification, path: Path, heads: H
                 dynamo=True,
                 verbose=False,
                 opset_version=OPSET,
-                input_names=list(feed),
-                output_names=list(widths),
-                dynamic_shapes=tuple({0: f"{name}_size" if name in sizes else "requests"} for name in feed),
+                input_names=names,
+                output_names=outputs,
+                dynamic_shapes=tuple(shapes),
             )
             if program is None:
                 raise GraphError("torch.onnx.export returned no graph")
@@ -88,7 +97,16 @@ def write_click_model(model: BertForSequenceClassification, path: Path, heads: H
             program.save(path)
     except torch.onnx.OnnxExporterError as exc:
         raise GraphError(f"torch {torch.__version__} could not export the packed graph: {exc}") from exc
+    if isinstance(packed, OnceBert):
+        add_defaults(path, dict(zip(KEPT_INPUTS, nothing, strict=True)))
     check_click_model(path, widths, once=once)
+
+
+def add_defaults(path: Path, defaults: Mapping[str, torch.Tensor]) -> None:
+    """Gives inputs of a graph default values, so that who does not know them need not set them."""
+    graph = onnx.load(str(path))
+    graph.graph.initializer.extend(numpy_helper.from_array(value.numpy(), name) for name, value in defaults.items())
+    onnx.save(graph, str(path))
 
 
 def check_click_model(path: Path, widths: Mapping[str, int], *, once: bool = False) -> None:
@@ -105,6 +123,11 @@ def check_click_model(path: Path, widths: Mapping[str, int], *, once: bool = Fal
     except (onnx.checker.ValidationError, ValueError, OSError) as exc:
         raise GraphError(f"{path} is not a valid ONNX graph: {exc}") from exc
     found = {value.name: type_and_shape(value) for value in (*graph.input, *graph.output)}
+    if once:
+        defaults = {tensor.name for tensor in graph.initializer}
+        if not {*KEPT_INPUTS} <= defaults & found.keys() or KEPT not in found:
+            raise GraphError(f"{path}: user texts cannot be kept; needed are {KEPT} and {KEPT_INPUTS} with defaults")
+        found = {name: shape for name, shape in found.items() if name not in (KEPT, *KEPT_INPUTS)}
     expected = {name: (TensorProto.INT32, [None]) for name in (ONCE_GRAPH_INPUTS if once else GRAPH_INPUTS)} | {
         name: (TensorProto.FLOAT, [None, width]) for name, width in widths.items()
     }

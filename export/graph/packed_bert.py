@@ -93,7 +93,9 @@ class PackedBert(nn.Module):
         self.types: int = config.type_vocab_size
         self.embeddings = model.bert.embeddings
         layers: list[Any] = list(model.bert.encoder.layer)
-        self.layers = nn.ModuleList(PackedLayer(layer, last=layer is layers[-1]) for layer in layers)
+        self.layers = nn.ModuleList(
+            PackedLayer(layer, place, last=layer is layers[-1]) for place, layer in enumerate(layers)
+        )
         if model.bert.pooler is None:
             raise UnsupportedModelError("the checkpoint has no pooler; export a BertForSequenceClassification")
         self.pooler = model.bert.pooler

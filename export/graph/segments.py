@@ -22,6 +22,7 @@ class Segments(NamedTuple):
 
     user_pairs: Tensor  # [users], how many pairs each user has
     user_lengths: Tensor  # [users], tokens of a user's segment
+    own_lengths: Tensor  # [users], those that are in this batch: 0 where the segment was computed earlier
     user_starts: Tensor  # [users], index into [tokens]
     first_pairs: Tensor  # [users], which pair is the user's first
     lengths: Tensor  # [pairs], tokens of a candidate's segment
@@ -39,6 +40,7 @@ def find_segments(
     user_counts: Tensor,
     user_pair_counts: Tensor,
     pair_counts: Tensor,
+    known: Tensor,
     max_length: int,
 ) -> Segments:
     """Checks each request by itself, and computes where its segments lie.
@@ -46,6 +48,7 @@ def find_segments(
     Args:
         wrong_id: bool [tokens], a token is none of the vocabulary's.
         user_lengths: this and what follows as in `OnceBert.forward`, int64.
+        known: bool [users], the segment was computed earlier, and its tokens are not in the batch.
         max_length: tokens of a user's segment and a candidate's together, at most.
     """
     users, pairs, requests = user_lengths.shape[0], lengths.shape[0], torch.arange(pair_counts.shape[0])
@@ -65,7 +68,7 @@ def find_segments(
     wrong_user = (user_lengths < 0) | (user_lengths > max_length) | (user_pairs < 1) | (user_pairs > pairs)
     wrong_pair = (lengths < 2) | (lengths > max_length)
     added_up = count(torch.where(pair_rows, lengths[:, None], 0), 0)
-    added_up = added_up + count(torch.where(user_rows, user_lengths[:, None], 0), 0)
+    added_up = added_up + count(torch.where(user_rows & ~known[:, None], user_lengths[:, None], 0), 0)
     # Behind an empty request Triton's C++ backends copy nothing (`packed_bert`).
     empty = (token_counts < 1) | (user_counts < 1) | (user_pair_counts < 1) | (pair_counts < 1)
     _, empty_so_far = bounds(empty.long())
@@ -93,6 +96,7 @@ def find_segments(
     malformed_user = pick(malformed_request.long(), request_of_user) > 0
     malformed_pair = pick(malformed_request.long(), request_of_pair) > 0
     user_pairs, user_lengths = torch.where(malformed_user, 0, user_pairs), torch.where(malformed_user, 0, user_lengths)
+    own_lengths = torch.where(known, 0, user_lengths)
     lengths = torch.where(malformed_pair, 0, lengths)
     # A segment starts where its request starts, plus the segments before it in the same request.
     earlier_pair = (request_of_pair[:, None] == request_of_pair) & (pair_index[:, None] > pair_index)
@@ -100,13 +104,14 @@ def find_segments(
     return Segments(
         user_pairs=user_pairs,
         user_lengths=user_lengths,
+        own_lengths=own_lengths,
         user_starts=pick(token_starts, request_of_user)
-        + count(torch.where(earlier_user, user_lengths, 0), 1)
+        + count(torch.where(earlier_user, own_lengths, 0), 1)
         + count(torch.where(earlier, lengths[:, None], 0), 0),
         first_pairs=first_pairs,
         lengths=lengths,
         starts=pick(token_starts, request_of_pair)
-        + count(torch.where(begun, user_lengths, 0), 1)
+        + count(torch.where(begun, own_lengths, 0), 1)
         + count(torch.where(earlier_pair, lengths, 0), 1),
         user_of_pair=user_of_pair,
         malformed=malformed_pair,

@@ -9,6 +9,7 @@ import onnxruntime
 
 from export.graph.packing import Feed, Outputs, add_longest
 from release.hardware import keep_products_whole
+from release.names import KEPT
 
 
 def open_on_cpu(graph: Path | bytes, *, for_gpu: bool) -> onnxruntime.InferenceSession:
@@ -32,7 +33,7 @@ def open_on_cpu(graph: Path | bytes, *, for_gpu: bool) -> onnxruntime.InferenceS
 def open_graph(graph: Path, *, for_gpu: bool = False) -> Callable[[Feed], Outputs]:
     """A graph as a function of one packed batch, on ONNX Runtime's CPU provider; `for_gpu` if it is TensorRT's."""
     session = open_on_cpu(graph, for_gpu=for_gpu)
-    names = [value.name for value in session.get_outputs()]
+    names = [value.name for value in session.get_outputs() if value.name != KEPT]  # nobody asks for that one here
 
     def run(feed: Feed) -> Outputs:
         return dict(zip(names, session.run(names, add_longest(feed) if for_gpu else feed), strict=True))

@@ -10,6 +10,9 @@ mean number of pairs a user has, so that a user with many candidates among users
 candidates are one block. Their scores against the user's keys are one dense product for a block, and their scores
 among themselves a small one for each pair, both under one softmax.
 
+A user text's keys and values in each layer are an output, too, and can be given instead of the text's tokens: so a
+request that is cut into chunks computes it once (`serving/backends/packed_cpu`).
+
 Requests are guarded from each other as in `packed_bert` (`segments`).
 """
 
@@ -30,53 +33,70 @@ class OnceLayout(NamedTuple):
     """Where users' and candidates' segments lie in the packed vectors. All index tensors are int64.
 
     `block` is how many pairs a block has room for, `long` the tokens of the longest candidate's segment, `user` those
-    of the longest user's.
+    of the longest user's, `own` those of the longest user's whose tokens are in the batch.
     """
 
     input_ids: Tensor  # [tokens], all inside the vocabulary: wrong ones are replaced by 0
     token_type_ids: Tensor  # [tokens]
     positions: Tensor  # [tokens]
     starts: Tensor  # [pairs], index of each pair's [CLS]
-    user_grid: Tensor  # [blocks, user], index into [tokens] of each position of the block's user segment
-    grid: Tensor  # [blocks, block, long], the same of the candidates' segments
-    user_mask: Tensor  # [blocks, 1, user, user] float32, 0 or MASKED
+    own_grid: Tensor  # [users, own], index into [tokens] of each position of a user's segment
+    own_mask: Tensor  # [users, 1, own, own] float32, 0 or MASKED
+    grid: Tensor  # [blocks, block, long], index into [tokens] of each position of the candidates' segments
+    user_grid: Tensor  # [blocks, user], the same of the block's user segment
     mask: Tensor  # [blocks, 1, block, long, long + user] float32, 0 or MASKED
     pair_grid: Tensor  # [blocks, block], which pair lies where
     slots: Tensor  # [pairs], where each pair lies in `pair_grid`
     is_user: Tensor  # [tokens] bool, the token belongs to a user text
-    places: Tensor  # [tokens], where a token lies in `user_grid` or in `grid`
+    places: Tensor  # [tokens], where a token lies in `own_grid` or in `grid`
+    known: Tensor  # [blocks] bool, the block's user was computed earlier
+    kept: Tensor  # float32 [rows, head_size], what was kept of such
+    kept_grid: Tensor  # [blocks, user], index into `kept` for the first layer's first head
+    kept_stride: int  # from one head to the next
+    found: list[Tensor]  # keys and values of each layer, [users, heads, own, head_size], as they are computed
     malformed: Tensor  # [pairs] bool, the pair belongs to a malformed request, or to one behind an empty request
 
     def attend(self, layer: PackedLayer, fused: Tensor) -> Tensor:
         """Attention at every token; see `Layout.attend`."""
-        user_query, user_key, user_value = (
-            take(fused, place) for place in lay_side_by_side(self.user_grid, layer.heads, 3)
-        )
-        users = torch.softmax(user_query @ user_key.transpose(2, 3) + self.user_mask, dim=-1) @ user_value
-        query, key, value = (take(fused, place) for place in lay_side_by_side(self.grid, layer.heads, 3))
-        candidates = self.see_both(query, key, value, user_key, user_value)
+        own_query, own_key, own_value = self.read(self.own_grid, layer, fused, 3)
+        self.found.extend((own_key, own_value))
+        users = torch.softmax(own_query @ own_key.transpose(2, 3) + self.own_mask, dim=-1) @ own_value
+        query, key, value = self.read(self.grid, layer, fused, 3)
+        candidates = self.see_both(query, key, value, *self.read_users(layer, fused, 3))
         rows = torch.cat([users.reshape(-1, layer.head_size), candidates.reshape(-1, layer.head_size)])
         return take(rows, self.back(layer.heads))
-
-    def back(self, heads: int) -> Tensor:
-        """Where the rows of each token lie in what `attend` computes, first the users': int64 [tokens, heads]."""
-        blocks, user = self.user_grid.shape
-        room = self.grid.shape[1] * self.grid.shape[2]
-        size = torch.where(self.is_user, user, room)  # of a block, for one head
-        block = divide(self.places, size)
-        first = torch.where(self.is_user, 0, blocks * heads * user) + block * (heads - 1) * size + self.places
-        return first[:, None] + size[:, None] * torch.arange(heads)
 
     def attend_first(self, layer: PackedLayer, query: Tensor, fused: Tensor) -> Tensor:
         """Attention at each pair's [CLS]; see `Layout.attend_first`."""
         heads, block = layer.heads, self.pair_grid.shape[1]
-        (place,) = lay_side_by_side(self.pair_grid, heads, 1)
-        query = take(query, place[..., None])
-        key, value = (take(fused, place) for place in lay_side_by_side(self.grid, heads, 2))
-        user_key, user_value = (take(fused, place) for place in lay_side_by_side(self.user_grid, heads, 2))
-        candidates = self.see_both(query, key, value, user_key, user_value).reshape(-1, layer.head_size)
+        self.found.extend(self.read(self.own_grid, layer, fused, 2))
+        (query,) = self.read(self.pair_grid[:, :, None], layer, query, 1)
+        key, value = self.read(self.grid, layer, fused, 2)
+        candidates = self.see_both(query, key, value, *self.read_users(layer, fused, 2))
         first = self.slots + divide(self.slots, block) * (heads - 1) * block
-        return take(candidates, first[:, None] + block * torch.arange(heads))
+        return take(candidates.reshape(-1, layer.head_size), first[:, None] + block * torch.arange(heads))
+
+    def read(self, grid: Tensor, layer: PackedLayer, fused: Tensor, parts: int) -> list[Tensor]:
+        """Each part at the positions of a grid [first, ...]: [first, heads, ..., head_size]."""
+        return [take(fused, place) for place in lay_side_by_side(grid, layer.heads, parts)]
+
+    def read_users(self, layer: PackedLayer, fused: Tensor, parts: int) -> list[Tensor]:
+        """Keys and values of each block's user, computed here or earlier: [blocks, heads, user, head_size]."""
+        head = torch.arange(layer.heads)[:, None]
+        found = []
+        for part, fresh in enumerate(self.read(self.user_grid, layer, fused, parts)[-2:]):
+            place = self.kept_grid[:, None] + (head + (2 * layer.number + part) * layer.heads) * self.kept_stride
+            found.append(torch.where(self.known[:, None, None, None], take(self.kept, place), fresh))
+        return found
+
+    def back(self, heads: int) -> Tensor:
+        """Where the rows of each token lie in what `attend` computes, first the users': int64 [tokens, heads]."""
+        users, own = self.own_grid.shape
+        room = self.grid.shape[1] * self.grid.shape[2]
+        size = torch.where(self.is_user, own, room)  # of a user or a block, for one head
+        first = torch.where(self.is_user, 0, users * heads * own) + self.places
+        first = first + divide(self.places, size) * (heads - 1) * size
+        return first[:, None] + size[:, None] * torch.arange(heads)
 
     def see_both(self, query: Tensor, key: Tensor, value: Tensor, user_key: Tensor, user_value: Tensor) -> Tensor:
         """Attention of candidates' tokens to their own segment and to their user's.
@@ -114,6 +134,8 @@ class OnceBert(PackedBert):
         user_counts: Tensor,
         user_pair_counts: Tensor,
         pair_counts: Tensor,
+        kept_prefixes: Tensor | None = None,
+        kept_earlier: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         """Logits of every pair, in order, and its further heads' outputs, in the order of `output_widths`.
 
@@ -126,15 +148,29 @@ class OnceBert(PackedBert):
             user_counts: int32 [requests], the same for `user_lengths`.
             user_pair_counts: int32 [requests], the same for `user_pairs`.
             pair_counts: int32 [requests], the same for `lengths`.
+            kept_prefixes: int32 [users], which entry of `kept_earlier` is the user's, from 1. 0: none, as by default.
+            kept_earlier: float32 [1, known, layers * 2 * heads, longest, head_size], what earlier executions returned
+                of users whose segments are missing in `input_ids`.
 
         Returns:
             Each float32 [pairs, width]; NaN for the pairs of a malformed request, and for all pairs behind an empty
-            one.
+            one. The last is what `kept_earlier` will be for this batch's users, as far as their segments were in it.
         """
         inputs = (
             input_ids, user_lengths, user_pairs, lengths, token_counts, user_counts, user_pair_counts, pair_counts
         )  # fmt: skip
-        return self.compute(self.lay_out(*(t.long() for t in inputs)))
+        nothing = self.nothing_kept()
+        kept_prefixes = nothing[0] if kept_prefixes is None else kept_prefixes
+        kept_earlier = nothing[1] if kept_earlier is None else kept_earlier
+        layout = self.lay_out(*(t.long() for t in (*inputs, kept_prefixes)), kept_earlier)
+        outputs = self.compute(layout)
+        return (*outputs, torch.cat(layout.found, dim=1)[None])
+
+    def nothing_kept(self) -> tuple[Tensor, Tensor]:
+        """The defaults of `kept_prefixes` and `kept_earlier`."""
+        first: PackedLayer = self.layers[0]  # type: ignore[assignment]
+        shape = (1, 1, 2 * len(self.layers) * first.heads, 1, first.head_size)
+        return torch.zeros(1, dtype=torch.int32), torch.zeros(shape)
 
     def lay_out(  # type: ignore[override]
         self,
@@ -146,20 +182,24 @@ class OnceBert(PackedBert):
         user_counts: Tensor,
         user_pair_counts: Tensor,
         pair_counts: Tensor,
+        kept_prefixes: Tensor,
+        kept: Tensor,  # `kept_earlier`
     ) -> OnceLayout:
         """Checks each request by itself and computes where its segments lie (arguments as in `forward`, int64)."""
         tokens, pairs = ids.shape[0], lengths.shape[0]
+        users = user_lengths.shape[0]
         wrong_id = (ids < 0) | (ids >= self.vocabulary)
+        known = pick(kept_prefixes, between(torch.arange(users), kept_prefixes.shape[0]))
         texts = find_segments(
             wrong_id, user_lengths, user_pairs, lengths, token_counts, user_counts, user_pair_counts, pair_counts,
-            self.max_length,
+            known > 0, self.max_length,
         )  # fmt: skip
-        users = texts.user_pairs.shape[0]
 
         # The sizes of attention. A block holds the mean number of pairs of a user, rounded up, so there are less than
         # twice as many blocks as users.
         long = extent(texts.lengths.max(), self.max_length)
         user = extent(texts.user_lengths.max(), self.max_length)
+        own = extent(texts.own_lengths.max(), self.max_length)
         good = count(texts.user_pairs > 0, 0)
         block = extent(divide(count(texts.user_pairs, 0) + good - 1, torch.where(good < 1, 1, good)), pairs)
         blocks_of_user = divide(texts.user_pairs + block - 1, block)
@@ -178,6 +218,11 @@ class OnceBert(PackedBert):
         user_there = user_offsets < pick(texts.user_lengths, user_of_block)[:, None]
         grid = between(pick(texts.starts, flat).reshape(blocks, block)[:, :, None] + offsets, tokens)
         user_grid = between(pick(texts.user_starts, user_of_block)[:, None] + user_offsets, tokens)
+        own_offsets = torch.arange(own)
+        own_there = own_offsets < texts.own_lengths[:, None]
+        known_of_block = pick(known, user_of_block)
+        kept_user = between(known_of_block - 1, kept.shape[1])
+        kept_grid = kept_user[:, None] * (kept.shape[2] * kept.shape[3]) + between(user_offsets, kept.shape[3])
         there = torch.cat(
             [
                 pair_there[:, None, :, None, :].expand(-1, -1, -1, long, -1),
@@ -195,10 +240,10 @@ class OnceBert(PackedBert):
         user_of_token = between(count(token_index[:, None] >= texts.user_starts, 1) - 1, users)
         user_length = pick(texts.user_lengths, user_of_token)
         user_offset = token_index - pick(texts.user_starts, user_of_token)
-        is_user = user_offset < user_length
+        is_user = user_offset < pick(texts.own_lengths, user_of_token)
         offset = token_index - pick(texts.starts, pair_of_token)
         position = torch.where(is_user, user_offset + 1, torch.where(offset < 1, 0, user_length + offset))
-        user_place = pick(block_start, user_of_token) * user + between(user_offset, user)
+        user_place = user_of_token * own + between(user_offset, own)
         pair_place = pick(slots, pair_of_token) * long + between(offset, long)
         candidate = (offset > 0) & (user_length > 0) & ~is_user
         return OnceLayout(
@@ -206,14 +251,20 @@ class OnceBert(PackedBert):
             token_type_ids=between(candidate.long(), self.types),
             positions=between(position, self.max_length),
             starts=between(texts.starts, tokens),
-            user_grid=user_grid,
+            own_grid=between(texts.user_starts[:, None] + own_offsets, tokens),
+            own_mask=torch.where(own_there, 0.0, MASKED)[:, None, None, :].expand(-1, -1, own, -1),
             grid=grid,
-            user_mask=torch.where(user_there, 0.0, MASKED)[:, None, None, :].expand(-1, -1, user, -1),
+            user_grid=user_grid,
             mask=torch.where(there, 0.0, MASKED),
             pair_grid=pair_grid,
             slots=slots,
             is_user=is_user,
-            places=torch.where(is_user, between(user_place, blocks * user), pair_place),
+            places=torch.where(is_user, user_place, pair_place),
+            known=known_of_block > 0,
+            kept=kept.reshape(-1, kept.shape[4]),
+            kept_grid=kept_grid,
+            kept_stride=kept.shape[3],
+            found=[],
             malformed=texts.malformed,
         )
 
