@@ -84,6 +84,9 @@ def test_the_config_has_the_inputs_of_the_checkpoint(tmp_path: Path, path: Path,
         assert counts == {count: [name] for count, name in zip(ONCE_COUNT_INPUTS, ONCE_REQUEST_INPUTS, strict=True)}
         limits = {name.removeprefix("max_elements.") for name in found.parameters if name.startswith("max_elements.")}
         assert limits == set(ONCE_REQUEST_INPUTS)
+        prefixes = {key: found.parameters[key].string_value for key in ("prefix_lengths", "prefix_shares")}
+        chunked = "chunk_by" in found.parameters
+        assert list(prefixes.values()) == (list(ONCE_REQUEST_INPUTS[1:3]) if chunked else ["", ""])
         (warmup,) = found.model_warmup
         assert set(warmup.inputs) == set(ONCE_REQUEST_INPUTS)
         assert [output.name for output in found.output] == list(widths)

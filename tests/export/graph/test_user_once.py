@@ -17,25 +17,33 @@ from transformers import BertForSequenceClassification
 from export.graph.lint import lint
 from export.graph.onnx_export import write_click_model
 from export.graph.packed_bert import output_widths
-from export.graph.packing import Feed, Pair, pack
-from export.graph.session import open_graph
+from export.graph.packing import Feed, Pair, pack, split_pair
+from export.graph.session import open_graph, open_on_cpu
 from export.graph.user_once import OnceBert, OnceLayout
 from export.verify.evaluation import Checkpoint, read_checkpoint
 from finetune.checkpoint.attention import attended, set_user_tokens
 from finetune.evaluation.scoring import score_texts
-from release.names import HEAD_OUTPUTS, LOGITS, ONCE_COUNT_INPUTS, ONCE_GRAPH_INPUTS, ONCE_REQUEST_INPUTS
+from release.names import (
+    HEAD_OUTPUTS,
+    KEPT,
+    KEPT_INPUTS,
+    LOGITS,
+    ONCE_COUNT_INPUTS,
+    ONCE_GRAPH_INPUTS,
+    ONCE_REQUEST_INPUTS,
+)
 from tests.tiny import MAX_LENGTH, WORDS, make_checkpoint
 
 COUNT_OF = dict(zip(ONCE_REQUEST_INPUTS, ONCE_COUNT_INPUTS, strict=True))
 CLS, SEP = 2, 3
-KEPT = 20  # tokens of a user text
+MOST = 20  # tokens of a user text
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> BertForSequenceClassification:
     folder = make_checkpoint(tmp_path_factory.mktemp("checkpoint"), labels=2, num_hidden_layers=3)
     found = BertForSequenceClassification.from_pretrained(folder).eval()
-    set_user_tokens(found.config, KEPT)
+    set_user_tokens(found.config, MOST)
     return found
 
 
@@ -60,8 +68,8 @@ def texts_up_to(most: int) -> st.SearchStrategy[list[int]]:
     return st.tuples(st.integers(0, most), st.integers(0, 99)).map(lambda drawn: words(*drawn))
 
 
-users = st.one_of(st.none(), texts_up_to(KEPT))
-candidates = texts_up_to(MAX_LENGTH - 3 - KEPT)
+users = st.one_of(st.none(), texts_up_to(MOST))
+candidates = texts_up_to(MAX_LENGTH - 3 - MOST)
 of_one_user = st.tuples(users, st.lists(candidates, min_size=1, max_size=6)).map(
     lambda drawn: [pair(drawn[0], candidate) for candidate in drawn[1]]
 )
@@ -95,21 +103,21 @@ def test_it_equals_hugging_face_one_pair_at_a_time(model, packed: OnceBert, batc
     assert torch.allclose(run(packed, pack(batch, once=True)), alone(model, batch), atol=1e-5)
 
 
-FULL = words(MAX_LENGTH - 3 - KEPT)
+FULL = words(MAX_LENGTH - 3 - MOST)
 BATCHES = {
     "one user, 300 candidates": [[pair(words(9), words(place % 20, place)) for place in range(300)]],
     "1 candidate": [[pair(words(4), words(7))]],
     "no candidate text": [[pair(words(4), []), pair(words(4), words(3))]],
     "no user text": [[pair([], words(4)), pair([], words(9))]],
     "neither": [[pair([], [])]],
-    "the longest of both": [[pair(words(KEPT), FULL), pair(words(KEPT), [])]],
+    "the longest of both": [[pair(words(MOST), FULL), pair(words(MOST), [])]],
     "single texts": [[pair(None, words(n)) for n in (3, MAX_LENGTH - 2, 0)]],
     "several users": [[pair(words(n, user), words(5, n)) for user in range(4) for n in (3, 3, 9)]],
-    "many candidates beside one": [[pair(words(3), words(n)) for n in range(20)], [pair(words(KEPT), words(2))]],
+    "many candidates beside one": [[pair(words(3), words(n)) for n in range(20)], [pair(words(MOST), words(2))]],
     "mixed": [
         [pair(None, words(8)), pair(words(5), words(2)), pair(words(5), words(6)), pair(None, words(40))],
         [pair([], words(1))],
-        [pair(words(KEPT), FULL)] * 5,
+        [pair(words(MOST), FULL)] * 5,
     ],
 }
 
@@ -297,7 +305,7 @@ def test_what_lies_behind_an_empty_request_is_nan_and_what_lies_before_is_unharm
 @pytest.fixture(scope="module")
 def joint(joint_checkpoint: Path) -> Checkpoint:
     found = read_checkpoint(joint_checkpoint, None)
-    set_user_tokens(found.model.config, KEPT)
+    set_user_tokens(found.model.config, MOST)
     return found
 
 
@@ -320,9 +328,54 @@ def test_the_further_heads_equal_pytorchs_in_merged_requests(
     packed = OnceBert(joint.model, joint.heads).eval()
     with torch.inference_mode():
         outputs = packed(*(torch.as_tensor(array) for array in pack(batch, once=True).values()))
-    found = dict(zip(output_widths(joint.model, joint.heads), outputs, strict=True))
+    found = dict(zip([*output_widths(joint.model, joint.heads), KEPT], outputs, strict=True))
+    del found[KEPT]
     assert set(found) == {LOGITS, *HEAD_OUTPUTS}
     for name, values in found.items():
         if name != LOGITS:
             own = np.delete(values.numpy(), range(first, first + len(REQUEST)), axis=0)
             assert np.allclose(own, expected[name], atol=1e-5), name
+
+
+def without_users(request: list[Pair]) -> Feed:
+    """A request that brings no tokens of its users, since they were computed earlier."""
+    feed = pack([request], once=True)
+    own = [split_pair(one)[1] for one in request]
+    feed["input_ids"] = np.array([token for candidate in own for token in candidate], np.int32)
+    return feed | {"token_counts": np.array([len(feed["input_ids"])], np.int32)}
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(of_one_user, min_size=1, max_size=4), one_request, st.data())
+def test_what_was_kept_of_user_texts_stands_for_them(
+    packed: OnceBert, model, parts: list[list[Pair]], other: list[Pair], data
+) -> None:
+    """A request in two chunks: the first has a pair of each user, the second the others, beside another request."""
+    assume(all(user_of(one) != user_of(two) for one, two in pairwise(parts)))
+    first, second = [part[0] for part in parts], [one for part in parts for one in part]
+    feed = pack([other, first], once=True)
+    with torch.inference_mode():
+        *_, kept = packed(*(torch.as_tensor(feed[name]) for name in ONCE_GRAPH_INPUTS))
+    kept = kept[:, -len(parts) :]
+    chunks = [(other, pack([other], once=True), 0), (second, without_users(second), 1)]
+    if data.draw(st.booleans()):
+        chunks.reverse()
+    numbers = [known * (place + 1) for _, chunk, known in chunks for place in range(len(chunk["user_lengths"]))]
+    inputs = [torch.as_tensor(np.concatenate([chunk[name] for _, chunk, _ in chunks])) for name in ONCE_GRAPH_INPUTS]
+    with torch.inference_mode():
+        logits, _ = packed(*inputs, torch.tensor(numbers, dtype=torch.int32), kept)
+    assert torch.allclose(logits, alone(model, [request for request, _, _ in chunks]), atol=1e-5)
+
+
+def user_of(part: list[Pair]) -> list[int]:
+    return split_pair(part[0])[0]
+
+
+def test_the_exported_graph_keeps_them_too(graph: Path, model) -> None:
+    session = open_on_cpu(graph, for_gpu=False)
+    assert {value.name for value in session.get_overridable_initializers()} == {*KEPT_INPUTS}
+    request = [pair(words(9), words(count)) for count in (3, 5)] + [pair(words(MOST), words(4)), pair(None, words(6))]
+    (kept,) = session.run([KEPT], pack([[request[0], *request[2:]]], once=True))
+    earlier = dict(zip(KEPT_INPUTS, (np.array([1, 2, 3], np.int32), kept), strict=True))
+    (logits,) = session.run([LOGITS], without_users(request) | earlier)
+    assert np.allclose(logits, alone(model, [request]), atol=1e-5)

@@ -107,6 +107,15 @@ def test_the_served_tokenizer_is_proved_on_texts_of_every_kind(tmp_path: Path) -
     prove_tokenizer(served_tokenizer(tokenizer), rows, pairs, MAX_LENGTH)
 
 
+def test_the_served_tokenizer_is_proved_where_the_user_text_has_a_share_of_its_own(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(make_checkpoint(tmp_path / "checkpoint"))
+    rows, kept = [*odd_rows(), ClickRow("g", "w1 " * 60, "w2 " * 60, 0, 1)], 10
+    pairs = tokenize_pairs(tokenizer, rows, MAX_LENGTH, kept)
+    prove_tokenizer(served_tokenizer(tokenizer), rows, pairs, MAX_LENGTH, kept)
+    with pytest.raises(TokenizerError, match="differ from Hugging Face's"):
+        prove_tokenizer(served_tokenizer(tokenizer), rows, pairs, MAX_LENGTH)
+
+
 def test_a_tokenizer_that_splits_special_tokens_is_refused_with_the_pair(tmp_path: Path) -> None:
     checkpoint = make_checkpoint(tmp_path / "checkpoint")
     config = json.loads((checkpoint / "tokenizer_config.json").read_text())

@@ -1,6 +1,7 @@
 """The proof itself: what it covers, and that it fails when it must."""
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -77,9 +78,9 @@ def test_candidates_equal_up_to_rounding_have_no_order_to_keep() -> None:
     assert check_order(ROWS, scores, REFERENCE[:, 0]) == 10
 
 
-@given(st.lists(st.integers(1, 512), min_size=1, max_size=1500))
-def test_batches_cover_every_pair_once_within_the_memory_budget(lengths: list[int]) -> None:
-    batches = plan_batches(lengths)
+@given(st.lists(st.integers(1, 512), min_size=1, max_size=1500), st.none() | st.integers(1, 40))
+def test_batches_cover_every_pair_once_within_the_memory_budget(lengths: list[int], users: int | None) -> None:
+    batches = plan_batches(lengths, users and [[place % users] for place in range(len(lengths))])
     assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
     for batch in batches:
         assert len(batch) <= LARGEST
@@ -89,6 +90,13 @@ def test_batches_cover_every_pair_once_within_the_memory_budget(lengths: list[in
 def test_a_long_file_has_a_batch_of_several_hundred() -> None:
     sizes = {len(batch) for batch in plan_batches([60] * 900)}
     assert {1, 2, 5, 20, 64, LARGEST} <= sizes
+
+
+def test_pairs_of_a_user_stand_side_by_side() -> None:
+    users = [[place % 30] for place in range(900)]
+    for batch in plan_batches([60] * 900, users):
+        changes = sum(users[one] != users[two] for one, two in pairwise(batch))
+        assert changes == len({users[index][0] for index in batch}) - 1
 
 
 def test_pack_lays_the_requests_end_to_end() -> None:
