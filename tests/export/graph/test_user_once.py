@@ -78,7 +78,7 @@ several_requests = st.lists(one_request, min_size=1, max_size=4)
 
 
 def lay_out(packed: OnceBert, feed: Feed) -> OnceLayout:
-    return packed.lay_out(*(torch.as_tensor(feed[name]).long() for name in ONCE_GRAPH_INPUTS))
+    return packed.lay_out(*(torch.as_tensor(feed[name]).long() for name in ONCE_GRAPH_INPUTS), *packed.nothing_kept())
 
 
 def run(packed: OnceBert, feed: Feed) -> torch.Tensor:
@@ -250,7 +250,7 @@ def test_whatever_a_request_claims_harms_nobody_else(packed: OnceBert, batch: li
     first, last = sum(map(len, batch[:place])), sum(map(len, batch[:place])) + len(claimed["lengths"])
     assume(layout.malformed[first:last].all())  # random numbers can be well formed
     assert layout.mask.shape == sound.mask.shape
-    assert layout.user_mask.shape == sound.user_mask.shape
+    assert layout.own_mask.shape[1:] == sound.own_mask.shape[1:]
     logits = run(packed, feed)
     assert logits[first:last].isnan().all()
     assert torch.allclose(torch.cat([logits[:first], logits[last:]]), run(packed, pack(batch, once=True)), atol=1e-6)
