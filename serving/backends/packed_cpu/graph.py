@@ -3,9 +3,9 @@
 One bad request does not fail the others: when a merged execution fails, the requests are executed one by one.
 
 Where segments share prefixes (segments.py), the graph keeps what it computed of them for a request's other chunks. Its
-output `kept` is [layers, prefixes, heads, longest, size]. Two inputs have defaults, so that other servers need not know
-them: `kept`, what was kept earlier, and `kept_prefixes` [prefixes], which of these stands for each prefix, from 1 (0:
-none, the prefix's own elements are there). Who sends a request cannot set them.
+output `kept` is [1, prefixes, parts, longest, size]. Two inputs have defaults, so that other servers need not know them:
+`kept_earlier`, and `kept_prefixes` [prefixes], which of these stands for each prefix, from 1 (0: none, the prefix's own
+elements are there). Who sends a request cannot set them.
 
 An output that no request of an execution asks for is not fetched, split or sent. (ONNX Runtime computes it all the
 same: its option `only_execute_path_to_fetches` does nothing in builds for inference.)
@@ -26,7 +26,7 @@ from release.hardware import keep_products_whole
 from serving.backends.packed_cpu.segments import KEPT, Array, Arrays
 from serving.backends.packed_cpu.settings import COUNTS, DTYPES, Settings, UnsupportedError
 
-KEPT_PREFIXES = "kept_prefixes"
+KEPT_EARLIER, KEPT_PREFIXES = "kept_earlier", "kept_prefixes"
 
 
 class Graph:
@@ -58,7 +58,7 @@ class Graph:
         check_names("outputs", set(self.outputs), found & set(self.outputs), path)
         if settings.names.prefix_lengths:
             able = {value.name for value in self.session.get_overridable_initializers()}
-            check_names("means to keep prefixes", {KEPT, KEPT_PREFIXES}, able if KEPT in found else set(), path)
+            check_names("means to keep prefixes", {KEPT_EARLIER, KEPT_PREFIXES}, able if KEPT in found else set(), path)
 
     def answer(self, inputs: list[Arrays], wanted: list[list[str]]) -> list[Arrays | str]:
         """Computes each request's outputs, together if the model batches; a request that fails gets an error's text.
@@ -144,7 +144,7 @@ def merge_kept(inputs: list[Arrays], prefix_lengths: str) -> Arrays:
     longest = max(array.shape[3] for array in kept)
     padded = [np.pad(array, [(0, 0)] * 3 + [(0, longest - array.shape[3]), (0, 0)]) for array in kept]
     merged = padded[0] if len(padded) == 1 else np.concatenate(padded, axis=1)
-    return {KEPT: merged, KEPT_PREFIXES: np.concatenate(numbers).astype(np.int32)}
+    return {KEPT_EARLIER: merged, KEPT_PREFIXES: np.concatenate(numbers).astype(np.int32)}
 
 
 def check_names(kind: str, wanted: set[str], found: set[str], path: Path) -> None:

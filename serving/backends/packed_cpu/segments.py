@@ -24,7 +24,7 @@ Array = NDArray[Any]
 Arrays = dict[str, Array]
 
 
-KEPT = "kept"  # what the model kept of a part's prefixes: [layers, prefixes, heads, longest, size]
+KEPT = "kept"  # what the model kept of a part's prefixes: [1, prefixes, parts, longest, size]
 
 
 class Names(NamedTuple):
