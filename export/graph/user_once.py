@@ -162,7 +162,7 @@ class OnceBert(PackedBert):
         nothing = self.nothing_kept()
         kept_prefixes = nothing[0] if kept_prefixes is None else kept_prefixes
         kept_earlier = nothing[1] if kept_earlier is None else kept_earlier
-        layout = self.lay_out(*(t.long() for t in (*inputs, kept_prefixes)), kept_earlier)
+        layout = self.lay_out(*(t.long() for t in (*inputs, kept_prefixes)), kept=kept_earlier)
         outputs = self.compute(layout)
         return (*outputs, torch.cat(layout.found, dim=1)[None])
 
@@ -183,6 +183,7 @@ class OnceBert(PackedBert):
         user_pair_counts: Tensor,
         pair_counts: Tensor,
         kept_prefixes: Tensor,
+        *,
         kept: Tensor,  # `kept_earlier`
     ) -> OnceLayout:
         """Checks each request by itself and computes where its segments lie (arguments as in `forward`, int64)."""

@@ -15,6 +15,7 @@ from release.names import (
     CONFIG_FILE,
     EMBEDDING,
     HEADS_JSON,
+    KEPT_INPUTS,
     LOGITS,
     MODEL_FILE,
     ONCE_COUNT_INPUTS,
@@ -60,7 +61,7 @@ def test_it_is_proved_published_and_replaced_by_a_plain_one(
     assert heads_of(repository, 1)[USER_TOKENS] == 9
     for model in MODELS:
         graph = onnx.load(repository / model / "1" / MODEL_FILE).graph
-        assert tuple(value.name for value in graph.input) == ONCE_GRAPH_INPUTS
+        assert tuple(value.name for value in graph.input) == ONCE_GRAPH_INPUTS + KEPT_INPUTS
         for value in read(repository / model / CONFIG_FILE).model_warmup[0].inputs.values():
             file = repository / model / "warmup" / value.input_data_file
             assert value.zero_data or file.stat().st_size == 4 * value.dims[0]

@@ -78,7 +78,8 @@ several_requests = st.lists(one_request, min_size=1, max_size=4)
 
 
 def lay_out(packed: OnceBert, feed: Feed) -> OnceLayout:
-    return packed.lay_out(*(torch.as_tensor(feed[name]).long() for name in ONCE_GRAPH_INPUTS), *packed.nothing_kept())
+    none, kept = packed.nothing_kept()
+    return packed.lay_out(*(torch.as_tensor(feed[name]).long() for name in ONCE_GRAPH_INPUTS), none, kept=kept)
 
 
 def run(packed: OnceBert, feed: Feed) -> torch.Tensor:
