@@ -62,7 +62,7 @@ def run(options: argparse.Namespace, turns: int = 20, seconds: float = 1.0) -> i
     heads = checkpoint.heads
     if not heads.outputs:
         heads = Heads(DRAWN, checkpoint.model.config.hidden_size)
-    tokenizer = PairTokenizer(checkpoint.tokenizer_json, checkpoint.max_length)
+    tokenizer = PairTokenizer(checkpoint.tokenizer_json, checkpoint.max_length, checkpoint.user_tokens)
     packed = pack(tokenizer, Selection(options.data, CANDIDATES).read()[:REQUESTS])
     layout = CoreLayout(usable_cores(), 1, CHUNK)
     measured = []

@@ -36,7 +36,7 @@ from benchmarks.report.page import write_page
 from benchmarks.report.tables import every_step_table, size_table, summary_table
 from benchmarks.saturation.schedule import SCHEDULE, SaturationRun, Schedule
 from benchmarks.saturation.tokens import count_pairs, count_tokens, pack, published_tokenizer
-from clickbert.wire.tokenization import PackedPairs
+from clickbert.wire.packing import Packed
 from release.stamp import PlanError
 
 EXPECTED = (*target.EXPECTED, PlanError)
@@ -117,7 +117,7 @@ def only_models(earlier: SaturationResult, models: Mapping[str, str], path: Path
     return replace(earlier, models=kept)
 
 
-def pack_requests(server: Target, requests: Sequence[Request], distinct: int) -> tuple[list[PackedPairs], Sent | None]:
+def pack_requests(server: Target, requests: Sequence[Request], distinct: int) -> tuple[list[Packed], Sent | None]:
     """The requests of closed loops and ceilings, packed, and what all are; of a server elsewhere neither is known."""
     if server.repository is None:
         return [], None

@@ -4,16 +4,17 @@
     python -m benchmarks baselines --checkpoint checkpoints/mine --data my-clicks/test.jsonl
     python -m benchmarks baselines --peer-url http://127.0.0.1:7997
 
-Requests of 20 candidates: of a click log's own mixed lengths, of titles alone, and of titles for users with a history of
-twelve titles. PyTorch is Hugging Face's
-model in this process, fp32, on one core or all (whichever is faster), one request after another. It is padded to 128
-tokens (or to the request's longest pair where that is longer: nothing is cut that the others compute), and once to the
-longest. In PyTorch's favour nothing but its forward pass is timed: it has no server, and its pairs are tokenized and
-padded before. The servers (clickbert's models by `Ranker` over gRPC, the peer over HTTP) are timed from texts to
-scores, with 8 callers that each send their next request when the last one is answered.
+Requests of 20 candidates: of a click log's own mixed lengths, of titles alone, and of titles for users with a history
+of twelve titles. PyTorch is Hugging Face's model in this process, fp32, on one core or all (whichever is faster), one
+request after another. It is padded to 128 tokens (or to the request's longest pair where that is longer: nothing is cut
+that the others compute), and once to the longest. In PyTorch's favour nothing but its forward pass is timed: it has no
+server, and its pairs are tokenized and padded before. The servers (clickbert's models by `Ranker` over gRPC, the peer
+over HTTP) are timed from texts to scores, with 8 callers that each send their next request when the last is answered.
 
-First, all must agree with PyTorch on the click probabilities. Then they take turns, in rounds: in a round each computes
-the same 16 requests, again and again for about 4 seconds, while the others are idle; the next round has other requests.
+First, all must agree with PyTorch on the click probabilities. (Not the peer, where the checkpoint computes a user text
+once: it knows full attention only, so it does its own work on the same texts, with other scores.) Then they take turns,
+in rounds: in a round each computes the same 16 requests, again and again for about 4 seconds, while the others are
+idle; the next round has other requests.
 The last line of the output is one JSON document.
 
 The peer is any server that answers POST /rerank in Cohere's form. To start Infinity as the figures in
@@ -53,6 +54,7 @@ from benchmarks.measure.schema import Environment, dump
 from benchmarks.report.tables import make_table
 from clickbert import Ranker
 from clickbert.wire.protocol import DEFAULT_MODEL
+from finetune.checkpoint.attention import attended, user_tokens
 from finetune.checkpoint.load import CheckpointError, label_names, load_checkpoint
 from finetune.data.clicklog import ClickRow
 from finetune.evaluation.metrics import MetricError, click_probability
@@ -85,6 +87,7 @@ class ScoreDifference:
 # Up to these it is the same model. EXACT is rounding; INT8 has differences of its own, of which single ones are large.
 # (What INT8 may cost the ranking, export's gate decides.)
 EXACT, LOOSE = ScoreDifference(largest=1e-4, mean=1.0), ScoreDifference(largest=1.0, mean=0.02)
+ANY = ScoreDifference(largest=1.0, mean=1.0)
 
 
 @dataclass(frozen=True)
@@ -148,16 +151,19 @@ def run(options: argparse.Namespace, turn: float = 4.0, rounds: int = 3) -> int:
     Raises:
         EXPECTED: what is to be measured cannot be used, does not answer, or does not score as PyTorch does.
     """
-    peer = {"peer": Contender(Peer(options.peer_url).score)} if options.peer_url else {}
     workloads = {name: distinct_requests(options.data, texts) for name, texts in WORKLOADS.items()}
     model, tokenizer, max_length = load_checkpoint(options.checkpoint)
+    kept = user_tokens(model.config)
+    peer = {}
+    if options.peer_url:
+        peer["peer"] = Contender(Peer(options.peer_url).score, limit=EXACT if kept is None else ANY)
     results = {}
     with ExitStack() as stack:
         server = stack.enter_context(start_target(options.repository, stack.enter_context(log_folder())))
         fp32, int8 = (stack.enter_context(Ranker(server.connection, name, timeout=TIMEOUT)) for name in OURS)
         served = {DEFAULT_MODEL: Contender(ranked(fp32)), INT8: Contender(ranked(int8), limit=LOOSE), **peer}
         for name, requests in workloads.items():
-            pairs = {request: tokenize_pairs(tokenizer, rows(request), max_length) for request in requests}
+            pairs = {request: tokenize_pairs(tokenizer, rows(request), max_length, kept) for request in requests}
             tight = {request: pad(tokenizer, each) for request, each in pairs.items()}
             wide = {request: widen(batch, min(WIDTH, max_length)) for request, batch in tight.items()}
             pytorch = {
@@ -195,6 +201,7 @@ def widen(batch: dict[str, torch.Tensor], width: int) -> dict[str, torch.Tensor]
 def forward(model: Any, batches: Batches) -> Score:
     """Hugging Face's forward pass on batches that are made already."""
     labels = label_names(model)
+    batches = {request: attended(model.config, batch) for request, batch in batches.items()}
 
     def score(request: Request) -> ArrayLike:
         with torch.inference_mode():

@@ -86,7 +86,7 @@ def add_workload_options(parser: argparse.ArgumentParser) -> None:
         "--texts",
         choices=TEXTS,
         default=ALL,
-        help=f"all candidates; only those of {TITLE} characters or fewer; or these for users with a history of {CLICKED}",
+        help=f"all candidates; those of {TITLE} characters or fewer; or these for users with {CLICKED} clicked titles",
     )
 
 

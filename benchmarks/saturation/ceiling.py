@@ -19,17 +19,31 @@ import onnxruntime
 
 from benchmarks.measure.schema import CeilingResult
 from benchmarks.saturation.tokens import count_pairs
-from clickbert.wire.tokenization import PackedPairs
+from clickbert.wire.packing import Packed, PackedUsers
 from export.graph.packing import add_longest
 from export.tensorrt.runtime import LoadedPlan, load_tensorrt
 from release.hardware import keep_products_whole
-from release.names import COUNT_INPUTS, LOGITS, MODEL_FILE, PLAN_FILE, REQUEST_INPUTS
+from release.names import (
+    COUNT_INPUTS,
+    KEPT,
+    KEPT_EARLIER,
+    KEPT_PREFIXES,
+    LOGITS,
+    MODEL_FILE,
+    ONCE_COUNT_INPUTS,
+    ONCE_REQUEST_INPUTS,
+    PLAN_FILE,
+    REQUEST_INPUTS,
+)
 from serving.backends.packed_cpu.cores import start_workers, usable_cores
-from serving.backends.packed_cpu.segments import Array, Arrays, cut
+from serving.backends.packed_cpu.segments import Array, Arrays, Names, cut
 
 BUDGETS = (256, 512, 1024, None)  # `segments x longest` of a chunk; None: a request as it comes
 LENGTHS = REQUEST_INPUTS[-1]
-Speed = Callable[[Sequence[PackedPairs]], float]  # computes requests; returns pairs per second
+COUNTS = dict(zip((*REQUEST_INPUTS, *ONCE_REQUEST_INPUTS), (*COUNT_INPUTS, *ONCE_COUNT_INPUTS), strict=True))
+# Feeds that are computed one after another; the first keeps its user text for the others.
+Feeds = tuple[Arrays, ...]
+Speed = Callable[[Sequence[Packed]], float]  # computes requests; returns pairs per second
 
 
 @dataclass(frozen=True)
@@ -83,9 +97,7 @@ class Ceiling:
 
 
 @contextlib.contextmanager
-def open_ceiling(
-    version: Path, packed: Sequence[PackedPairs], *, quick: int = 10, finalists: int = 2
-) -> Iterator[Ceiling]:
+def open_ceiling(version: Path, packed: Sequence[Packed], *, quick: int = 10, finalists: int = 2) -> Iterator[Ceiling]:
     """The fastest way to compute given requests with a published version; what it loaded is freed after the block.
 
     Every layout takes one turn on the first `quick` requests, and the fastest, the `finalists`, take one on all.
@@ -119,13 +131,13 @@ def core_layouts(graph: Path) -> dict[AnyLayout, Speed]:
     return ways
 
 
-def graph_speed(run: Callable[[Arrays], Array], layout: CoreLayout, requests: Sequence[PackedPairs]) -> float:
+def graph_speed(run: Callable[[Feeds], Array], layout: CoreLayout, requests: Sequence[Packed]) -> float:
     """Pairs per second of a graph on requests."""
     feeds = cut_requests(requests, layout.budget)
     return count_pairs(requests) / drain(run, layout.workers, feeds)
 
 
-def plan_speed(plan: LoadedPlan, layout: MergedLayout, requests: Sequence[PackedPairs]) -> float:
+def plan_speed(plan: LoadedPlan, layout: MergedLayout, requests: Sequence[Packed]) -> float:
     """Pairs per second of a plan on requests."""
     starts = range(0, len(requests), layout.requests)
     feeds = [add_longest(to_feed(to_requests(requests[start : start + layout.requests]))) for start in starts]
@@ -135,21 +147,23 @@ def plan_speed(plan: LoadedPlan, layout: MergedLayout, requests: Sequence[Packed
     return count_pairs(requests) / (time.perf_counter() - began)
 
 
-def open_graph(graph: Path, threads: int) -> Callable[[Arrays], Array]:
-    """A graph as a function of one feed, with this many threads within an operator."""
+def open_graph(graph: Path, threads: int) -> Callable[[Feeds], Array]:
+    """A graph as a function of feeds, with this many threads within an operator."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     keep_products_whole(options)
     session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
 
-    def run(feed: Arrays) -> Array:
-        logits: Array = session.run([LOGITS], feed)[0]
-        return logits
+    def run(feeds: Feeds) -> Array:
+        first, *others = feeds
+        logits, *kept = session.run([LOGITS, KEPT] if others else [LOGITS], first)
+        further = {KEPT_EARLIER: kept[0], KEPT_PREFIXES: np.array([1], np.int32)} if others else {}
+        return np.concatenate([logits, *(session.run([LOGITS], feed | further)[0] for feed in others)])
 
     return run
 
 
-def drain(run: Callable[[Arrays], Array], workers: int, feeds: Sequence[Arrays]) -> float:
+def drain(run: Callable[[Feeds], Array], workers: int, feeds: Sequence[Feeds]) -> float:
     """Seconds that one worker, or one on each core, needs for all feeds, each taking the next one that is left."""
     with start_workers(0 if workers > 1 else 1) as pool:
         began = time.perf_counter()
@@ -157,22 +171,24 @@ def drain(run: Callable[[Arrays], Array], workers: int, feeds: Sequence[Arrays])
         return time.perf_counter() - began
 
 
-def cut_requests(packed: Sequence[PackedPairs], budget: int | None) -> list[Arrays]:
-    """The graph's feeds: a chunk each, or a request each if there is no budget."""
-    requests = to_requests(packed)
-    if budget is None:
-        return [to_feed([request]) for request in requests]
-    return [to_feed([part]) for request in requests for part in cut(request, LENGTHS, budget)]
+def cut_requests(packed: Sequence[Packed], budget: int | None) -> list[Feeds]:
+    """The graph's feeds: a chunk each, or a request each if there is no budget; what shares a user text, together."""
+    found: list[Feeds] = []
+    for each, request in zip(packed, to_requests(packed), strict=True):
+        names = Names(LENGTHS, *ONCE_REQUEST_INPUTS[1:3]) if isinstance(each, PackedUsers) else Names(LENGTHS)
+        parts = [request] if budget is None else cut(request, names, budget)
+        feeds = tuple(to_feed([part]) for part in parts)
+        found += [feeds] if names.prefix_lengths else [(feed,) for feed in feeds]
+    return found
 
 
-def to_requests(packed: Sequence[PackedPairs]) -> list[Arrays]:
+def to_requests(packed: Sequence[Packed]) -> list[Arrays]:
     """The inputs of each request as the client sends them, [1, elements] each."""
-    return [{name: getattr(each, name)[np.newaxis] for name in REQUEST_INPUTS} for each in packed]
+    return [{name: array[np.newaxis] for name, array in vars(each).items()} for each in packed]
 
 
 def to_feed(parts: Sequence[Arrays]) -> Arrays:
     """Requests as Triton merges them: inputs end to end, and how many elements each request brought."""
     feed = {name: np.concatenate([part[name].reshape(-1) for part in parts]) for name in parts[0]}
-    for count, name in zip(COUNT_INPUTS, REQUEST_INPUTS, strict=True):
-        feed[count] = np.array([part[name].size for part in parts], np.int32)
-    return feed
+    counts = {COUNTS[name]: np.array([part[name].size for part in parts], np.int32) for name in parts[0]}
+    return feed | counts

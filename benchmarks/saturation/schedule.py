@@ -20,7 +20,7 @@ from benchmarks.load_gen.pool import Load, Pool, open_pool
 from benchmarks.load_gen.target import Target, published_version
 from benchmarks.measure.schema import ModelResult, OpenStep, Round, Slo, SloResult, Step
 from benchmarks.saturation.ceiling import Ceiling, open_ceiling
-from clickbert.wire.tokenization import PackedPairs
+from clickbert.wire.packing import Packed
 from release.names import CONFIG_FILE
 from serving.backends.packed_cpu.cores import usable_cores
 
@@ -87,7 +87,7 @@ class SaturationRun:
         self.ceilings: dict[str, Ceiling] = {}
 
     def saturate(
-        self, models: Mapping[str, str], packed: Sequence[PackedPairs], slo: Slo | None = None
+        self, models: Mapping[str, str], packed: Sequence[Packed], slo: Slo | None = None
     ) -> Iterator[dict[str, ModelResult]]:
         """Closed loops up to saturation, saturation in rounds between ceilings, open loops, and the SLO search.
 

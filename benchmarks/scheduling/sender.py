@@ -20,7 +20,7 @@ from benchmarks.measure.schema import GeneratorUse, Step
 from benchmarks.measure.stats import summarize
 from clickbert import ClickBertError
 from clickbert.connection import Connection
-from clickbert.wire.protocol import LENGTHS, LOGITS, InferRequest
+from clickbert.wire.protocol import INPUT_IDS, LENGTHS, LOGITS, InferRequest
 from clickbert.wire.transport import AsyncGrpcTransport
 from serving.backends.packed_cpu.segments import Arrays
 
@@ -45,7 +45,7 @@ class Ready:
     @property
     def tokens(self) -> int:
         """How many tokens."""
-        return int(self.inputs[LENGTHS].sum())
+        return int(self.inputs[INPUT_IDS].size)
 
 
 class Call(NamedTuple):

@@ -11,7 +11,7 @@ import torch
 
 from benchmarks import BenchmarkError
 from benchmarks.baselines import cpu as baselines
-from benchmarks.baselines.cpu import EXACT, INT8, LOOSE, Contender
+from benchmarks.baselines.cpu import EXACT, INT8, LOOSE, WORKLOADS, Contender
 from benchmarks.load_gen.workload import Request, Selection
 from tests.benchmarks.conftest import command
 from tests.tiny import MAX_LENGTH, make_checkpoint, make_click_log
@@ -26,7 +26,7 @@ def test_the_figures_fit_each_other(
     ended = command("baselines", *given, turn=0.05, rounds=2)
     assert ended.code == 0, ended.err
     document = json.loads(ended.out.splitlines()[-1])
-    assert set(document["workloads"]) == {"mixed lengths", "titles"}
+    assert set(document["workloads"]) == set(WORKLOADS)
     assert document["peer"] is None
     for workload, found in document["workloads"].items():
         contenders = found["contenders"]

@@ -21,7 +21,7 @@ from benchmarks.saturation.ceiling import (
     to_requests,
 )
 from benchmarks.saturation.tokens import pack, published_tokenizer
-from clickbert.wire.tokenization import PackedPairs
+from clickbert.wire.packing import PackedPairs
 from release.names import MODEL_FILE
 from serving.backends.packed_cpu.segments import Room, Segments
 
@@ -62,7 +62,7 @@ def test_every_layout_computes_the_same_logits(
 
 def test_chunks_hold_the_budget(packed: list[PackedPairs]) -> None:
     for budget in (100, 200):
-        feeds = cut_requests(packed, budget)
+        feeds = [feed for feeds in cut_requests(packed, budget) for feed in feeds]
         costs = [int(feed[ceiling.LENGTHS].max()) * len(feed[ceiling.LENGTHS]) for feed in feeds]
         assert max(costs) <= budget
         assert sum(len(feed[ceiling.LENGTHS]) for feed in feeds) == sum(len(pairs.lengths) for pairs in packed)
@@ -84,7 +84,7 @@ def test_the_best_of_all_layouts_by_the_pairs_that_were_computed(
 
     def drain(run: object, workers: int, feeds: list) -> float:
         assert drain_real(run, workers, feeds) > 0
-        pairs = sum(len(feed[ceiling.LENGTHS]) for feed in feeds)
+        pairs = sum(len(feed[ceiling.LENGTHS]) for (feed,) in feeds)
         turns.append((workers, budgets[-1], pairs))
         whole = pairs == sum(len(each.lengths) for each in packed)
         slow = 1.5 if whole and budgets[-1] == 1024 else 1.0

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks.saturation.ceiling import MERGED, MergedLayout, open_ceiling
-from clickbert.wire.tokenization import PackedPairs
+from clickbert.wire.packing import PackedPairs
 from export.graph.packing import Feed, Logits
 from export.tensorrt.runtime import LoadedPlan
 from release.names import TENSORRT_INPUTS
