@@ -92,7 +92,7 @@ def test_a_failed_gate_leaves_its_report_alone(checkpoint: Path, log: Path, tmp_
 def test_an_interrupted_export_leaves_the_former_report(
     checkpoint: Path, log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(*_: object) -> None:
+    def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     (tmp_path / "report.html").write_text("of the export before")

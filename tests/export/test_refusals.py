@@ -74,7 +74,7 @@ def test_the_report_keeps_the_figures_of_the_engines_before_one_that_cannot_be_c
     monkeypatch.setattr(
         export.pipeline,
         "score_merged",
-        lambda *arguments: {name: values * np.nan for name, values in score(*arguments).items()},
+        lambda *given, **named: {name: values * np.nan for name, values in score(*given, **named).items()},
     )
     assert run(checkpoint, tmp_path / "repository", log, *engines("onnx", "onnx_int8"), *WIDE) == 1
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
