@@ -1,4 +1,4 @@
-"""Draws the README's pictures, for light and for dark pages: a packed request, and the throughput.
+"""Draws the README's pictures, for light and for dark pages: a request three times, and the throughput.
 
     python docs/pictures/draw.py            writes *.svg beside this file
     python docs/pictures/draw.py FOLDER     writes them there
@@ -28,6 +28,7 @@ WIDTH = 880
 #   rows = [row for row in read_click_log("data/sample/test.jsonl") if row.group == "news-u0163-0"]
 #   print([len(pair["input_ids"]) for pair in tokenize_pairs(tokenizer, rows, max_length)])
 USER_TOKENS = 9  # [CLS], "Stories about astronauts. I have been", [SEP]
+ONCE = "The user text once"
 PAIR_TOKENS = (31, 22, 20, 33, 17, 20, 18, 21, 74, 55, 31, 21, 29, 21, 32)
 
 # The chart's bars, in order: the name in baselines.json, and what the chart calls it.
@@ -103,14 +104,21 @@ BOLD, AT_END = ' font-weight="600"', ' text-anchor="end"'
 
 
 def draw_packing(palette: Palette) -> str:
-    """One request as a padded grid, and the same tokens packed end to end."""
-    longest, total, pairs = max(PAIR_TOKENS), sum(PAIR_TOKENS), len(PAIR_TOKENS)
-    token, row, thickness, top = 5.3, 13, 10, 66
+    """One request as a padded grid, the same tokens packed end to end, and those of a model that reads users once."""
+    longest, pairs = max(PAIR_TOKENS), len(PAIR_TOKENS)
+    packed = [part for tokens in PAIR_TOKENS for part in ((USER_TOKENS, True), (tokens - USER_TOKENS, False))]
+    # [CLS] belongs to the candidate then.
+    once = [(USER_TOKENS - 1, True), *((tokens - USER_TOKENS + 1, False) for tokens in PAIR_TOKENS)]
+    rows = [(name, parts, sum(tokens for tokens, _ in parts)) for name, parts in (("Packed", packed), (ONCE, once))]
+    token, row, thickness, top, heading = 5.3, 13, 10, 66, 66
     left, right = 20, 20 + longest * token + 46
+    heights = [heading + -(-total // longest) * row for _, _, total in rows]
+    height = max(top + pairs * row, sum(heights))
     drawing = Drawing(
         palette,
-        top + pairs * row + 14,
-        f"The same request twice: padded, its {pairs} pairs take {longest * pairs} positions; packed, {total} tokens",
+        height + 50,
+        f"The same request: padded, its {pairs} pairs take {longest * pairs} positions; "
+        + "; ".join(f"{name.lower()}, {total} tokens" for name, _, total in rows),
     )
     drawing.text(left, 30, "Padded to the longest pair", size=16, more=BOLD)
     drawing.text(
@@ -121,37 +129,32 @@ def draw_packing(palette: Palette) -> str:
         drawing.rect(left, y, longest * token, thickness, palette.padding)
         drawing.rect(left, y, tokens * token, thickness, palette.soft)
         drawing.rect(left, y, USER_TOKENS * token, thickness, palette.strong)
-
-    drawing.text(right, 30, "Packed", size=16, more=BOLD)
-    drawing.text(right, 51, f"{total} tokens end to end: one row, wrapped here", fill=palette.muted)
-    for start, tokens, is_user in pieces(longest):
-        place, offset = divmod(start, longest)
-        colour = palette.strong if is_user else palette.soft
-        drawing.rect(right + offset * token, top + place * row, tokens * token, thickness, colour)
-
-    below = top + -(-total // longest) * row + 26
+    y = 0
+    for (name, parts, total), own in zip(rows, heights, strict=True):
+        drawing.text(right, y + 30, name, size=16, more=BOLD)
+        drawing.text(right, y + 51, f"{total} tokens end to end: one row, wrapped here", fill=palette.muted)
+        for start, tokens, is_user in pieces(parts, longest):
+            place, offset = divmod(start, longest)
+            colour = palette.strong if is_user else palette.soft
+            drawing.rect(right + offset * token, y + top + place * row, tokens * token, thickness, colour)
+        y += own
     for place, (label, colour) in enumerate(
         (("user text", palette.strong), ("candidate", palette.soft), ("padding", palette.padding))
     ):
-        drawing.rect(right + place * 110, below - 10, 11, 11, colour)
-        drawing.text(right + place * 110 + 18, below, label)
-    half = pairs // 2
-    drawing.text(right, below + 32, "lengths = " + ", ".join(map(str, PAIR_TOKENS[:half])) + ",", fill=palette.muted)
-    drawing.text(right + 62, below + 50, ", ".join(map(str, PAIR_TOKENS[half:])), fill=palette.muted)
-    drawing.text(right, below + 82, f"{100 * (1 - total / longest / pairs):.0f} % of the padded grid is padding.")
+        drawing.rect(left + place * 110, height + 20, 11, 11, colour)
+        drawing.text(left + place * 110 + 18, height + 30, label)
     return str(drawing)
 
 
-def pieces(width: int) -> Iterator[tuple[int, int, bool]]:
-    """The packed row cut at multiples of `width`: where a piece starts, its tokens, whether it is user text."""
+def pieces(parts: Sequence[tuple[int, bool]], width: int) -> Iterator[tuple[int, int, bool]]:
+    """A row of texts cut at multiples of `width`: where a piece starts, its tokens, whether it is user text."""
     start = 0
-    for tokens in PAIR_TOKENS:
-        for length, is_user in ((USER_TOKENS, True), (tokens - USER_TOKENS, False)):
-            end = start + length
-            while start < end:
-                stop = min(end, (start // width + 1) * width)
-                yield start, stop - start, is_user
-                start = stop
+    for length, is_user in parts:
+        end = start + length
+        while start < end:
+            stop = min(end, (start // width + 1) * width)
+            yield start, stop - start, is_user
+            start = stop
 
 
 def draw_throughput(palette: Palette, measured: dict[str, Any]) -> str:
