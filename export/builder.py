@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+import numpy as np
 import onnx
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from export.graph.layer_names import belongs
@@ -36,6 +38,10 @@ class EngineBuilder:
     def load(self) -> onnx.ModelProto:
         """A copy of the packed fp32 graph, to be changed."""
         return onnx.load(self.source)
+
+    def words(self) -> NDArray[np.int64]:
+        """The ids of the calibration batches, as often as they occur."""
+        return np.concatenate([feed["input_ids"] for feed in self.feeds]).astype(np.int64)
 
     def linears_without(self, keep_fp32: Collection[str]) -> list[Linear]:
         """The linear layers that do not stay in float32, in the order of computation."""

@@ -1,4 +1,4 @@
-"""`onnx`: the packed fp32 graph itself, for Triton's onnxruntime backend. Every other engine is made of it."""
+"""`onnx`: the packed fp32 graph itself, for packed_cpu and Triton's onnxruntime backend. The others are made of it."""
 
 from __future__ import annotations
 

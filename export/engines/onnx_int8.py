@@ -1,4 +1,4 @@
-"""`onnx_int8`: linear layers and word embeddings in 8 bits, for Triton's onnxruntime backend on CPUs."""
+"""`onnx_int8`: linear layers and word embeddings in 8 bits, for packed_cpu and Triton's onnxruntime backend."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ class OnnxInt8(Engine):
         from export.quantize.int8 import make_int8  # noqa: PLC0415
 
         graph = builder.load()
-        make_int8(graph, builder.fit(keep_fp32, signed=False), keep_fp32)
+        words = None if EMBEDDINGS in keep_fp32 else builder.words()
+        make_int8(graph, builder.fit(keep_fp32, signed=False), words)
         lint(graph, tensorrt=False)
         onnx.save(graph, target)
 

@@ -22,7 +22,7 @@ from export.quantize.linears import FloatArray, Linear
 PAIRS = 512  # used for calibration, of a log with FEWEST or more
 FEWEST = 256
 PAIRS_A_BATCH = 16
-ROWS = 2048  # kept of each layer's inputs (0.5 GB in all for a bert-base)
+ROWS = 2048  # kept of each layer's inputs (0.5 to 1 GB in all for a bert-base)
 
 
 class CalibrationError(ValueError):
@@ -65,7 +65,11 @@ def calibration_batches(pairs: Sequence[Pair], texts: Sequence[Pair] = (), *, on
 
 
 def record(graph: Path, linears: Sequence[Linear], feeds: Sequence[Feed], sample: int = ROWS) -> dict[str, Activations]:
-    """Runs the graph on `feeds` and returns what each linear layer read, by its name, with about `sample` rows."""
+    """Runs the graph on `feeds` and returns what each linear layer read, by its name, with about `sample` rows.
+
+    Raises:
+        CalibrationError: a layer reads NaN or infinity.
+    """
     model = onnx.load(graph)
     tensors = sorted({linear.input for linear in linears})
     del model.graph.output[:]
@@ -77,6 +81,8 @@ def record(graph: Path, linears: Sequence[Linear], feeds: Sequence[Feed], sample
     rows: dict[str, list[FloatArray]] = {name: [] for name in tensors}
     for feed in tqdm(feeds, desc="calibrate", unit="batch", leave=False):
         for name, values in zip(tensors, session.run(tensors, feed), strict=True):
+            if not np.isfinite(values).all():
+                raise CalibrationError(f"{name} is not finite on a calibration pair; use an earlier checkpoint")
             low[name] = np.minimum(low.get(name, np.inf), values.min(axis=0)).astype(np.float32)
             high[name] = np.maximum(high.get(name, -np.inf), values.max(axis=0)).astype(np.float32)
             # The last layer reads one row a pair, all of which are kept.

@@ -4,11 +4,13 @@ There are two forms of the same arithmetic:
 
 - `make_int8`, for ONNX Runtime on CPUs: one fused operator multiplies unsigned 8-bit inputs around a zero point by
   signed 8-bit weights around 0, and sums in 32 bits (on x86 without VNNI only if asked to: `export.graph.session`). The
-  table of word embeddings, half of a small BERT, becomes 8-bit too, with a scale for each word and one for each column.
+  table of word embeddings, half of a small BERT, becomes 8-bit too, with a scale for each word and, where that is
+  better, one for each column.
 - `make_qdq`, for TensorRT: explicit quantization (Q/DQ) around the linear layers, with zero points of 0 and a weight
   scale for each output. Attention and everything else keep their types.
 
-In both, the few inputs that stay in float32 are a small product of their own, which is added.
+In both, the few inputs that stay in floating point (FP16 in TensorRT's graphs) are a small product of their own, which
+is added.
 
 Only linear layers are quantized. Attention's products are cheap beside them, and each of their inputs would need a
 scale.
@@ -16,29 +18,34 @@ scale.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from export.graph.layer_names import EMBEDDINGS, WEIGHT
 from export.graph.surgery import Constants, exchange_nodes
-from export.quantize.linears import Linear, find_linears, rewrite
+from export.quantize.linears import FloatArray, Linear, find_linears, rewrite
 from export.quantize.smoothquant import QuantParams
 
+TINY_SCALE = np.float32(1e-12)
 MICROSOFT = "com.microsoft"  # ONNX Runtime's own operators; Triton's C++ backend has them as the wheel does
 
 
-def make_int8(model: onnx.ModelProto, params: Mapping[str, QuantParams], keep_fp32: Collection[str] = ()) -> None:
+def make_int8(model: onnx.ModelProto, params: Mapping[str, QuantParams], words: NDArray[np.int64] | None) -> None:
     """Makes linear layers and word embeddings INT8 for ONNX Runtime's CPU provider, in place.
 
-    `params` has the layers to change, by name, unsigned. With EMBEDDINGS in `keep_fp32`, the embeddings stay.
+    Args:
+        model: the packed fp32 graph.
+        params: the layers to change, by name; unsigned.
+        words: ids that are to be read well, as often as they occur; None: the embeddings stay in float32.
     """
     replace_layers(model, params, int8_nodes)
-    if EMBEDDINGS not in keep_fp32:
-        quantize_embeddings(model)
+    if words is not None:
+        quantize_embeddings(model, words)
     model.opset_import.append(helper.make_opsetid(MICROSOFT, 1))
 
 
@@ -66,7 +73,7 @@ def replace_layers(
 
 
 def kept_nodes(linear: Linear, params: QuantParams, rest: str, constants: Constants) -> list[onnx.NodeProto]:
-    """The product of the inputs that stay in float32, added to the tensor `rest`."""
+    """The product of the inputs that stay in floating point, added to the tensor `rest`."""
     name, out = linear.name, linear.output
     places, weight = (
         constants.add(f"{name}.kept", params.kept),
@@ -101,15 +108,23 @@ def int8_nodes(linear: Linear, params: QuantParams, constants: Constants) -> lis
     ]
 
 
-def quantize_embeddings(model: onnx.ModelProto) -> None:
+def quantize_embeddings(model: onnx.ModelProto, words: NDArray[np.int64]) -> None:
     """Makes the table of word embeddings 8-bit, with a scale for each row and each column: a quarter of the size.
 
-    A few columns are far larger than the others; a row's scale alone would leave the others few steps.
+    A few columns may be far larger than the others; a row's scale alone would leave the others few steps. How large a
+    column is, the rows of `words` say: a token that was never trained may look like anything.
     """
     table = next(tensor for tensor in model.graph.initializer if tensor.name == f"{EMBEDDINGS}{WEIGHT}")
     rows = numpy_helper.to_array(table)
-    column = np.maximum(np.abs(rows).max(axis=0), np.float32(1e-12))
-    scale = np.maximum(np.abs(rows / column).max(axis=1, keepdims=True), np.float32(1e-12)) / 127
+    words, often = np.unique(words, return_counts=True)
+    read = rows[words]
+
+    def error(tried: FloatArray) -> float:
+        return float(often @ np.square(rounded(read, tried) - read).sum(axis=1))
+
+    by_column = np.maximum(np.abs(read).max(axis=0), TINY_SCALE)
+    column = min((np.ones_like(by_column), by_column), key=error)
+    scale = row_scales(rows / column)
     constants = Constants(model)
     steps = constants.add(f"{EMBEDDINGS}.int8", np.rint(rows / column / scale).astype(np.int8))
     scales = constants.add(f"{EMBEDDINGS}.scale", scale.astype(np.float32))
@@ -128,6 +143,17 @@ def quantize_embeddings(model: onnx.ModelProto) -> None:
             helper.make_node("Mul", [f"{out}.columns", columns], [out]),
         ]
     exchange_nodes(model, nodes)
+
+
+def rounded(rows: FloatArray, column: FloatArray) -> FloatArray:
+    """`rows` as 8 bits give them back, with these scales of the columns."""
+    scale = row_scales(rows / column)
+    return np.asarray(np.rint(rows / column / scale) * scale * column)
+
+
+def row_scales(rows: FloatArray) -> FloatArray:
+    """The step of each row, [rows, 1]."""
+    return np.asarray(np.maximum(np.abs(rows).max(axis=1, keepdims=True), TINY_SCALE) / 127)
 
 
 def qdq_nodes(linear: Linear, params: QuantParams, constants: Constants) -> list[onnx.NodeProto]:

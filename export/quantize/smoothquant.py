@@ -7,7 +7,7 @@ nothing until both are rounded (Xiao et al., SmoothQuant, 2023):
     x @ W.T = (x / s) @ (W * s).T,    s_j = max|x_j|^alpha / max|W_j|^(1 - alpha)
 
 The weight has a scale for each output; x / s has one scale, of a range that may be clipped. Alpha 0 without clipping is
-plain max calibration. A few inputs may stay in float32, beside the integers.
+plain max calibration. A few inputs may stay in floating point, beside the integers.
 
 The scales are fixed, so that a pair's score does not depend on its batch. (Dynamic quantization computes the scale over
 the whole batch, which holds other callers' requests.)
@@ -36,7 +36,7 @@ NONE: Places = np.empty(0, dtype=np.int64)
 
 @dataclass(frozen=True)
 class QuantParams:
-    """How one linear layer computes in integers, and with a few inputs in float32 beside them.
+    """How one linear layer computes in integers, and with a few inputs in floating point beside them.
 
     An input is (q - zero_point) * scale * smooth, where q is an 8-bit integer; the layer's weight is
     weight * weight_scale[:, None] / smooth. To the product comes that of the inputs `kept` with `kept_weight`.
@@ -57,14 +57,14 @@ class QuantParams:
 def make_params(
     linear: Linear, seen: Activations, alpha: float, clip: float, kept: Places = NONE, *, signed: bool
 ) -> QuantParams:
-    """The parameters of one alpha, one clipping and some inputs in float32. Their error is not measured yet (NaN).
+    """The parameters of one alpha, one clipping and some inputs in floating point; the error is still NaN.
 
     Args:
         linear: the layer.
         seen: what it read on the calibration pairs.
         alpha: how far the inputs' sizes move into the weight, 0..1.
         clip: the share of the range seen that the integers cover.
-        kept: the inputs that stay in float32.
+        kept: the inputs that stay in floating point.
         signed: inputs as -128..127 around 0, for TensorRT; else as 0..255 around a zero point, for CPUs.
     """
     weight = without(linear.weight, kept)

@@ -55,7 +55,6 @@ class Comparison:
     top5_changed_beyond_tie: float
     pairs: int
     groups: int
-    ranked_groups: int  # those with two candidates or more
     heads: HeadComparison | None = None  # None: the checkpoint has the click alone
 
 
@@ -101,7 +100,6 @@ def compare(
         top5_changed_beyond_tie=changed(expected, actual, many, 5, tie),
         pairs=len(rows),
         groups=len(groups),
-        ranked_groups=len(several),
     )
 
 

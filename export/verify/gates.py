@@ -6,14 +6,10 @@ option, the table, the report and the manifest show it, and plans built elsewher
 A changed top-1 counts only beyond the tie: where the reference puts the click odds of the two candidates more than 2 %
 apart. Without a tie, the share measures how many near-equals an evaluation file has as much as it measures the engine
 (figures: docs/decisions/0005-int8-on-cpus.md). The table shows both. A tie of 0 gates on every change.
-
-A file of 87 impressions cannot show 2 % of them: it shows 1.1 % or 2.3 %. So what a share may reach is its limit,
-rounded up to whole impressions: here 2 of 87. A limit of 0 stays 0, and on large files nothing changes.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -28,8 +24,6 @@ if TYPE_CHECKING:
 FP32, FP16, INT8 = "fp32", "fp16", "int8"
 LARGEST_FP16 = 65504.0
 LARGEST_ACTIVATION = "largest FP16 activation"  # a check's name
-
-ROUNDING = 1e-9  # 0.07 * 100 is a little over 7
 
 Limits = Mapping[str, float]  # by name, those that were chosen; the others have their defaults
 
@@ -57,12 +51,6 @@ class Gate(Limit):
 
     figure: str  # as messages and tables name it
     measure: Callable[[Comparison], float | None]  # None: the checkpoint has no such output
-    count: Callable[[Comparison], int] | None = None  # where the figure is a share: of how many
-
-    def allowed(self, limits: Limits, comparison: Comparison) -> float:
-        """What the figure may reach: the limit; that of a share is rounded up to whole impressions or texts."""
-        limit, whole = self.of(limits), self.count(comparison) if self.count else 0
-        return math.ceil(limit * whole - ROUNDING) / whole if whole else limit
 
 
 TIE = Limit("tie", 0.02, "candidates whose logits differ by no more count as equal; 0: every change counts")
@@ -118,7 +106,6 @@ INT8_TOP1 = Gate(
     "INT8: largest share of impressions whose top result changes beyond the tie",
     "top-1 changed beyond the tie",
     lambda found: found.top1_changed_beyond_tie,
-    lambda found: found.ranked_groups,
 )
 HEAD_TOLERANCE = Gate(
     "head_tolerance",
@@ -137,7 +124,6 @@ def topic_gate(name: str, default: float, precision: str) -> Gate:
         f"{precision}: largest share of texts whose topics change",
         "topics changed",
         lambda found: found.heads.topic_changed if found.heads else None,
-        lambda found: found.heads.texts if found.heads else 0,
     )
 
 
@@ -190,9 +176,7 @@ def check(
     `largest_fp16` is the largest magnitude that one of its FP16 tensors would have to hold; None if it has none.
     """
     measured = [(gate, gate.measure(comparison)) for gate in gates]
-    checks = [
-        Check(gate.figure, value, gate.allowed(limits, comparison)) for gate, value in measured if value is not None
-    ]
+    checks = [Check(gate.figure, value, gate.of(limits)) for gate, value in measured if value is not None]
     return checks if largest_fp16 is None else [*checks, Check(LARGEST_ACTIVATION, largest_fp16, LARGEST_FP16)]
 
 

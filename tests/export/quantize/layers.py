@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import pytest
 from hypothesis import strategies as st
 
 from export.quantize.calibration import Activations
+from export.quantize.fit import ALPHAS, CLIPS
 from export.quantize.linears import Linear
-from export.quantize.smoothquant import QuantParams
+from export.quantize.smoothquant import NONE, QuantParams, make_params, measure
 
 SIGNED = pytest.mark.parametrize("signed", [True, False], ids=["signed", "unsigned"])
 
@@ -52,3 +55,10 @@ def layers(draw: st.DrawFn) -> tuple[Linear, Activations]:
     if draw(st.booleans()):
         weight[:, chance.integers(inputs)] = 0
     return layer(weight), see(read)
+
+
+def best_to_the_nearest(linear: Linear, rows: np.ndarray, *, signed: bool) -> QuantParams:
+    """The best alpha and clipping, all inputs in integers, weights rounded to the nearest step."""
+    seen, expected = see(rows), rows.astype(np.float32) @ linear.weight.T
+    tried = (make_params(linear, seen, alpha, clip, NONE, signed=signed) for alpha, clip in product(ALPHAS, CLIPS))
+    return min((measure(one, seen.rows, expected, signed=signed) for one in tried), key=lambda one: one.error)

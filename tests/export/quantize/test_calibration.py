@@ -63,6 +63,27 @@ def test_batches_hold_every_chosen_pair_once_and_pairs_of_similar_length_togethe
     assert max(len(feed["lengths"]) for feed in batches) == calibration.PAIRS_A_BATCH
 
 
+def test_all_single_texts_are_among_the_pairs_by_their_lengths() -> None:
+    sizes = [2 + number % 9 for number in range(600)]
+    pairs = [{"input_ids": [1] * size, "token_type_ids": [0] + [1] * (size - 1)} for size in sizes]
+    texts = [{"input_ids": [number] * 5, "token_type_ids": [0] * 5} for number in range(100, 140)]
+    batches = calibration_batches(pairs, texts)
+    lengths = np.concatenate([feed["lengths"] for feed in batches])
+    assert len(lengths) == calibration.PAIRS + len(texts)
+    assert (np.diff(lengths) >= 0).all()
+    ids = np.concatenate([feed["input_ids"] for feed in batches])
+    assert all((ids == number).sum() == 5 for number in range(100, 140))
+
+
+def test_what_is_not_finite_is_refused(graph: Path) -> None:
+    model = onnx.load(graph)
+    (shift,) = (tensor for tensor in model.graph.initializer if tensor.name == "shift")
+    shift.CopyFrom(numpy_helper.from_array(np.array(np.nan, np.float32), "shift"))
+    onnx.save(model, graph)
+    with pytest.raises(CalibrationError, match="is not finite on a calibration pair"):
+        record(graph, find_linears(onnx.load(graph)), feeds())
+
+
 BY_TOKEN, BY_PAIR = np.array([[0.5, -2.0, 0.0]], np.float32), np.array([[-1.0, 3.0]], np.float32)
 SHIFT = np.float32(-100)
 

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
+from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from export.quantize.fit import ALPHAS, CLIPS, KEPT, choose_scales, fit
-from export.quantize.linears import Linear
-from export.quantize.smoothquant import NONE, make_params, measure, sizes
-from tests.export.quantize.layers import SIGNED, layer, layers, output, see
+import export.quantize.fit
+from export.engines import find_engines
+from export.quantize.fit import ALPHAS, CLIPS, fit
+from export.quantize.linears import Linear, find_linears
+from export.quantize.rounding import round_to_nearest
+from export.quantize.smoothquant import make_params, measure, sizes, without
+from tests.export.command import SOUND, engines, run
+from tests.export.quantize.layers import SIGNED, best_to_the_nearest, layer, layers, output, see
 
 
 @settings(deadline=None, max_examples=100)
@@ -48,14 +55,13 @@ def test_inputs_that_spoil_the_others_stay_in_float32(signed: bool, places: tupl
     assert best.kept.tolist() == list(places)
     assert not best.weight[:, best.kept].any()
     assert np.array_equal(best.kept_weight, linear.weight[:, best.kept])
-    assert best.error < choose_scales(linear, see(rows), NONE, signed=signed).error / 2
+    assert best.error < best_to_the_nearest(linear, rows, signed=signed).error / 2
 
 
 @SIGNED
 def test_none_stays_in_float32_where_none_is_special(signed: bool) -> None:
     linear, rows = massive(places=())
     assert fit(linear, see(rows), signed=signed).kept.size == 0
-    assert KEPT[0] == 0
 
 
 @SIGNED
@@ -64,15 +70,33 @@ def test_rounding_together_helps_beyond_the_calibration_rows(signed: bool) -> No
     mix = chance.normal(size=(12, 96))
     rows, others = (chance.normal(size=(2000, 12)) @ mix + chance.normal(size=(2000, 96)) / 10 for _ in range(2))
     linear = layer(chance.normal(size=(24, 96)))
-    nearest, best = choose_scales(linear, see(rows), NONE, signed=signed), fit(linear, see(rows), signed=signed)
-    assert (best.alpha, best.clip) == (nearest.alpha, nearest.clip)
+    best = fit(linear, see(rows), signed=signed)
+    smoothed = without(linear.weight, best.kept) * best.smooth
+    nearest = replace(best, weight=round_to_nearest(smoothed, best.weight_scale))
     read = others.astype(np.float32)
     apart, together = (measure(each, read, read @ linear.weight.T, signed=signed).error for each in (nearest, best))
     assert together < 0.95 * apart
 
 
-def test_the_same_rows_give_the_same_layer() -> None:
-    linear, rows = massive()
-    first, second = (fit(linear, see(rows), signed=False) for _ in range(2))
-    assert np.array_equal(first.weight, second.weight)
-    assert (first.scale, first.zero_point, first.error) == (second.scale, second.zero_point, second.error)
+@SIGNED
+def test_rounding_together_is_left_where_it_would_help_the_calibration_rows_alone(signed: bool) -> None:
+    """Independent inputs, and fewer rows than inputs: what the rows have in common is chance."""
+    chance = np.random.default_rng(0)
+    linear, rows = layer(chance.normal(size=(24, 256))), chance.normal(size=(128, 256))
+    best = fit(linear, see(rows), signed=signed)
+    smoothed = without(linear.weight, best.kept) * best.smooth
+    assert np.array_equal(best.weight, round_to_nearest(smoothed, best.weight_scale))
+
+
+@pytest.mark.parametrize("name", ["onnx_int8", "trt_int8"])
+def test_a_whole_graph_with_such_inputs_in_every_layer_is_exported_and_ranks_as_fp32(
+    checkpoint: Path, published_log: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export.quantize.fit, "WORTH", np.inf)
+    assert run(checkpoint, tmp_path, published_log, *engines("onnx", name), *SOUND) == 0
+    folder = tmp_path / find_engines()[name].model / "1"
+    graph = onnx.load(folder / "model.onnx")
+    layers = find_linears(onnx.load(tmp_path / find_engines()["onnx"].model / "1" / "model.onnx"))
+    kept = {t.name: t for t in graph.graph.initializer if t.name.endswith(".kept")}
+    assert kept.keys() == {f"{linear.name}.kept" for linear in layers}
+    assert {tuple(tensor.dims) for tensor in kept.values()} == {(4,)}

@@ -29,7 +29,7 @@ def compute(linear: Linear, params: QuantParams, bias: np.ndarray, rows: np.ndar
         [numpy_helper.from_array(values, name) for name, values in tensors.items()],
     )
     model = helper.make_model(body, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
-    make_qdq(model, {"layer": params}) if signed else make_int8(model, {"layer": params}, [EMBEDDINGS])
+    make_qdq(model, {"layer": params}) if signed else make_int8(model, {"layer": params}, None)
     session = open_on_cpu(model.SerializeToString(), for_gpu=signed)
     (got,) = session.run(["y"], {"x": rows})
     return got
@@ -51,27 +51,44 @@ def test_the_graph_computes_what_the_parameters_say(signed: bool, some, kept: tu
     assert (np.abs(got - output(params, seen.rows, signed=signed) - bias) <= 1e-5 * (sums + bias + 1)).all()
 
 
-def test_embeddings_keep_their_small_columns_beside_a_large_one() -> None:
-    chance = np.random.default_rng(0)
-    table = chance.normal(size=(50, 32)).astype(np.float32)
-    table[:, 7] *= 100
-    table[3] = 0
+def embed(table: np.ndarray, words: np.ndarray) -> np.ndarray:
+    """All rows of a table in 8 bits, which was made for some of its words."""
     name = f"{EMBEDDINGS}.weight"
     body = helper.make_graph(
         [helper.make_node("Gather", [name, "ids"], ["y"])],
         "embeddings",
         [helper.make_tensor_value_info("ids", TensorProto.INT64, [None])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [None, 32])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [None, table.shape[1]])],
         [numpy_helper.from_array(table, name)],
     )
     model = helper.make_model(body, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
-    quantize_embeddings(model)
+    quantize_embeddings(model, words)
     assert [tensor.data_type for tensor in model.graph.initializer].count(TensorProto.INT8) == 1
-    (got,) = open_on_cpu(model.SerializeToString(), for_gpu=False).run(["y"], {"ids": np.arange(50)})
+    (got,) = open_on_cpu(model.SerializeToString(), for_gpu=False).run(["y"], {"ids": np.arange(len(table))})
+    return got
+
+
+def test_embeddings_keep_their_small_columns_beside_a_large_one() -> None:
+    table = np.random.default_rng(0).normal(size=(50, 32)).astype(np.float32)
+    table[:, 7] *= 100
+    table[3] = 0
+    got = embed(table, np.arange(50))
     assert np.abs(got - table).max() < 0.51 / 127 * np.abs(table).max()
     small = np.delete(np.arange(32), 7)
     assert np.abs(got - table)[:, small].max() < 0.51 / 127 * np.abs(table[:, small]).max()
     assert not got[3].any()
+
+
+@pytest.mark.parametrize("read", [False, True], ids=["never read", "read once"])
+def test_a_word_unlike_the_others_spoils_no_other(read: bool) -> None:
+    """A token that was added and never trained: its values are random, and far larger than all others."""
+    table = np.random.default_rng(0).normal(size=(500, 64), scale=0.04).astype(np.float32)
+    table[9] = np.random.default_rng(1).normal(size=64)
+    others = np.delete(np.arange(500), 9)
+    got = embed(table, np.array([*others, *[9] * read]))
+    by_row = np.abs(table).max(axis=1, keepdims=True) / 127 / 2
+    assert (np.abs(got - table)[others] <= 1.5 * by_row[others]).all()
+    assert np.abs(got - table)[9].max() < 0.1
 
 
 @pytest.mark.parametrize("sign", [1, -1])

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from export.quantize.fit import ALPHAS, CLIPS, choose_scales, fit
+from export.quantize.fit import ALPHAS, CLIPS, fit
 from export.quantize.smoothquant import NONE, QuantParams, make_params, measure, sizes, without
-from tests.export.quantize.layers import SIGNED, dequantized, layer, layers, see
+from tests.export.quantize.layers import SIGNED, best_to_the_nearest, dequantized, layer, layers, see
 
 
 @settings(deadline=None, max_examples=300)
@@ -73,7 +73,7 @@ def one_large(inputs: int = 32) -> np.ndarray:
 def test_smoothing_helps_where_one_channel_is_far_larger(signed: bool) -> None:
     chance = np.random.default_rng(0)
     linear, seen = layer(chance.normal(size=(16, 32)) / one_large()), see(chance.normal(size=(400, 32)) * one_large())
-    best, plain = choose_scales(linear, seen, NONE, signed=signed), measure_plain(linear, seen, signed=signed)
+    best, plain = best_to_the_nearest(linear, seen.rows, signed=signed), measure_plain(linear, seen, signed=signed)
     assert best.alpha > 0
     assert best.error < plain.error / 3
     assert best.smooth[5] > 5 * np.delete(best.smooth, 5).max()
@@ -85,7 +85,7 @@ def test_a_rare_extreme_is_clipped(signed: bool) -> None:
     rows = chance.uniform(-1, 1, size=(20000, 16))
     rows[7, 3], rows[9, 4] = 1.3, -1.3
     linear = layer(chance.normal(size=(4, 16)))
-    best = choose_scales(linear, see(rows), NONE, signed=signed)
+    best = best_to_the_nearest(linear, rows, signed=signed)
     assert best.clip < 1
     assert best.error < measure_plain(linear, see(rows), signed=signed).error
 

@@ -31,9 +31,7 @@ ABOUT = About(
 def result(name: str, *checks: Check, auc: float = -0.00123) -> Result:
     differences = {"auc": auc, "log_loss": 0.00234, "ece": -0.00345, "ndcg_at_10": 0.00456}
     metrics = {metric: Difference(0.7, 0.7 + by, by, by - 0.01, by + 0.01) for metric, by in differences.items()}
-    comparison = Comparison(
-        0.123, 0.0456, metrics, 0.9876, 0.0432, 0.0321, 0.0765, 0.0654, pairs=20, groups=4, ranked_groups=4
-    )
+    comparison = Comparison(0.123, 0.0456, metrics, 0.9876, 0.0432, 0.0321, 0.0765, 0.0654, pairs=20, groups=4)
     speed = None if name.startswith("trt") else 321.4
     logits = REFERENCE + np.float32(0.1)
     return Result(find_engines()[name], comparison, list(checks), logits, 12_345_678, {}, speed)

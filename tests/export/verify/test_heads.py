@@ -167,7 +167,7 @@ def test_a_plan_meets_the_gates_of_the_heads(version: Path) -> None:
         "topic_changed": 0,
         "least_cosine": pytest.approx(1),
     }
-    with pytest.raises(GateError, match=r"topics changed is 0\.5, allowed is 0\.25$"):
+    with pytest.raises(GateError, match=r"topics changed is 0\.5, allowed is 0\.02$"):
         saved_gate.gate(version, lambda feed: right(feed) | {TOPIC_LOGITS: right(feed)[TOPIC_LOGITS] * 0}, INT8_GATES)
     with pytest.raises(GateError, match="loss of an embedding's cosine is 2"):
         saved_gate.gate(version, lambda feed: right(feed) | {EMBEDDING: -right(feed)[EMBEDDING]}, INT8_GATES)

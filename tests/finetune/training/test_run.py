@@ -17,12 +17,12 @@ from transformers import AutoTokenizer, BertForSequenceClassification, RobertaCo
 from finetune.__main__ import main
 from finetune.checkpoint import base_model
 from finetune.checkpoint.base_model import load_base, resolve_base
-from finetune.checkpoint.heads import Passages, read_heads
+from finetune.checkpoint.heads import read_heads
 from finetune.checkpoint.load import CheckpointError, load_checkpoint
 from finetune.checkpoint.save import save_checkpoint
 from finetune.data.clicklog import ClickLogError, ClickRow, read_click_log
 from finetune.evaluation.metrics import click_probability, evaluate_ranking
-from finetune.evaluation.scoring import score_documents, score_rows, score_texts
+from finetune.evaluation.scoring import score_rows, score_texts
 from finetune.training.run import train
 from finetune.training.settings import SettingsError, TrainSettings
 from finetune.training.trainer import TrainingError
@@ -231,36 +231,6 @@ def test_every_objective_learns_what_users_like(objective: str, base: Path, clic
     assert train(click_folder, str(base), tmp_path / "out", settings)["pairwise_accuracy"] > 0.95
 
 
-@pytest.mark.parametrize(("way", "epochs"), [("max", 6), ("mean", 8), ("attention", 14)])
-def test_passages_see_what_stands_beyond_the_limit(
-    way: str, epochs: int, base: Path, long_folder: Path, tmp_path: Path
-) -> None:
-    settings = TrainSettings(
-        epochs=epochs, batch_size=8, learning_rate=3e-3, max_length=24, passages=way, passage_overlap=4, passage_best=2
-    )
-    assert train(long_folder, str(base), tmp_path / "read", settings)["auc"] > 0.9
-    assert read_heads(tmp_path / "read", 32).settings.passages == Passages(way, 4, 2)
-
-
-def test_where_documents_are_cut_what_stands_beyond_the_limit_is_not_seen(
-    base: Path, long_folder: Path, tmp_path: Path
-) -> None:
-    settings = TrainSettings(epochs=2, batch_size=8, learning_rate=3e-3, max_length=24)
-    assert train(long_folder, str(base), tmp_path / "cut", settings)["auc"] < 0.75
-
-
-def test_the_way_to_aggregate_is_chosen_on_dev(base: Path, long_folder: Path, tmp_path: Path) -> None:
-    settings = TrainSettings(passages="choose", epochs=1, learning_rate=3e-3, max_length=24, passage_overlap=4)
-    found = train(long_folder, str(base), tmp_path / "out", settings)
-    assert read_heads(tmp_path / "out", 32).settings.passages is not None
-    kept = {path.name for path in tmp_path.iterdir() if not path.name.endswith("-run")}
-    assert kept == {"out"}, "the other two are removed"
-    dev = read_click_log(long_folder / "dev.jsonl")
-    model, tokenizer, max_length = load_checkpoint(tmp_path / "out")
-    logits = score_documents(model, read_heads(tmp_path / "out", 32), tokenizer, dev, max_length)
-    assert evaluate_ranking(dev, click_probability(logits, ["click"]))["auc"] == pytest.approx(found["auc"])
-
-
 def test_a_run_without_progress_ends_early_and_its_best_is_kept(base: Path, noise_folder: Path, tmp_path: Path) -> None:
     """Clicks are chance here: what is learned of the training split makes dev worse."""
     settings = TrainSettings(epochs=30, batch_size=16, learning_rate=3e-3, patience=3, metric="log_loss")
@@ -383,17 +353,6 @@ def test_a_folder_that_is_no_run_is_left_alone(base: Path, click_folder: Path, t
         with pytest.raises(SettingsError, match="out-run: is not empty and no training run"):
             train(click_folder, str(base), tmp_path / "out", TrainSettings(epochs=1), restart=restart)
     assert (tmp_path / "out-run" / "diary.txt").read_text() == "keep me"
-
-
-@pytest.mark.slow
-def test_passages_win_where_the_deciding_words_stand_after_token_600(
-    base: Path, very_long_folder: Path, tmp_path: Path
-) -> None:
-    settings = TrainSettings(epochs=5, batch_size=4, learning_rate=3e-3, passage_overlap=4)
-    cut = train(very_long_folder, str(base), tmp_path / "cut", replace(settings, epochs=1))
-    read = train(very_long_folder, str(base), tmp_path / "read", replace(settings, passages="max"))
-    assert cut["auc"] < 0.75, "no number of epochs shows what is cut off"
-    assert read["auc"] > 0.95
 
 
 def test_help_imports_no_pytorch() -> None:
