@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from onnx import TensorProto
 from tritonclient.grpc import model_config_pb2
 
 from clickbert.wire import protocol
+from clickbert.wire.packing import PackedPairs, PackedUsers
 from export.engines import find_engines
 from export.engines.trt import TensorRTEngine
 from export.publish import TEMPLATES
@@ -124,6 +126,9 @@ def test_the_client_speaks_of_the_same_tensors() -> None:
     config = read(protocol.DEFAULT_MODEL)
     assert [entry.name for entry in config.input] == [protocol.INPUT_IDS, protocol.TOKEN_TYPE_IDS, protocol.LENGTHS]
     assert config.output[0].name == protocol.LOGITS
+    assert tuple(field.name for field in fields(PackedPairs)) == names.REQUEST_INPUTS
+    assert tuple(field.name for field in fields(PackedUsers)) == names.ONCE_REQUEST_INPUTS
+    assert names.ONCE_REQUEST_INPUTS[1] == protocol.USER_LENGTHS
     assert [entry.name for entry in read("clickbert_trt_fp16").input][-1] == protocol.LONGEST == names.LONGEST
     assert config.parameters[protocol.MAX_PAIRS_PARAMETER].string_value.isdecimal()
     tokenizer = read(protocol.TOKENIZER_MODEL)

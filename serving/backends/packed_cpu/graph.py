@@ -3,9 +3,9 @@
 One bad request does not fail the others: when a merged execution fails, the requests are executed one by one.
 
 Where segments share prefixes (segments.py), the graph keeps what it computed of them for a request's other chunks. Its
-output `kept` is [1, prefixes, parts, longest, size]. Two inputs have defaults, so that other servers need not know them:
-`kept_earlier`, and `kept_prefixes` [prefixes], which of these stands for each prefix, from 1 (0: none, the prefix's own
-elements are there). Who sends a request cannot set them.
+output `kept` is [1, prefixes, parts, longest, size]. Two inputs have defaults, so that other servers need not know
+them: `kept_earlier`, and `kept_prefixes` [prefixes], which of these stands for each prefix, from 1 (0: none, the
+prefix's own elements are there). Who sends a request cannot set them.
 
 An output that no request of an execution asks for is not fetched, split or sent. (ONNX Runtime computes it all the
 same: its option `only_execute_path_to_fetches` does nothing in builds for inference.)
