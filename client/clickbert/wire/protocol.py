@@ -24,7 +24,7 @@ from clickbert.wire.tokenization import PairTokenizer
 TOKENIZER_MODEL = "clickbert_tokenizer"
 DEFAULT_MODEL = "clickbert_onnx"
 INPUT_IDS, TOKEN_TYPE_IDS, LENGTHS, LOGITS = "input_ids", "token_type_ids", "lengths", "logits"
-USER_LENGTHS, USER_PAIRS = "user_lengths", "user_pairs"
+USER_LENGTHS = "user_lengths"
 # Further outputs, of a model that was trained jointly.
 TOPIC_LOGITS, EMBEDDING, PASSAGE_LOGITS = "topic_logits", "embedding", "passage_logits"
 LONGEST = "longest"  # TensorRT models only: as many zeros as the request's longest pair has tokens
