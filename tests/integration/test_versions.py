@@ -14,7 +14,7 @@ from clickbert import Ranker
 from serving.server import Server, open_directly
 from tests.integration.scores import PATIENCE, as_rows, in_pytorch
 from tests.published import publish, serve
-from tests.tiny import WORDS, make_checkpoint
+from tests.tiny import WORDS, make_checkpoint, make_once_checkpoint
 
 
 @pytest.fixture
@@ -44,6 +44,35 @@ def test_a_new_version_with_another_vocabulary_and_the_way_back(
         (repository / "clickbert_onnx" / "2").rename(tmp_path / "withdrawn")
         load(server, "clickbert_onnx")
         assert np.allclose(ranker.score_pairs(pairs), in_pytorch(published_checkpoint, as_rows(pairs)), atol=1e-5)
+
+
+def test_a_new_version_that_computes_user_texts_once_and_the_way_back(
+    published_checkpoint: Path, published_log: Path, repository: Path, tmp_path: Path
+) -> None:
+    """The config changes with the version: the way back is another export."""
+    successor = make_once_checkpoint(tmp_path / "successor", user_tokens=9)
+    pairs = [("w1 w2", "w3 w4"), ("w5", "w6"), ("w1 w2", "w7")]
+    with serve(repository) as server, Ranker(server.addresses.grpc, timeout=PATIENCE) as ranker:
+        assert np.allclose(ranker.score_pairs(pairs), in_pytorch(published_checkpoint, as_rows(pairs)), atol=1e-5)
+        for checkpoint in (successor, published_checkpoint):
+            publish(checkpoint, repository, published_log)
+            for model in ("clickbert_tokenizer", "clickbert_onnx"):
+                load(server, model)
+            assert np.allclose(ranker.score_pairs(pairs), in_pytorch(checkpoint, as_rows(pairs)), atol=1e-5)
+
+
+def test_an_older_version_of_the_other_kind_is_not_loaded_and_the_newer_one_serves_on(
+    published_log: Path, repository: Path, tmp_path: Path
+) -> None:
+    successor = make_once_checkpoint(tmp_path / "successor", user_tokens=9)
+    publish(successor, repository, published_log)
+    with serve(repository) as server, Ranker(server.addresses.grpc, timeout=PATIENCE) as ranker:
+        expected = ranker.score_pairs([("w1", "w2")])
+        (repository / "clickbert_onnx" / "2").rename(tmp_path / "withdrawn")
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            load(server, "clickbert_onnx")
+        assert "config.pbtxt has the inputs" in caught.value.read().decode()
+        assert ranker.score_pairs([("w1", "w2")]) == pytest.approx(expected)
 
 
 def test_a_broken_new_version_leaves_the_old_one_serving(repository: Path) -> None:
