@@ -30,15 +30,13 @@ BLOCK = re.compile(
     r"\n# What follows is written by `python -m export`[^\n]*\n.*?" + re.escape(END), re.DOTALL
 )  # former releases wrote another first line
 # What begins a line that holds for full attention only, while the user text is computed once.
-OFF = "#full "
-# The parts of a config that name inputs, each from the beginning of a line.
-TYPES = REQUEST_INPUTS[1]
-FULL_PARTS = re.compile(
-    rf'^(?:(?:input|batch_input|model_warmup) \[.*?^\]|parameters {{ key: "max_elements\.{TYPES}"[^\n]*)\n',
-    re.DOTALL | re.MULTILINE,
-)
+OFF = "#clickbert-full: "
+# The parts of a config that an export replaces for such a checkpoint, and the limit that it takes away.
+ONCE_PARTS = ("input", "batch_input", "model_warmup")
+TYPES_LIMIT = f"max_elements.{REQUEST_INPUTS[1]}"
 LENGTHS = REQUEST_INPUTS[-1]
-MOST_PAIRS = re.compile(rf'"max_elements\.{LENGTHS}" value {{ string_value: "(\d+)"')
+# Strings and comments, which may hold brackets, and brackets.
+TOKENS = re.compile(r'"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])*\'|#[^\n]*|[\[\]{}]')
 
 
 class ConfigError(ValueError):
@@ -57,8 +55,9 @@ def change_config(file: Path, model: str, widths: Mapping[str, int], *, once: bo
     Raises:
         ConfigError: the config is not readable, or not as it is in git.
     """
-    text = BLOCK.sub("", file.read_text(encoding="utf-8"))
-    text = re.sub(f"^{OFF}", "", text, flags=re.MULTILINE)
+    text, blocks = BLOCK.subn("", file.read_text(encoding="utf-8"))
+    if blocks:
+        text = re.sub(f"^{OFF}", "", text, flags=re.MULTILINE)
     outputs = read_outputs(text, file)
     if model == TOKENIZER_MODEL:
         further = {name: "TYPE_UINT8 dims: [ -1 ]" for name in (HEADS_JSON,) if name not in outputs}
@@ -75,23 +74,80 @@ def change_config(file: Path, model: str, widths: Mapping[str, int], *, once: bo
         raise ConfigError(f"{file}: remove the output {', '.join(sorted(twice))}, which the export writes itself")
     inputs = ""
     if once:
-        most = MOST_PAIRS.search(text)
-        inputs = once_inputs(int(most[1]) if most else None, chunked='key: "chunk_by"' in text)
-        text = FULL_PARTS.sub(lambda part: re.sub("^", OFF, part[0][:-1], flags=re.MULTILINE) + "\n", text)
-    if further or inputs:
-        text += block(inputs, further, LENGTHS)
-    if once and (names := tuple(value.name for value in parse(text, file).input)) != ONCE_REQUEST_INPUTS:
-        raise ConfigError(
-            f"{file}: the inputs would be {', '.join(names)} for this checkpoint, instead of "
-            f'{", ".join(ONCE_REQUEST_INPUTS)}; write the part "input [" as it is in git, then export again'
-        )
+        before = parse(text, file)
+        inputs = once_inputs(before)
+        text = switch_off(text)
+        check_once(before, inputs, parse(f"{text}\n{inputs}", file), file)
+    return text + block(inputs, further, LENGTHS) if further or inputs else text
+
+
+def switch_off(text: str) -> str:
+    """A config's text with the lines commented out that hold for full attention only."""
+    lines = []  # from where to where
+    depth = begin = 0
+    for token in TOKENS.finditer(text):
+        if token[0] in ("[", "{"):
+            if not depth:
+                begin = text.rfind("\n", 0, token.start()) + 1
+            depth += 1
+        elif token[0] in ("]", "}"):
+            depth -= 1
+            end = text.find("\n", token.end())
+            if not depth:
+                lines.append((begin, end if end >= 0 else len(text)))
+    for begin, end in reversed(lines):
+        try:
+            found = text_format.Parse(text[begin:end], model_config_pb2.ModelConfig())
+        except text_format.ParseError:  # it shares a line with something else; `check_once` sees what it is
+            continue
+        if TYPES_LIMIT in found.parameters or any(getattr(found, part) for part in ONCE_PARTS):
+            text = text[:begin] + re.sub("^", OFF, text[begin:end], flags=re.MULTILINE) + text[end:]
     return text
 
 
-def once_inputs(most_pairs: int | None, *, chunked: bool) -> str:
-    """The part of a config that has the inputs of a graph which computes a user text once.
+def check_once(
+    before: model_config_pb2.ModelConfig, inputs: str, after: model_config_pb2.ModelConfig, file: Path
+) -> None:
+    """Checks that a config has become that of a checkpoint whose user text is computed once, and nothing else.
 
-    `most_pairs`: of a request, if the config limits them; None: it does not. `chunked`: requests are cut into chunks.
+    Args:
+        before: for full attention.
+        inputs: what was added.
+        after: with that.
+        file: the config.
+
+    Raises:
+        ConfigError: a part is another one; says which.
+    """
+    expected = model_config_pb2.ModelConfig()
+    expected.CopyFrom(before)
+    for part in ONCE_PARTS:
+        expected.ClearField(part)
+    expected.parameters.pop(TYPES_LIMIT, None)
+    expected.MergeFrom(parse(inputs, file))
+    if after != expected:
+        parts = [field.name for field in after.DESCRIPTOR.fields if differ(after, expected, field.name)]
+        raise ConfigError(
+            f"{file}: for this checkpoint, whose user text is computed once, the export cannot replace what stands in "
+            f"or beside {', '.join(parts)}; write that part as it is in git, then export again"
+        )
+
+
+def differ(one: model_config_pb2.ModelConfig, other: model_config_pb2.ModelConfig, name: str) -> bool:
+    """Whether a field of two configs differs."""
+    alone = [model_config_pb2.ModelConfig() for _ in range(2)]
+    for config, whole in zip(alone, (one, other), strict=True):
+        config.CopyFrom(whole)
+        for field in config.DESCRIPTOR.fields:
+            if field.name != name:
+                config.ClearField(field.name)
+    return alone[0] != alone[1]
+
+
+def once_inputs(config: model_config_pb2.ModelConfig) -> str:
+    """What a config gets instead of its inputs if the graph computes a user text once.
+
+    As in `config`, requests have a limit, are cut into chunks, and the model is warmed up, or not.
     """
     comments = (
         "`user [SEP]`, then `[CLS] candidate [SEP]` of its pairs",
@@ -109,27 +165,29 @@ def once_inputs(most_pairs: int | None, *, chunked: bool) -> str:
         f'  {{ kind: BATCH_ELEMENT_COUNT target_name: "{count}" data_type: TYPE_INT32 source_input: "{name}" }}'
         for count, name in zip(ONCE_COUNT_INPUTS, ONCE_REQUEST_INPUTS, strict=True)
     ]
+    most = f"max_elements.{LENGTHS}"
     limits = [
-        f'parameters {{ key: "max_elements.{name}" value {{ string_value: "{most_pairs}" }} }}'
+        f'parameters {{ key: "max_elements.{name}" value {{ string_value: "{config.parameters[most].string_value}" }} }}'
         for name in ONCE_REQUEST_INPUTS[1:3]
-        if most_pairs is not None
+        if most in config.parameters
     ]
-    if chunked:  # the packed_cpu backend computes a user text with the request's first chunk
+    if "chunk_by" in config.parameters:  # the packed_cpu backend computes a user text with the request's first chunk
         keys = zip(("prefix_lengths", "prefix_shares"), ONCE_REQUEST_INPUTS[1:3], strict=True)
         limits += [f'parameters {{ key: "{key}" value {{ string_value: "{name}" }} }}' for key, name in keys]
     # warmup/eight holds an 8, warmup/eights eight of them: 8 pairs of a user text, 16 tokens each with it.
     eight, eights = '[ 1 ] input_data_file: "eight"', '[ 8 ] input_data_file: "eights"'
     data = ("[ 72 ] zero_data: true", eight, eight, eights)
-    warmup = [
+    filled = [
         f'    inputs {{ key: "{name}" value {{ data_type: TYPE_INT32 dims: {values} }} }}'
         for name, values in zip(ONCE_REQUEST_INPUTS, data, strict=True)
     ]
+    warmup = ["model_warmup [", "  {", '    name: "eight_pairs"', "    batch_size: 1", *filled, "  }", "]"]
     lines = [
         f"# The user text is computed once for all its pairs. Above, lines with {OFF.strip()} are for full attention.",
         "input [", *inputs, "]",
         "batch_input [", ",\n".join(counts), "]",
         *limits,
-        "model_warmup [", "  {", '    name: "eight_pairs"', "    batch_size: 1", *warmup, "  }", "]",
+        *(warmup if config.model_warmup else ()),
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
 

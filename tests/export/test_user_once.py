@@ -1,6 +1,7 @@
 """`python -m export` of a checkpoint whose user text is computed once: gates, what is published, what is refused."""
 
 import json
+import re
 from pathlib import Path
 
 import onnx
@@ -94,11 +95,79 @@ def test_the_config_has_the_inputs_of_the_checkpoint(tmp_path: Path, path: Path,
     assert change_config(config, path.parts[0], CLICK, once=False) == plain
 
 
-def test_a_config_whose_inputs_are_not_as_in_git_is_refused(tmp_path: Path) -> None:
+TEMPLATE = (TEMPLATES / CONFIGS[0]).read_text()
+(BATCH_INPUT,) = re.findall(r"^batch_input \[.*?^\]$", TEMPLATE, re.DOTALL | re.MULTILINE)
+WARMUP = TEMPLATE[TEMPLATE.index("model_warmup [") :]
+WRITTEN_OTHERWISE = {
+    "on one line": TEMPLATE.replace(BATCH_INPUT, BATCH_INPUT.replace("\n", " ")),
+    "the end indented": TEMPLATE.replace(BATCH_INPUT, f"{BATCH_INPUT[:-1]}  ]"),
+    "with a colon": TEMPLATE.replace("batch_input [", "batch_input: ["),
+    "one at a time": TEMPLATE.replace(BATCH_INPUT, re.sub(r",?\n  {", "\nbatch_input {", BATCH_INPUT)[14:-1]),
+    "brackets in strings and comments": TEMPLATE.replace(BATCH_INPUT, BATCH_INPUT.replace("[", "[ # ]", 1)).replace(
+        'name: "eight_pairs"', 'name: "]}"'
+    ),
+    "no last newline": TEMPLATE[:-1],
+    "the limit on lines of its own": TEMPLATE.replace(
+        'parameters { key: "max_elements.token_type_ids" value',
+        'parameters {\n  key:"max_elements.token_type_ids" value',
+    ),
+}
+
+
+@pytest.mark.parametrize("plain", WRITTEN_OTHERWISE.values(), ids=WRITTEN_OTHERWISE)
+def test_a_config_may_be_written_otherwise(tmp_path: Path, plain: str) -> None:
+    assert plain != TEMPLATE
     config = tmp_path / CONFIG_FILE
-    config.write_text((TEMPLATES / CONFIGS[0]).read_text().replace("input [\n", "input: [\n", 1))
-    with pytest.raises(ConfigError, match=r"the inputs would be input_ids, token_type_ids, .*as it is in git"):
+    config.write_text(TEMPLATE)
+    expected = text_format.Parse(change_config(config, ONNX_MODEL, CLICK, once=True), model_config_pb2.ModelConfig())
+    config.write_text(plain)
+    config.write_text(change_config(config, ONNX_MODEL, CLICK, once=True))
+    assert read(config) == expected
+    assert change_config(config, ONNX_MODEL, CLICK, once=False) == plain
+
+
+REFUSED = {
+    "output": TEMPLATE.replace(BATCH_INPUT, BATCH_INPUT.replace("\n", " ") + " output: { name: 'mine' dims: [ 1 ] }"),
+    "batch_input": TEMPLATE.replace(BATCH_INPUT, BATCH_INPUT.replace("batch_input [", "batch_input\n[")),
+    "model_warmup": TEMPLATE + "model_warmup < name: 'mine' >\n",
+    "input": TEMPLATE.replace("input [", "input\n[", 1),
+    "parameters": TEMPLATE + "parameters < key: 'max_elements.token_type_ids' value < string_value: '9' > >\n",
+}
+
+
+@pytest.mark.parametrize("part", REFUSED)
+def test_a_config_whose_inputs_cannot_be_replaced_is_refused(tmp_path: Path, part: str) -> None:
+    config = tmp_path / CONFIG_FILE
+    config.write_text(REFUSED[part])
+    with pytest.raises(ConfigError, match=rf"or beside {part}; write that part as it is in git"):
         change_config(config, ONNX_MODEL, CLICK, once=True)
+
+
+def test_a_config_without_limit_chunks_or_warm_up_gets_none(tmp_path: Path) -> None:
+    config = tmp_path / CONFIG_FILE
+    chunk_by = 'parameters { key: "chunk_by"'
+    without = TEMPLATE.replace(WARMUP, "").replace(chunk_by, f"# {chunk_by}")
+    config.write_text(without.replace('parameters { key: "max_elements.lengths"', '# "max_elements.lengths"'))
+    config.write_text(change_config(config, ONNX_MODEL, CLICK, once=True))
+    found = read(config)
+    assert not found.model_warmup
+    assert not {"prefix_lengths", "prefix_shares", "max_elements.user_lengths"} & set(found.parameters)
+
+
+def test_limit_and_chunks_are_what_the_config_says_not_how(tmp_path: Path) -> None:
+    config = tmp_path / CONFIG_FILE
+    config.write_text(TEMPLATE.replace("key: ", "key:").replace('string_value: "32"', "string_value:'7'"))
+    config.write_text(change_config(config, ONNX_MODEL, CLICK, once=True))
+    found = {key: value.string_value for key, value in read(config).parameters.items()}
+    assert found["prefix_lengths"] == ONCE_REQUEST_INPUTS[1]
+    assert found["max_elements.user_lengths"] == found["max_elements.lengths"] == "7"
+
+
+@pytest.mark.parametrize("mine", ["#full attention is slower\n", "#clickbert-full: mine\n"])
+def test_a_comment_of_the_user_stays(tmp_path: Path, mine: str) -> None:
+    config = tmp_path / CONFIG_FILE
+    config.write_text(mine + TEMPLATE)
+    assert change_config(config, ONNX_MODEL, CLICK, once=False) == mine + TEMPLATE
 
 
 def test_the_tensorrt_engines_refuse_it_before_the_work(
