@@ -81,7 +81,7 @@ class Published:
             self.counts[CHUNKS, "", ""] += 1
             for part in parts:
                 self.counts[ELEMENTS, "", ""] += part.elements
-                self.counts[PADDED, "", ""] += len(part.places) * part.job.longest
+                self.counts[PADDED, "", ""] += len(part.taken.places) * part.job.longest
 
     def ended(self, outcome: str, job: Job | None, now: float) -> None:
         """A request ended; it has no job if it was never taken."""

@@ -23,10 +23,10 @@ import numpy as np
 import onnxruntime
 
 from release.hardware import keep_products_whole
-from serving.backends.packed_cpu.segments import KEPT, Array, Arrays
+from serving.backends.packed_cpu.segments import KEPT, KEPT_PREFIXES, Array, Arrays, side_by_side
 from serving.backends.packed_cpu.settings import COUNTS, DTYPES, Settings, UnsupportedError
 
-KEPT_EARLIER, KEPT_PREFIXES = "kept_earlier", "kept_prefixes"
+KEPT_EARLIER = "kept_earlier"
 
 
 class Graph:
@@ -138,13 +138,10 @@ def merge_kept(inputs: list[Arrays], prefix_lengths: str) -> Arrays:
         return {}
     numbers, count = [], 0
     for request in inputs:
-        prefixes = np.arange(request[prefix_lengths].size)
-        numbers.append(prefixes + count + 1 if KEPT in request else np.zeros_like(prefixes))
-        count += len(prefixes) if KEPT in request else 0
-    longest = max(array.shape[3] for array in kept)
-    padded = [np.pad(array, [(0, 0)] * 3 + [(0, longest - array.shape[3]), (0, 0)]) for array in kept]
-    merged = padded[0] if len(padded) == 1 else np.concatenate(padded, axis=1)
-    return {KEPT_EARLIER: merged, KEPT_PREFIXES: np.concatenate(numbers).astype(np.int32)}
+        own = request.get(KEPT_PREFIXES, np.zeros(request[prefix_lengths].size, np.int32))
+        numbers.append(np.where(own > 0, own + count, 0))
+        count += request[KEPT].shape[1] if KEPT in request else 0
+    return {KEPT_EARLIER: side_by_side(kept), KEPT_PREFIXES: np.concatenate(numbers).astype(np.int32)}
 
 
 def check_names(kind: str, wanted: set[str], found: set[str], path: Path) -> None:

@@ -8,7 +8,7 @@ times its remaining work. So a small request overtakes a large one between two c
 Admission. What a request would wait for is the work before it in that order. Where that takes longer than its deadline
 allows it is refused at once, and the others do not wait for an answer that nobody would read.
 
-Prefixes. A request whose segments share a prefix is taken by one worker, until its first chunk is computed.
+Prefixes. Segments that share a prefix wait until the chunk with it is computed; a request that has no others is parked.
 
 Expiry. A request whose deadline has passed is dropped when a chunk is made up, or by `expired`.
 
@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-from serving.backends.packed_cpu.segments import Array, Arrays, Room, Segments
+from serving.backends.packed_cpu.segments import Array, Arrays, Room, Segments, Taken
 
 SMALL = 1.1
 HEAD_START = 100
@@ -47,12 +47,11 @@ class Job:
         inputs: by name, [1, elements] each.
         wanted: names of the outputs that it asks for.
         segments: those that no chunk has taken yet.
-        kept: what the model kept of its prefixes, once its first chunk is computed.
+        kept: what the model kept of its prefixes, by their places.
         arrived: when it arrived.
         deadline: when its answer is worth nothing any more.
         outcome: None as long as it is neither answered nor dropped.
         running: how many of its parts are being computed.
-        count: how many segments it has.
         elements, longest: of all its segments together, and of the longest with its prefix.
         small: whether it is among those that go first.
         dropped: elements that were not computed.
@@ -68,8 +67,7 @@ class Job:
     segments: Segments
     arrived: float
     deadline: float
-    kept: Array | None = None
-    count: int = field(init=False)
+    kept: dict[int, Array] = field(default_factory=dict)
     elements: int = field(init=False)
     longest: int = field(init=False)
     small: bool = True
@@ -82,18 +80,17 @@ class Job:
     telling: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
-        self.count = len(self.segments.places)
         self.elements, self.longest = self.segments.elements, self.segments.longest()
 
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """What a chunk takes of a request: the places of its segments. `first`: and its prefixes, to be kept."""
+    """What a chunk takes of a request. `keep`: the prefixes begun with it that other segments wait for."""
 
     job: Job
-    places: Array
+    taken: Taken
     elements: int
-    first: bool = False
+    keep: tuple[int, ...] = ()
 
 
 class OverloadedError(Exception):
@@ -119,7 +116,7 @@ class Schedule:
         self.waiting: list[tuple[float, int, Job]] = []  # a heap; the number decides between equal keys
         self.numbers = itertools.count()
         self.open_jobs: set[Job] = set()
-        self.parked: set[Job] = set()  # those whose prefixes are being computed
+        self.parked: set[Job] = set()  # those of which all segments wait for their prefix
         self.running = 0  # elements
         self.sizes: deque[int] = deque(maxlen=REMEMBERED)
         self.usual = 0.0  # elements of the median request of late
@@ -143,7 +140,7 @@ class Schedule:
                 other.segments.elements for at, _, other in self.waiting if at <= key and now < other.deadline
             )
             before += sum(other.segments.elements for other in self.parked)
-            alone = min(job.elements, self.budget)  # a chunk is one worker's
+            alone = job.segments.first_chunk(self.budget)  # a chunk is one worker's
             seconds = max((before + job.elements) / self.workers, alone) * self.pace * MARGIN
             if before and now + seconds > job.deadline:
                 raise OverloadedError(seconds)
@@ -173,20 +170,21 @@ class Schedule:
                     self.end(job, "expired")
                     late.append(job)
                     continue
-                before, first = job.segments.elements, job.segments.owners is not None
-                places = job.segments.take(room)
-                if places is not None:
+                before = job.segments.elements
+                taken = job.segments.take(room)
+                if taken is not None:
                     elements = before - job.segments.elements
-                    parts.append(Part(job, places, elements, first))
+                    parts.append(Part(job, taken, elements, tuple(job.segments.waiting(taken.begun))))
                     job.running += 1
                     job.begun = now if job.begun is None else job.begun
                     self.running += elements
-                if places is not None and first and job.segments:
-                    self.parked.add(job)
-                elif job.segments:
+                if job.segments:
                     looked.append(job)
             for job in looked:
-                self.push(job, self.key(job))
+                if job.segments.can_be_taken():
+                    self.push(job, self.key(job))
+                else:
+                    self.parked.add(job)
         return parts, late
 
     def finish(self, parts: list[Part], computing: float, waiting: float = 0.0) -> list[Job]:
@@ -207,7 +205,7 @@ class Schedule:
                 job = part.job
                 job.running -= 1
                 job.computing += computing * part.elements / elements
-                self.unpark(job)
+                self.let_go_on(part)
                 if job.outcome is None and not job.segments and not job.running:
                     self.end(job, "answered")
                     complete.append(job)
@@ -223,6 +221,7 @@ class Schedule:
         with self.changed:
             for part in parts:
                 part.job.running -= 1
+                self.forget(part.job)
                 part.job.dropped += part.elements
                 self.running -= part.elements
 
@@ -259,13 +258,23 @@ class Schedule:
         """Puts a request among those that wait."""
         heapq.heappush(self.waiting, (key, next(self.numbers), job))
 
-    def unpark(self, job: Job) -> None:
-        """Lets the other chunks of a request be taken, now that its first one is computed."""
-        if job in self.parked:
+    def let_go_on(self, part: Part) -> None:
+        """Lets segments be taken whose prefix is computed now."""
+        job = part.job
+        if job.outcome is not None:
+            self.forget(job)
+            return
+        job.segments.computed(part.keep)
+        if part.keep and job in self.parked:
             self.parked.discard(job)
-            if job.outcome is None:
-                self.push(job, self.key(job))
-                self.changed.notify_all()
+            self.push(job, self.key(job))
+        if part.keep:
+            self.changed.notify_all()
+
+    def forget(self, job: Job) -> None:
+        """Frees what was kept of a request that has ended, once no worker needs it."""
+        if not job.running:
+            job.kept = {}
 
     def end(self, job: Job, outcome: str) -> bool:
         """Computes no more of a request. Returns False if it had ended before."""
@@ -276,6 +285,7 @@ class Schedule:
         job.segments.clear()
         self.open_jobs.discard(job)
         self.parked.discard(job)
+        self.forget(job)
         if not self.open_jobs:
             self.changed.notify_all()
         return True

@@ -6,15 +6,16 @@ longest, and a chunk that fits the processor's cache is computed faster. So a ch
 many as `segments x longest` allows within a budget. What a request brings to a chunk is a small request of its own:
 whatever the model checks or counts for each request, it checks and counts for each such part.
 
-Segments may share a prefix (a click model's: the user text of several candidates), which lies before them. A request's
-first chunk computes all of its prefixes, and the other chunks get what the model kept of them.
+Segments may share a prefix (a click model's: the user text of several candidates), which lies before them. The first
+chunk with a prefix computes it; the prefix's other segments wait until it is computed, and then get what the model kept
+of it. For prefixes a chunk has a budget of its own: `prefixes x longest prefix`.
 
 What this module does not know: Triton, ONNX Runtime, time, what the elements are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,7 +25,9 @@ Array = NDArray[Any]
 Arrays = dict[str, Array]
 
 
-KEPT = "kept"  # what the model kept of a part's prefixes: [1, prefixes, parts, longest, size]
+# What the model kept of prefixes, [1, prefixes, parts, longest, size]. A part that comes later has it, and the place in
+# it of each of its prefixes, from 1 (0: this one goes with the part).
+KEPT, KEPT_PREFIXES = "kept", "kept_prefixes"
 
 
 class Names(NamedTuple):
@@ -39,13 +42,15 @@ class Room:
     """What is left of a chunk's budget.
 
     Args:
-        budget: `segments x longest` at most; a longer segment has a chunk of its own.
+        budget: `segments x longest` at most, and `prefixes x longest prefix`; a longer one has a chunk of its own.
     """
 
     def __init__(self, budget: int) -> None:
         self.budget = budget
         self.segments = 0
         self.longest = 0
+        self.prefixes = 0
+        self.longest_prefix = 0
 
     def is_full(self) -> bool:
         """Whether no further segment fits."""
@@ -71,6 +76,29 @@ class Room:
         self.segments += taken
         return taken
 
+    def fits_prefix(self, length: int) -> bool:
+        """Whether a further prefix fits."""
+        return not self.prefixes or (self.prefixes + 1) * max(self.longest_prefix, length) <= self.budget
+
+    def take_prefix(self, length: int) -> None:
+        """Makes room for a prefix."""
+        self.prefixes, self.longest_prefix = self.prefixes + 1, max(self.longest_prefix, length)
+
+
+class Taken(NamedTuple):
+    """What a chunk takes of a request.
+
+    Attributes:
+        places: of its segments, ascending.
+        begun: the prefixes that are computed with them.
+    """
+
+    places: Array
+    begun: tuple[int, ...] = ()
+
+
+NEW, WAITING, READY = range(3)  # a prefix: no chunk has taken it; it is being computed; it is computed
+
 
 class Segments:
     """The segments of one request that no chunk has taken yet.
@@ -79,8 +107,8 @@ class Segments:
         lengths: of all segments, in the request's order, each 1 or more; None for a request that stays whole.
         size: elements of a request that stays whole. It is one segment then, in a chunk of its own: of a request of
             several rows only the model knows which row a segment belongs to.
-        prefixes: elements of each prefix; None if there are none.
-        shares: how many segments each prefix has.
+        prefixes: elements of each prefix; one without elements need not be computed.
+        shares: how many segments each prefix has; None: one has them all.
     """
 
     def __init__(
@@ -91,59 +119,80 @@ class Segments:
         self.places = np.argsort(-counts, kind="stable")
         self.lengths = counts[self.places]
         self.prefixes = np.zeros(1, np.int64) if prefixes is None else prefixes.astype(np.int64)
-        self.prefix_elements = int(self.prefixes.sum())
-        # Which prefix each segment has, in the order of `lengths`; None once a chunk has taken the prefixes.
-        self.owners: Array | None = None
-        if shares is not None:
-            self.owners = np.repeat(np.arange(len(shares)), shares)[self.places]
-        self.elements = int(counts.sum()) + self.prefix_elements
+        self.state = np.where(self.prefixes > 0, NEW, READY)
+        # Which prefix each segment has, in the order of `lengths`.
+        self.owners = np.repeat(np.arange(len(self.prefixes)), len(counts) if shares is None else shares.astype(int))
+        self.owners = self.owners[self.places]
+        self.elements = int(counts.sum() + self.prefixes.sum())
 
     def __bool__(self) -> bool:
         return bool(len(self.places))
 
     def longest(self) -> int:
-        """Elements of the longest segment together with its prefix, of those not taken yet."""
-        with_prefix = self.lengths if self.owners is None else self.lengths + self.prefixes[self.owners]
-        return int(with_prefix.max())
+        """Elements of the longest segment together with its prefix."""
+        return int((self.lengths + self.prefixes[self.owners]).max())
 
-    def take(self, room: Room) -> Array | None:
-        """The places of segments that a chunk takes, ascending and the longest that fit; None if none fits."""
-        if self.owners is not None:
-            return self.take_first(room, self.owners)
-        first = room.first_fit(self.lengths)
-        if first == len(self.lengths) or (self.whole and room.segments):
+    def first_chunk(self, budget: int) -> int:
+        """Elements of the first chunk, at most."""
+        most = max(budget, int(self.lengths[0]))
+        if self.prefixes.any():
+            most += max(budget, int(self.prefixes.max()))
+        return min(self.elements, most)
+
+    def can_be_taken(self) -> bool:
+        """Whether there are segments that need not wait for their prefix."""
+        return bool((self.state[self.owners] != WAITING).any())
+
+    def take(self, room: Room) -> Taken | None:
+        """What a chunk takes: the longest that fit, first of those whose prefix is computed; None if none fits."""
+        if self.whole and room.segments:
             return None
-        last = first + room.take(int(self.lengths[first]), len(self.lengths) - first)
+        states = self.state[self.owners]
+        chosen = [self.fit(room, np.flatnonzero(states == READY))]
+        begun = []
+        for prefix in dict.fromkeys(self.owners[states == NEW].tolist()):  # by their longest segments
+            length = int(self.prefixes[prefix])
+            if not room.fits_prefix(length):
+                continue
+            own = np.flatnonzero(self.owners == prefix)
+            fitting = self.fit(room, own)
+            if len(fitting):
+                room.take_prefix(length)
+                chosen.append(fitting)
+                begun.append(prefix)
+                self.elements -= length
+                self.state[prefix] = WAITING if len(fitting) < len(own) else READY
+        taken = np.concatenate(chosen)
+        if not len(taken):
+            return None
         if self.whole:
             room.close()
-        return self.remove(np.arange(first, last))
+        places = np.sort(self.places[taken])
+        self.elements -= int(self.lengths[taken].sum())
+        self.places, self.lengths, self.owners = (
+            np.delete(array, taken) for array in (self.places, self.lengths, self.owners)
+        )
+        return Taken(places, tuple(begun))
 
-    def take_first(self, room: Room, owners: Array) -> Array | None:
-        """What the first chunk takes: with each prefix the longest of its segments, and then what else fits."""
-        _, heads = np.unique(owners, return_index=True)
-        longest = max(room.longest, int(self.lengths[0]))
-        if room.segments and (room.segments + len(heads)) * longest > room.budget:
-            return None
-        room.longest, room.segments = longest, room.segments + len(heads)
-        rest = np.delete(np.arange(len(self.lengths)), heads)
-        first = room.first_fit(self.lengths[rest])
-        if first < len(rest):
-            rest = rest[first : first + room.take(int(self.lengths[rest[first]]), len(rest) - first)]
-            heads = np.concatenate([heads, rest])
-        self.owners = None
-        self.elements -= self.prefix_elements
-        return self.remove(heads)
+    def fit(self, room: Room, some: Array) -> Array:
+        """Those of `some` segments that fit, given and returned by their order in `lengths`."""
+        lengths = self.lengths[some]
+        first = room.first_fit(lengths)
+        if first == len(some):
+            return some[:0]
+        return some[first : first + room.take(int(lengths[first]), len(some) - first)]
 
-    def remove(self, chosen: Array) -> Array:
-        """Takes some segments out, by their order in `lengths`. Returns their places, ascending."""
-        taken = np.sort(self.places[chosen])
-        self.elements -= int(self.lengths[chosen].sum())
-        self.places, self.lengths = np.delete(self.places, chosen), np.delete(self.lengths, chosen)
-        return taken
+    def computed(self, prefixes: Sequence[int]) -> None:
+        """Lets the segments of these prefixes be taken."""
+        self.state[list(prefixes)] = READY
+
+    def waiting(self, prefixes: Sequence[int]) -> list[int]:
+        """Those of these prefixes whose other segments wait for them."""
+        return [prefix for prefix in prefixes if self.state[prefix] == WAITING]
 
     def clear(self) -> None:
         """Leaves nothing to take."""
-        self.places, self.lengths, self.elements, self.owners = self.places[:0], self.lengths[:0], 0, None
+        self.places, self.lengths, self.owners, self.elements = self.places[:0], self.lengths[:0], self.owners[:0], 0
 
 
 def divide(request: Arrays, names: Names) -> Segments:
@@ -159,15 +208,14 @@ def divide(request: Arrays, names: Names) -> Segments:
 def cut(request: Arrays, names: Names, budget: int) -> Iterator[Arrays]:
     """A request, [1, elements] each, as the parts that chunks of its own would take, the longest first.
 
-    Of a request with prefixes all parts but the first lack what the model kept.
+    A part whose prefix an earlier part has lacks what the model kept of it.
     """
     segments = divide(request, names)
-    first = True
     while segments:
         taken = segments.take(Room(budget))
         assert taken is not None, "an empty chunk has room for any segment"
-        yield select(request, taken, names, first=first)
-        first = False
+        yield select(request, taken, names, {})
+        segments.computed(taken.begun)
 
 
 def fault(request: Arrays, names: Names) -> str | None:
@@ -209,46 +257,63 @@ def prefix_fault(request: Arrays, names: Names) -> str | None:
     return None
 
 
-def select(request: Arrays, segments: Array, names: Names, *, first: bool = True, kept: Array | None = None) -> Arrays:
-    """Some segments of a request as a request: every input [1, elements].
+def select(request: Arrays, taken: Taken, names: Names, kept: Mapping[int, Array]) -> Arrays:
+    """What a chunk takes of a request, as a request: every input [1, elements].
 
     Args:
         request: with one row.
-        segments: their places, ascending.
+        taken: which segments, and which prefixes go with them.
         names: how the request is divided.
-        first: whether the prefixes go with them.
-        kept: what the model kept of all of the request's prefixes; for a part that is not the first.
+        kept: what the model kept of the prefixes that were begun earlier.
     """
-    counts = request[names.lengths].reshape(-1)
+    counts, segments = request[names.lengths].reshape(-1), taken.places
     if len(segments) == len(counts):
         return request
     ends = np.cumsum(counts)
     divided = {names.lengths: counts[segments]}
     slices: list[tuple[int, int]] = []
+    part: Arrays = {}
     if names.prefix_lengths:
         prefixes, shares = (request[name].reshape(-1) for name in (names.prefix_lengths, names.prefix_shares))
-        owners = np.repeat(np.arange(len(shares)), shares)
+        owners = np.repeat(np.arange(len(shares)), shares.astype(int))
         ends = ends + np.cumsum(prefixes)[owners]
         used, shares = np.unique(owners[segments], return_counts=True)
         divided |= {
             names.prefix_lengths: prefixes[used],
             names.prefix_shares: shares.astype(request[names.prefix_shares].dtype),
         }
-        if first:
-            heads = np.searchsorted(owners, used)  # the segment behind each prefix
-            stops = ends[heads] - counts[heads]
-            slices += zip(stops - prefixes[used], stops, strict=True)
+        begun = np.array(taken.begun, np.int64)
+        heads = np.searchsorted(owners, begun)  # the segment behind each prefix
+        stops = ends[heads] - counts[heads]
+        slices += zip(stops - prefixes[begun], stops, strict=True)
+        there = np.array([prefix in kept and prefix not in taken.begun for prefix in used.tolist()])
+        if there.any():
+            part[KEPT] = side_by_side([kept[prefix] for prefix in used[there].tolist()])
+            part[KEPT_PREFIXES] = np.where(there, np.cumsum(there), 0)
     slices += zip(ends[segments] - counts[segments], ends[segments], strict=True)
     slices.sort()
-    part = {}
     for name, array in request.items():
         chosen = divided.get(name)
         if chosen is None:
             chosen = np.concatenate([array.reshape(-1)[start:stop] for start, stop in slices])
         part[name] = chosen[np.newaxis]
-    if kept is not None:
-        part[KEPT] = kept if len(used) == kept.shape[1] else kept[:, used]
     return part
+
+
+def used_prefixes(request: Arrays, taken: Taken, names: Names) -> list[int]:
+    """The prefixes of what a chunk takes, in the order in which a part has them."""
+    owners = np.repeat(np.arange(request[names.prefix_shares].size), request[names.prefix_shares][0].astype(int))
+    used: list[int] = np.unique(owners[taken.places]).tolist()
+    return used
+
+
+def side_by_side(kept: Sequence[Array]) -> Array:
+    """What was kept of several prefixes, [1, prefixes, parts, longest, size] each, as one."""
+    if len(kept) == 1:
+        return kept[0]
+    longest = max(array.shape[3] for array in kept)
+    padded = [np.pad(array, [(0, 0)] * 3 + [(0, longest - array.shape[3]), (0, 0)]) for array in kept]
+    return np.concatenate(padded, axis=1)
 
 
 def join(places: Sequence[Array], outputs: Sequence[Arrays]) -> Arrays:

@@ -24,7 +24,7 @@ from typing import Any, Protocol
 
 from serving.backends.packed_cpu.cores import start_workers, turn, usable_cores
 from serving.backends.packed_cpu.schedule import Job, OverloadedError, Part, Schedule
-from serving.backends.packed_cpu.segments import KEPT, Arrays, divide, fault, join, select
+from serving.backends.packed_cpu.segments import KEPT, Array, Arrays, divide, fault, join, select, used_prefixes
 from serving.backends.packed_cpu.settings import Settings
 
 SWEEP = 0.05  # seconds between two looks at the deadlines
@@ -132,15 +132,14 @@ class Service:
         """Computes a chunk, and has those answered that are complete with it."""
         began = time.perf_counter()
         inputs = [self.inputs_of(part) for part in parts]
-        keeping = [part.first and len(part.places) < part.job.count for part in parts]
-        wanted = [part.job.wanted + [KEPT] * keep for part, keep in zip(parts, keeping, strict=True)]
+        wanted = [part.job.wanted + [KEPT] * bool(part.keep) for part in parts]
         outputs = self.compute(inputs, wanted)
         wrong = []
-        for part, output, keep in zip(parts, outputs, keeping, strict=True):
+        for part, output in zip(parts, outputs, strict=True):
             if not isinstance(output, str):
-                if keep:
-                    part.job.kept = output.pop(KEPT)
-                part.job.done.append((part.places, output))
+                if part.keep:
+                    self.keep(part, output.pop(KEPT))
+                part.job.done.append((part.taken.places, output))
             elif self.schedule.drop(part.job, "malformed"):
                 wrong.append((part.job, output))
         complete = self.schedule.finish(parts, time.perf_counter() - began, waited)
@@ -153,9 +152,15 @@ class Service:
     def inputs_of(self, part: Part) -> Arrays:
         """What a part brings to its chunk."""
         job = part.job
-        if job.segments.whole:
-            return job.inputs
-        return select(job.inputs, part.places, self.settings.names, first=part.first, kept=job.kept)
+        return job.inputs if job.segments.whole else select(job.inputs, part.taken, self.settings.names, job.kept)
+
+    def keep(self, part: Part, kept: Array) -> None:
+        """Keeps of a part's prefixes what other segments wait for: copies, so that the whole chunk's can be freed."""
+        inputs, names = part.job.inputs, self.settings.names
+        used = used_prefixes(inputs, part.taken, names)
+        for prefix in part.keep:
+            place, length = used.index(prefix), int(inputs[names.prefix_lengths][0, prefix])
+            part.job.kept[prefix] = kept[:, place : place + 1, :, :length].copy()
 
     def answer(self, job: Job) -> None:
         """Sends a complete request's answer; what fails here is its own error, not its neighbours'."""

@@ -53,7 +53,7 @@ def test_every_layout_computes_the_same_logits(
         # Which of the request's pairs each feed had, in the order of the feeds.
         segments = Segments(request[ceiling.LENGTHS][0])
         while segments:
-            rows = segments.take(Room(budget or 10**9))
+            rows = segments.take(Room(budget or 10**9)).places
             assert np.isnan(found[rows]).all()
             found[rows] = next(answers)
         assert found == pytest.approx(whole[place], abs=1e-5)

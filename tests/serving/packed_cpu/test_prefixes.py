@@ -11,7 +11,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.backends.packed_cpu.segments import KEPT, Arrays, Names, Room, divide, fault, join, select
+from serving.backends.packed_cpu.segments import (
+    KEPT,
+    KEPT_PREFIXES,
+    Array,
+    Arrays,
+    Names,
+    Room,
+    divide,
+    fault,
+    join,
+    select,
+    used_prefixes,
+)
 from serving.backends.packed_cpu.service import Service
 from serving.backends.packed_cpu.settings import Settings, UnsupportedError
 from tests.serving.packed_cpu.test_service import BAD, CONFIG, Answers, Figures
@@ -26,8 +38,9 @@ PREFIXED = CONFIG | {
     "parameters": CONFIG["parameters"] | {name: {"string_value": name} for name in NAMES[1:]},
 }
 # Each prefix: its elements, and the lengths of its segments.
+Groups = list[tuple[int, list[int]]]
 groups = st.lists(
-    st.tuples(st.integers(0, 30), st.lists(st.integers(1, 40), min_size=1, max_size=9)), min_size=1, max_size=4
+    st.tuples(st.integers(0, 30), st.lists(st.integers(1, 40), min_size=1, max_size=9)), min_size=1, max_size=12
 )
 
 
@@ -47,21 +60,25 @@ def make(given_groups: list[tuple[int, list[int]]], first: int = 0) -> Arrays:
 def compute_one(request: Arrays) -> tuple[Arrays, int]:
     """What each segment is answered with: the sums of its prefix and of itself; and how many elements were there."""
     elements, kept = request["x"][0], request.get(KEPT)
+    earlier = request.get(KEPT_PREFIXES, np.zeros(request["prefix_lengths"].size, int))
     rows, sums, place, segment = [], [], 0, 0
-    for prefix, (length, share) in enumerate(
-        zip(request["prefix_lengths"][0], request["prefix_shares"][0], strict=True)
-    ):
-        if kept is None:
+    shares = zip(request["prefix_lengths"][0], request["prefix_shares"][0], earlier, strict=True)
+    for length, share, number in shares:
+        if number:
+            assert kept is not None
+            assert kept.shape[3] >= length
+            sums.append(int(kept[0, number - 1, 0, 0, 0]))
+        else:
             sums.append(int(elements[place : place + length].sum()))
             place += length
-        else:
-            sums.append(int(kept[0, prefix, 0, 0, 0]))
         for own in request["lengths"][0, segment : segment + share]:
             rows.append([sums[-1], int(elements[place : place + own].sum())])
             place += own
         segment += share
     assert place == len(elements)
-    return {"y": np.array([rows]), KEPT: np.array(sums).reshape(1, -1, 1, 1, 1)}, place
+    longest = max(1, int(request["prefix_lengths"].max()))
+    memory = np.broadcast_to(np.array(sums).reshape(1, -1, 1, 1, 1), (1, len(sums), 1, longest, 1))
+    return {"y": np.array([rows]), KEPT: memory}, place
 
 
 class Compute:
@@ -94,43 +111,91 @@ class Asks:
         self.inputs, self.gone = inputs, False
 
 
-@given(groups, st.integers(1, 200))
-def test_parts_put_together_are_the_whole_and_prefixes_go_with_the_first(
-    own: list[tuple[int, list[int]]], budget: int
-) -> None:
+def chunks(own: Groups, budget: int) -> tuple[list[tuple[Array, Arrays]], int, list[tuple[int, int]]]:
+    """A request in chunks of its own: their places and outputs, the elements computed, and each chunk's two costs."""
     request = make(own)
     assert fault(request, NAMES) is None
-    expected, size = compute_one(request)
-    segments, parts, computed = divide(request, NAMES), [], 0
-    kept = None
-    assert segments.longest() == max(prefix + max(lengths) for prefix, lengths in own)
+    segments, parts, computed, costs = divide(request, NAMES), [], 0, []
+    kept: dict[int, Array] = {}
     while segments:
-        before = segments.elements
-        places = segments.take(Room(budget))
-        assert places is not None
-        part = select(request, places, NAMES, first=kept is None, kept=kept)
+        room, before = Room(budget), segments.elements
+        taken = segments.take(room)
+        assert taken is not None
+        part = select(request, taken, NAMES, kept)
         output, elements = compute_one(part)
         assert elements == before - segments.elements == part["x"].size
-        kept = output[KEPT] if kept is None else kept
-        parts.append((places, {"y": output["y"]}))
+        assert parts or elements <= divide(request, NAMES).first_chunk(budget)
+        used = used_prefixes(request, taken, NAMES)
+        kept |= {prefix: output[KEPT][:, [used.index(prefix)]] for prefix in segments.waiting(taken.begun)}
+        segments.computed(taken.begun)
+        parts.append((taken.places, {"y": output["y"]}))
         computed += elements
-    assert computed == size, "nothing is computed twice"
+        begun = [own[prefix][0] for prefix in taken.begun]
+        costs.append((part["lengths"].size * int(part["lengths"].max()), len(begun) * max(begun, default=0)))
+        singles = part["lengths"].size, len(begun)
+        assert costs[-1][0] <= budget or singles[0] == 1
+        assert costs[-1][1] <= budget or singles[1] == 1
+    return parts, computed, costs
+
+
+@given(groups, st.integers(1, 200))
+def test_parts_put_together_are_the_whole_nothing_is_computed_twice_and_budgets_hold(own: Groups, budget: int) -> None:
+    request = make(own)
+    expected, size = compute_one(request)
+    segments = divide(request, NAMES)
+    assert segments.longest() == max(prefix + max(lengths) for prefix, lengths in own)
+    parts, computed, _ = chunks(own, budget)
+    assert computed == size
     found = join([places for places, _ in parts], [output for _, output in parts])
     assert np.array_equal(found["y"], expected["y"])
 
 
-@given(groups, st.integers(1, 60), st.integers(1, 200))
-def test_a_first_part_joins_a_chunk_only_if_it_fits(own: list[tuple[int, list[int]]], taken: int, budget: int) -> None:
-    room = Room(budget)
-    room.take(taken, 1)
-    segments = divide(make(own), NAMES)
-    before = segments.elements
-    places = segments.take(room)
-    if places is None:
-        assert segments.elements == before
-    else:
-        assert room.segments == 1 + len(places)
-        assert room.segments * room.longest <= budget
+@pytest.mark.parametrize(
+    "own",
+    [
+        [(1, [510]), *[(1, [2])] * 31],  # one long candidate among users of one word
+        [(509, [2]), *[(1, [2])] * 31],  # one long user text among short ones
+        [(20, [60])] * 32,
+    ],
+    ids=["a long segment", "a long prefix", "all alike"],
+)
+def test_a_request_of_many_prefixes_is_many_chunks(own: Groups) -> None:
+    _, _, costs = chunks(own, 256)
+    assert max(first for first, _ in costs) <= 510
+    assert max(second for _, second in costs) <= 509
+    assert len(costs) > 1
+
+
+def test_requests_of_many_prefixes_share_a_chunk_within_its_budgets() -> None:
+    waiting = [divide(make([(509, [2]), *[(1, [2])] * 31]), NAMES) for _ in range(4)]
+    while any(waiting):
+        room, begun = Room(256), []
+        for segments in waiting:
+            taken = segments.take(room) if segments else None
+            if taken is not None:
+                begun += [int(segments.prefixes[prefix]) for prefix in taken.begun]
+                segments.computed(taken.begun)
+        assert room.segments * room.longest <= 256
+        assert len(begun) * max(begun, default=0) <= 256 or len(begun) == 1
+
+
+def test_segments_without_a_prefix_wait_for_nothing() -> None:
+    segments = divide(make([(0, [40] * 20)]), NAMES)
+    taken = segments.take(Room(80))
+    assert taken is not None
+    assert taken.begun == ()
+    assert segments.can_be_taken()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint64, np.int64])
+def test_any_integers_are_divided_alike(dtype: type) -> None:
+    own = [(5, [3, 4, 9]), (2, [7])]
+    typed = {name: array.astype(dtype) if name in NAMES else array for name, array in make(own).items()}
+    segments = divide(typed, NAMES)
+    taken = segments.take(Room(10))
+    assert taken is not None
+    part = select(typed, taken, NAMES, {})
+    assert {part[name].dtype for name in NAMES} == {np.dtype(dtype)}
 
 
 def test_every_request_gets_its_own_answer_and_no_prefix_is_computed_twice() -> None:
@@ -194,6 +259,30 @@ def test_a_request_that_ends_while_its_prefix_is_computed_is_forgotten() -> None
 def test_a_fault_is_named(change: dict[str, list[int]], message: str) -> None:
     request = make([(5, [3, 4])]) | {name: np.array([values], np.int32) for name, values in change.items()}
     assert message in str(fault(request, NAMES))
+
+
+def test_what_is_given_up_while_its_prefix_is_computed_is_forgotten_and_a_bad_one_harms_no_other() -> None:
+    begun, go_on, compute = threading.Semaphore(0), threading.Semaphore(0), Compute()
+
+    def held(inputs: list[Arrays], wanted: list[list[str]]) -> list[Arrays | str]:
+        begun.release()
+        assert go_on.acquire(timeout=30)
+        return compute(inputs, wanted)
+
+    service, answers, figures = serve(held)
+    given_up, bad, good = (Asks(make([(60, [40] * 5)], first)) for first in (0, 1000, 2000))
+    bad.inputs["x"][0, 3] = BAD  # in its prefix
+    for caller in (given_up, bad, good):
+        service.submit(caller, caller.inputs, ["y"], 0)
+    assert begun.acquire(timeout=30)
+    given_up.gone = True
+    go_on.release(100)
+    service.close()
+    assert [outcome for outcome, _ in answers.refused[given_up]] == ["cancelled"]
+    assert [outcome for outcome, _ in answers.refused[bad]] == ["malformed"]
+    assert np.array_equal(answers.sent[good][0]["y"], compute_one(good.inputs)[0]["y"])
+    assert sorted(figures.outcomes) == ["answered", "cancelled", "malformed"]
+    assert not service.schedule.parked
 
 
 def test_a_config_that_names_one_of_the_two_inputs_is_refused() -> None:

@@ -135,7 +135,7 @@ def test_every_request_is_answered_once_with_all_its_segments(sizes: list[tuple[
             wanted[name] = list(range(len(lengths)))
             machine.ask(name, *lengths)
         for part in machine.step():
-            taken.setdefault(part.job.request, []).extend(part.places.tolist())
+            taken.setdefault(part.job.request, []).extend(part.taken.places.tolist())
     assert {name: sorted(places) for name, places in taken.items()} == wanted
     assert machine.answered.keys() == wanted.keys()
     assert machine.schedule.load() == (0, 0, 0.0)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.backends.packed_cpu.segments import Array, Arrays, Names, Room, Segments, cut, fault, join, select
+from serving.backends.packed_cpu.segments import Array, Arrays, Names, Room, Segments, Taken, cut, fault, join, select
 
 NAMES = Names("lengths")
 requests = st.lists(st.lists(st.integers(1, 40), min_size=1, max_size=12), min_size=1, max_size=6)
@@ -39,10 +39,11 @@ def chunks(lengths: list[list[int]], budget: int) -> list[list[tuple[int, Array]
         room, chunk = Room(budget), []
         for number, segments in waiting:
             elements = segments.elements
-            places = segments.take(room)
-            if places is None:
+            taken = segments.take(room)
+            if taken is None:
                 assert segments.elements == elements
                 continue
+            places = taken.places
             assert elements - segments.elements == sum(lengths[number][place] for place in places)
             chunk.append((number, places))
         assert chunk, "the first always gets something"
@@ -72,7 +73,7 @@ def test_parts_put_together_are_the_whole(lengths: list[list[int]], budget: int)
     found: dict[int, list[tuple[Array, Arrays]]] = {number: [] for number in range(len(whole))}
     for chunk in chunks(lengths, budget):
         for number, places in chunk:
-            found[number].append((places, compute(select(whole[number], places, NAMES))))
+            found[number].append((places, compute(select(whole[number], Taken(places), NAMES, {}))))
     for number, request in enumerate(whole):
         parts = found[number]
         joined = join([places for places, _ in parts], [output for _, output in parts])
@@ -103,7 +104,7 @@ def test_a_chunk_is_filled_up_with_the_longest_that_still_fits() -> None:
     room = Room(100)
     assert Segments(np.array([20, 20])).take(room) is not None
     other = Segments(np.array([90, 30, 33, 2]))
-    assert other.take(room).tolist() == [2]  # 3 x 33 fit, 4 x 33 do not
+    assert other.take(room).places.tolist() == [2]  # 3 x 33 fit, 4 x 33 do not
     assert room.is_full()
     assert Segments(np.array([1])).take(room) is None
 
@@ -112,7 +113,7 @@ def test_a_request_that_stays_whole_shares_no_chunk() -> None:
     whole, small = Segments(None, 50), Segments(np.array([1]))
     room = Room(100)
     assert whole.whole
-    assert whole.take(room).tolist() == [0]
+    assert whole.take(room).places.tolist() == [0]
     assert small.take(room) is None
     again = Segments(None, 50)
     assert again.take(room) is None
