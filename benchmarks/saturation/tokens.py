@@ -21,8 +21,11 @@ def published_tokenizer(repository: Path) -> PairTokenizer:
     """The newest tokenizer in a model repository, read without a server. Raises BenchmarkError if none is published."""
     graph = published_version(repository, TOKENIZER_MODEL) / MODEL_FILE
     session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
-    content, max_length, settings = session.run([TOKENIZER_JSON, MAX_LENGTH, HEADS_JSON], {})
-    return PairTokenizer(content.tobytes(), int(max_length[0]), json.loads(settings.tobytes()).get(USER_TOKENS))
+    content, max_length = session.run([TOKENIZER_JSON, MAX_LENGTH], {})
+    settings = {}
+    if HEADS_JSON in {value.name for value in session.get_outputs()}:  # former releases lack it
+        settings = json.loads(session.run([HEADS_JSON], {})[0].tobytes())
+    return PairTokenizer(content.tobytes(), int(max_length[0]), settings.get(USER_TOKENS))
 
 
 def pack(tokenizer: PairTokenizer, requests: Sequence[Request]) -> list[Packed]:

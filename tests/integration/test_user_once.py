@@ -154,6 +154,25 @@ def test_a_malformed_request_is_an_error_and_the_next_one_is_answered(once_serve
     assert np.array_equal(send(once_server, **GOOD), expected)
 
 
+def test_malformed_requests_among_good_ones_fail_alone(once_server: Server) -> None:
+    expected = send(once_server, **GOOD)
+
+    def send_or_fail(request: dict) -> np.ndarray | str:
+        try:
+            return send(once_server, **request)
+        except InferenceServerException as exc:
+            return str(exc)
+
+    requests = [request for spoiled in MALFORMED.values() for request in (GOOD, GOOD | spoiled, GOOD)]
+    calls = [partial(send_or_fail, request) for request in requests]
+    for request, found in zip(requests, call_at_once(once_server, "clickbert_onnx", calls, len(calls)), strict=True):
+        if request == GOOD:
+            assert np.allclose(found, expected, atol=1e-5)
+        else:
+            assert isinstance(found, str)
+            assert "malformed request" in found or "at most" in found
+
+
 def test_what_was_kept_cannot_be_sent(once_server: Server) -> None:
     with pytest.raises(InferenceServerException, match="kept_prefixes"):
         send(once_server, **GOOD, kept_prefixes=[1])

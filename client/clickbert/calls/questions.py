@@ -137,7 +137,7 @@ def _tokenized_passages(pairs: Sequence[Pair], release: Release, passages: Passa
 def _by_length(
     items: Sequence[Item], order: Callable[[Item], Any], release: Release, pack: Callable[[list[Item]], Packed]
 ) -> tuple[list[Item], tuple[Batch, ...]]:
-    """Divide the distinct items into requests, those of similar length together; returns them in that order, too.
+    """Divide the distinct items into requests, in an order of their lengths; returns them in that order, too.
 
     Triton's own backends pad attention to the longest pair of a request, so one long text slows down all the others.
     Lengths are in characters: they cost nothing, and tokens are not counted yet.
@@ -163,7 +163,8 @@ def _within_limits(windows: Sequence[Window], release: Release) -> list[list[Win
     batches: list[list[Window]] = [[]]
     tokens = 0
     for window in windows:
-        tokens += window.tokens
+        shares = bool(release.heads.user_tokens and batches[-1] and batches[-1][-1].query == window.query)
+        tokens += window.tokens - shares * (len(window.query) + 1)
         if batches[-1] and (len(batches[-1]) == release.max_pairs or tokens > release.max_tokens):
             batches.append([])
             tokens = window.tokens

@@ -101,8 +101,7 @@ class PairTokenizer:
         A pair that fits is one window, the same tokens as `pack_pairs` gives. Else the query keeps half of the room, or
         what the document leaves of it (with `user_tokens`, as many as ever), and the document is cut into windows that
         fill the rest, each sharing `overlap` tokens with the one before (or as many as leave a step of one). Training
-        has the same rule
-        (`finetune.evaluation.scoring.tokenize_passages`).
+        has the same rule (`finetune.evaluation.scoring.tokenize_passages`).
         """
         texts = list(dict.fromkeys(text for pair in pairs for text in pair))
         tokens: dict[str, list[int]] = {}
