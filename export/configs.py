@@ -165,13 +165,13 @@ def once_inputs(config: model_config_pb2.ModelConfig) -> str:
         f'  {{ kind: BATCH_ELEMENT_COUNT target_name: "{count}" data_type: TYPE_INT32 source_input: "{name}" }}'
         for count, name in zip(ONCE_COUNT_INPUTS, ONCE_REQUEST_INPUTS, strict=True)
     ]
-    most = f"max_elements.{LENGTHS}"
+    most, written = f"max_elements.{LENGTHS}", config.parameters
     limits = [
-        f'parameters {{ key: "max_elements.{name}" value {{ string_value: "{config.parameters[most].string_value}" }} }}'
+        f'parameters {{ key: "max_elements.{name}" value {{ string_value: "{written[most].string_value}" }} }}'
         for name in ONCE_REQUEST_INPUTS[1:3]
-        if most in config.parameters
+        if most in written
     ]
-    if "chunk_by" in config.parameters:  # the packed_cpu backend computes a user text with the request's first chunk
+    if "chunk_by" in written:  # the packed_cpu backend computes a user text with the request's first chunk
         keys = zip(("prefix_lengths", "prefix_shares"), ONCE_REQUEST_INPUTS[1:3], strict=True)
         limits += [f'parameters {{ key: "{key}" value {{ string_value: "{name}" }} }}' for key, name in keys]
     # warmup/eight holds an 8, warmup/eights eight of them: 8 pairs of a user text, 16 tokens each with it.

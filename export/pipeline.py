@@ -52,6 +52,7 @@ from export.verify.gates import (
     describe_failures,
 )
 from export.verify.heads import choose_texts, compare_heads
+from export.verify.kept import prove_kept
 from export.verify.parity import Parity, ParityError, prove, prove_heads, score_heads_merged, score_merged
 from export.verify.sensitivity import describe_sensitivity, measure_sensitivity
 from export.verify.speed import measure_speed
@@ -209,6 +210,8 @@ def prove_source(
     run, tolerance, rows = open_graph(source), TOLERANCE.of(request.limits), evaluation.rows
     once = evaluation.once
     proved = prove(run, rows, evaluation.pairs, evaluation.logits, tolerance, checkpoint.click_label, once=once)
+    if once:
+        prove_kept(run, "the packed graph", evaluation.pairs, proved[1], tolerance)
     if evaluation.heads:
         prove_heads(run, evaluation.heads, HEAD_TOLERANCE.of(request.limits), once=once)
     return proved
@@ -238,6 +241,10 @@ def build_engines(
             logits = score_merged(run, evaluation.pairs, {LOGITS: len(evaluation.labels)}, once=once)[LOGITS]
         check_finite(engine.model, {LOGITS: logits})
         comparison = compare(evaluation.rows, evaluation.logits, logits, evaluation.labels, TIE.of(request.limits))
+        if once and logits is not source_logits:  # an engine that is the packed graph is proved
+            # INT8 carries a difference in the last bits on until it is as large as the engine's own error.
+            allowed = max(TOLERANCE.of(request.limits), comparison.max_abs_diff)
+            prove_kept(run, engine.model, evaluation.pairs, logits, allowed)
         if heads := evaluation.heads:
             found = score_heads_merged(run, heads, once=once)
             check_finite(engine.model, found)

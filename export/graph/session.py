@@ -9,7 +9,7 @@ import onnxruntime
 
 from export.graph.packing import Feed, Outputs, add_longest
 from release.hardware import keep_products_whole
-from release.names import KEPT
+from release.names import KEPT, KEPT_PREFIXES
 
 
 def open_on_cpu(graph: Path | bytes, *, for_gpu: bool) -> onnxruntime.InferenceSession:
@@ -31,11 +31,15 @@ def open_on_cpu(graph: Path | bytes, *, for_gpu: bool) -> onnxruntime.InferenceS
 
 
 def open_graph(graph: Path, *, for_gpu: bool = False) -> Callable[[Feed], Outputs]:
-    """A graph as a function of one packed batch, on ONNX Runtime's CPU provider; `for_gpu` if it is TensorRT's."""
+    """A graph as a function of one packed batch, on ONNX Runtime's CPU provider; `for_gpu` if it is TensorRT's.
+
+    Its output KEPT is computed only for a batch with KEPT_PREFIXES.
+    """
     session = open_on_cpu(graph, for_gpu=for_gpu)
-    names = [value.name for value in session.get_outputs() if value.name != KEPT]  # nobody asks for that one here
+    every = [value.name for value in session.get_outputs()]
 
     def run(feed: Feed) -> Outputs:
+        names = every if KEPT_PREFIXES in feed else [name for name in every if name != KEPT]
         return dict(zip(names, session.run(names, add_longest(feed) if for_gpu else feed), strict=True))
 
     return run

@@ -60,9 +60,9 @@ def choose_texts(rows: Sequence[ClickRow]) -> list[str]:
     return [texts[place] for place in evenly(len(texts))]
 
 
-def evenly(count: int) -> list[int]:
-    """At most SAMPLE places among `count`."""
-    return [place * count // min(count, SAMPLE) for place in range(min(count, SAMPLE))]
+def evenly(count: int, most: int = SAMPLE) -> list[int]:
+    """At most `most` places among `count`."""
+    return [place * count // min(count, most) for place in range(min(count, most))]
 
 
 def compare_heads(outputs: Outputs, reference: HeadReference) -> HeadComparison:

@@ -1,9 +1,9 @@
 """Measures the engines' speed on this machine, in one run so that their ratio means something.
 
 Each engine scores the evaluation pairs in process, without server and tokenization: 32 at a time, sorted by length, so
-that attention is hardly padded. (Where a user text is computed once, the file's order stays, which has the candidates
-of a user side by side.) The engines take turns, and the best round of each counts, because other work on the
-machine can only make a round slower.
+that attention is hardly padded. (Where a user text is computed once, they are sorted by user text, so that a batch has
+candidates of few users.) The engines take turns, and the best round of each counts, because other work on the machine
+can only make a round slower.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from tqdm import tqdm
 
-from export.graph.packing import Feed, Outputs, Pair, pack
+from export.graph.packing import Feed, Outputs, Pair, pack, split_pair
 
 PAIRS_A_BATCH = 32
 BATCHES = 16  # of all lengths
@@ -29,7 +29,11 @@ def measure_speed(
     """
     if not runs:
         return {}
-    ordered = pairs if once else sorted(pairs, key=lambda pair: len(pair["input_ids"]))
+    ordered = (
+        sorted(pairs, key=lambda pair: split_pair(pair)[0])
+        if once
+        else sorted(pairs, key=lambda pair: len(pair["input_ids"]))
+    )
     batches = [ordered[start : start + PAIRS_A_BATCH] for start in range(0, len(ordered), PAIRS_A_BATCH)]
     feeds = [pack([batch], once=once) for batch in batches[:: max(1, len(batches) // BATCHES)]]
     count = sum(len(feed["lengths"]) for feed in feeds)

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Collection
 from pathlib import Path
 
 import onnx
@@ -10,7 +11,10 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
+from export.builder import EngineBuilder
 from export.configs import ConfigError, change_config
+from export.engines import find_engines
+from export.engines.base import Engine
 from export.publish import TEMPLATES
 from release.names import (
     CONFIG_FILE,
@@ -28,6 +32,7 @@ from release.names import (
     VARIANTS,
 )
 from tests.export.command import WIDE, engines, run
+from tests.export.spoiled import spoil
 from tests.tiny import JOINT, make_once_checkpoint
 
 MODELS = (ONNX_MODEL, "clickbert_onnx_int8")
@@ -168,6 +173,23 @@ def test_a_comment_of_the_user_stays(tmp_path: Path, mine: str) -> None:
     config = tmp_path / CONFIG_FILE
     config.write_text(mine + TEMPLATE)
     assert change_config(config, ONNX_MODEL, CLICK, once=False) == mine + TEMPLATE
+
+
+def test_an_engine_whose_chunks_cannot_share_a_user_text_is_refused(
+    once_checkpoint: Path, log: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = type(find_engines()["onnx_int8"])
+    write = engine.write
+
+    def write_spoiled(self: Engine, builder: EngineBuilder, target: Path, keep_fp32: Collection[str] = ()) -> None:
+        write(self, builder, target, keep_fp32)
+        spoil(target, target, -1)
+
+    monkeypatch.setattr(engine, "write", write_spoiled)
+    repository = tmp_path / "repository"
+    assert run(once_checkpoint, repository, log, *engines("onnx", "onnx_int8"), *WIDE) == 1
+    assert "clickbert_onnx_int8 gives other logits where it computes a user text once" in capsys.readouterr().err
+    assert not repository.exists()
 
 
 def test_the_tensorrt_engines_refuse_it_before_the_work(
