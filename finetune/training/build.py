@@ -57,7 +57,8 @@ def build(
         heads = Heads(wanted, size)
     weights = TaskWeights(("click", *settings.understanding), settings.task_weights)
     model = JointModel(click, heads, _position_bias(rows, settings), weights, method)
-    model.attends_fully = once and not is_once and settings.full_first > 0
+    model.full_first = settings.full_first if once and not is_once else 0.0
+    model.attends_fully = model.full_first > 0
     freeze(model, settings.freeze)
     return model, tokenizer, max_length
 

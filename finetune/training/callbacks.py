@@ -13,6 +13,7 @@ from transformers import ProgressCallback, TrainerCallback, TrainerControl, Trai
 
 from finetune.training.model import JointModel
 from finetune.training.processes import say
+from finetune.training.settings import SettingsError
 
 AVERAGE = "average.safetensors"
 # What is shown of the metrics on dev, in this order; the rest is in TensorBoard.
@@ -62,6 +63,14 @@ class RunningAverage(TrainerCallback):
             self.model.load_state_dict(own)
 
 
+def switch_step(model: JointModel, state: TrainerState) -> int:
+    """How many steps a run begins with full attention though it will be saved with another; 0 for most runs.
+
+    Evaluations up to there measure what has learned nothing of what is saved, so none of them counts.
+    """
+    return round(model.full_first * state.max_steps)
+
+
 class SwitchAttention(TrainerCallback):
     """Lets a training for `user_once` begin with full attention: under its mask alone, one may never leave a plateau.
 
@@ -69,26 +78,35 @@ class SwitchAttention(TrainerCallback):
     will be saved, with the mask, from the first one on.
     """
 
-    def __init__(self, model: JointModel, share: float) -> None:
-        """`share`: of all steps, those with full attention."""
+    def __init__(self, model: JointModel) -> None:
         self.model = model
-        self.share = share
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **unused: Any
+    ) -> None:
+        """Raises SettingsError if no evaluation would count: the last one is behind the last step."""
+        if switch_step(self.model, state) >= state.max_steps:
+            raise SettingsError(
+                f"--full-first is {self.model.full_first}: all of the {state.max_steps} steps would be with full "
+                "attention, and no evaluation behind them; lower it, or give it more steps (--epochs)"
+            )
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **unused: Any
     ) -> None:
         """Choose the step's attention."""
-        self.model.attends_fully = state.global_step < round(self.share * state.max_steps)
+        self.model.attends_fully = state.global_step < switch_step(self.model, state)
 
 
 class Patience(TrainerCallback):
-    """Stops a run after so many evaluations without a better one.
+    """Stops a run after so many evaluations without a better one; those before the switch of attention do not count.
 
     It counts from the run's own history, so that a resumed run stops where it would have stopped. (The Trainer's
     EarlyStoppingCallback begins at 0 again.)
     """
 
-    def __init__(self, evaluations: int) -> None:
+    def __init__(self, model: JointModel, evaluations: int) -> None:
+        self.model = model
         self.evaluations = evaluations
 
     def on_step_begin(
@@ -100,7 +118,8 @@ class Patience(TrainerCallback):
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **unused: Any) -> None:
         """Stop if the last evaluations were no better than one before them."""
         name = f"eval_{args.metric_for_best_model}"
-        values = [entry[name] for entry in state.log_history if name in entry]
+        switch = switch_step(self.model, state)
+        values = [entry[name] for entry in state.log_history if name in entry and entry["step"] > switch]
         if not args.greater_is_better:
             values = [-value for value in values]
         if len(values) > self.evaluations and max(values[-self.evaluations :]) <= max(values[: -self.evaluations]):

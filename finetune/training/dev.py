@@ -14,11 +14,12 @@ from finetune.training.settings import CLICK
 
 Metrics = dict[str, float]
 CHANCE = 0.5  # of AUC and of the accuracy on pairs, whatever the log
-JUDGES = ("auc", "significant_pair_accuracy", "pairwise_accuracy")
+AUC, SIGNIFICANT_PAIRS, ALL_PAIRS = JUDGES = ("auc", "significant_pair_accuracy", "pairwise_accuracy")
+FEWEST_PAIRS = 100  # that differ significantly; of fewer, a good model's interval may reach down to chance
 
 
 class Dev:
-    """A dev split. Beside the metrics, a measurement has the 95 % interval of `JUDGES`, as `auc_low` and `auc_high`."""
+    """A dev split: its metrics at each evaluation, and their intervals, which take longer, of what is kept."""
 
     def __init__(self, rows: Sequence[ClickRow]) -> None:
         """Take the rows.
@@ -31,20 +32,23 @@ class Dev:
 
     def measure(self, model: JointModel, tokenizer: PreTrainedTokenizerFast, max_length: int) -> Metrics:
         """Measure a model as it would be saved now."""
+        return measure(self._scored(model, tokenizer, max_length))
+
+    def intervals(self, model: JointModel, tokenizer: PreTrainedTokenizerFast, max_length: int) -> Metrics:
+        """Measure the 95 % intervals of `JUDGES`, as `auc_low` and `auc_high`; none of too few groups."""
+        found = bootstrap(self._scored(model, tokenizer, max_length))
+        ends = {name: zip(("low", "high"), found[name], strict=True) for name in JUDGES if name in found}
+        return {f"{name}_{end}": limit for name, limits in ends.items() for end, limit in limits}
+
+    def _scored(self, model: JointModel, tokenizer: PreTrainedTokenizerFast, max_length: int) -> ScoredLog:
         logits = score_documents(model.click, model.heads, tokenizer, self.rows, max_length)
         labels = label_names(model.click)
-        log = ScoredLog.of(self.rows, click_probability(logits, labels if logits.shape[1] > 1 else labels[-1:]))
-        intervals = {name: limits for name, limits in bootstrap(log).items() if name in JUDGES}
-        return {
-            **measure(log),
-            **{f"{name}_low": low for name, (low, _) in intervals.items()},
-            **{f"{name}_high": high for name, (_, high) in intervals.items()},
-        }
+        return ScoredLog.of(self.rows, click_probability(logits, labels if logits.shape[1] > 1 else labels[-1:]))
 
 
 def plateau(metrics: Metrics, objective: str) -> str | None:
     """Tell what to do if a model is no better than chance, by what its objective is about; None if it is better."""
-    name = next(judge for judge in (JUDGES if objective == CLICK else JUDGES[1:]) if judge in metrics)
+    name = _judge(metrics, objective)
     low, high = (metrics.get(f"{name}_{end}", metrics[name]) for end in ("low", "high"))
     if low > CHANCE:
         return None
@@ -55,3 +59,11 @@ def plateau(metrics: Metrics, objective: str) -> str | None:
         "--from-checkpoint; and see whether dev is large enough to tell, and whether the texts say anything about the "
         "clicks"
     )
+
+
+def _judge(metrics: Metrics, objective: str) -> str:
+    """Choose by which metric a plateau is told."""
+    if objective == CLICK:
+        return AUC
+    enough = metrics.get("significant_pairs", 0) >= FEWEST_PAIRS and f"{SIGNIFICANT_PAIRS}_low" in metrics
+    return SIGNIFICANT_PAIRS if enough else ALL_PAIRS

@@ -37,8 +37,9 @@ class JointModel(nn.Module):
         self.weights = weights
         self.method = method  # its weights are in `click` and `prefix`
         self.prefix = method.prefix if method else None
-        # While a training for `user_once` begins with full attention (`finetune.training.callbacks.SwitchAttention`).
-        self.attends_fully = False
+        # A training for `user_once` may begin with full attention (`finetune.training.callbacks.SwitchAttention`):
+        self.full_first = 0.0  # for that share of its steps,
+        self.attends_fully = False  # and now
 
     def forward(self, **batch: Any) -> dict[str, Tensor]:
         """Computes a batch (see `finetune.training.batches.Collator`).

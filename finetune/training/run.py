@@ -71,7 +71,7 @@ def train(
     A model that is no better than chance is saved, too, but the user is told.
 
     Returns:
-        The dev metrics of what was saved.
+        The dev metrics of what was saved; in the first process also the intervals by which a plateau is told.
 
     Raises:
         ClickLogError, MetricError: a split is missing or broken, or dev cannot be evaluated.
@@ -108,9 +108,9 @@ def train(
     if model.method:
         called += model.method.callbacks()
     if model.attends_fully:
-        called.append(SwitchAttention(model, settings.full_first))
+        called.append(SwitchAttention(model))
     if settings.patience:
-        called.append(Patience(settings.patience))
+        called.append(Patience(model, settings.patience))
     arguments = trainer_arguments(run, len(items), dev.known, settings)
     described = describe(data, base, settings) | (teachers.describe() if teachers else {})
     with arguments.main_process_first(local=False):
@@ -127,11 +127,8 @@ def train(
         )  # fmt: skip
     metrics = _metrics(trainer, run_to_end(trainer, stop, run))
     if is_first_process():
-        stuck = plateau(metrics, settings.objective)
-        if stuck:
-            say(f"warning: {stuck}")
-        content = {**metrics, **({WARNING: stuck} if stuck else {})}
-        (run / METRICS).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        metrics |= dev.intervals(model, tokenizer, max_length)
+        _write_metrics(run, metrics, settings.objective)
         _keep(model, tokenizer, run, output)
     trainer.accelerator.wait_for_everyone()
     return metrics
@@ -158,6 +155,15 @@ def _metrics(trainer: ClickTrainer, best: Path) -> Metrics:
     evaluations = [entry for entry in trainer.state.log_history if "eval_auc" in entry]
     found = [entry for entry in evaluations if best.name == f"checkpoint-{entry['step']}"][-1]
     return {name.removeprefix("eval_"): value for name, value in found.items() if name.startswith("eval_")}
+
+
+def _write_metrics(run: Path, metrics: Metrics, objective: str) -> None:
+    """Write the metrics of what is kept, and warn of a plateau."""
+    stuck = plateau(metrics, objective)
+    if stuck:
+        say(f"warning: {stuck}")
+    content = {**metrics, **({WARNING: stuck} if stuck else {})}
+    (run / METRICS).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _choose_passages(data: Path, base: str, output: Path, settings: TrainSettings, **others: Any) -> Metrics:

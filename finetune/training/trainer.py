@@ -20,7 +20,7 @@ from finetune.objectives.clicks import Objective
 from finetune.objectives.distillation import Distillation
 from finetune.objectives.understanding import similarity_loss, topic_loss
 from finetune.training.batches import Collator, Items, SimilarLengths
-from finetune.training.callbacks import AVERAGE, Progress, RunningAverage
+from finetune.training.callbacks import AVERAGE, Progress, RunningAverage, switch_step
 from finetune.training.dev import Metrics
 from finetune.training.methods.adversarial import Adversary
 from finetune.training.model import UNBIASED, Batch, JointModel
@@ -120,6 +120,10 @@ class ClickTrainer(Trainer):
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _determine_best_metric(self, metrics: Any, trial: Any) -> bool:
+        counts = self.state.global_step > switch_step(self.model, self.state)
+        return counts and bool(super()._determine_best_metric(metrics, trial))
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         # Before the Trainer's own state, which it writes last: a checkpoint that has that is whole.

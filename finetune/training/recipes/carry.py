@@ -1,7 +1,8 @@
 """Carries a checkpoint over from full attention to `user_once`, by a short training on its own scores.
 
-It is distillation with the checkpoint as its own teacher, and clicks count for nothing: what is learned is to give the
-same scores under the other mask. What the checkpoint is (labels, heads, tokenizer, longest pair) stays.
+It is distillation with the checkpoint as its own teacher: the click head learns to give the same scores under the
+other mask, and nothing from clicks. Further heads go on learning by their own losses, the embedding from clicks, too.
+What the checkpoint is (labels, heads, tokenizer, longest pair) stays.
 """
 
 from dataclasses import asdict, replace
@@ -25,7 +26,8 @@ from finetune.training.settings import SettingsError, TrainSettings
 def carry(data: Path, folder: Path, output: Path, settings: TrainSettings, *, restart: bool = False) -> Metrics:
     """Train the checkpoint in `folder` for `user_once` on the texts of `data`, and save it as `output`.
 
-    Settings that the checkpoint decides are its own.
+    Settings that the checkpoint decides are its own. Whether one was given or is a default cannot be seen, so only
+    those that are neither the default nor the checkpoint's are refused.
 
     Returns:
         The dev metrics of what was saved.
@@ -57,11 +59,12 @@ def carry(data: Path, folder: Path, output: Path, settings: TrainSettings, *, re
             f"{folder}: has the topics {', '.join(heads.topics)}; to carry it over, the training split must have the "
             "same ones: give the data that it was trained on"
         )
-    return train(data, str(folder), output, settings, restart=restart, teachers=Teachers((folder,), 1.0))
+    # Resolved, as a folder's name may also be that of a base ("minilm").
+    return train(data, str(folder.resolve()), output, settings, restart=restart, teachers=Teachers((folder,), 1.0))
 
 
 def _own_settings(heads: HeadSettings, **others: Any) -> dict[str, Any]:
-    """The settings that a checkpoint decides. Nothing is learned from clicks, so they have no bias."""
+    """The settings that a checkpoint decides. The click head learns nothing from clicks, so they have no bias."""
     own = {"attention": USER_ONCE, "full_first": 0.0, "position_bias": NONE, **others}
     tasks = ((TOPIC, heads.topics), (SIMILARITY, heads.embedding_size))
     own["understanding"] = tuple(task for task, head in tasks if head)

@@ -22,6 +22,7 @@ from finetune.checkpoint.save import check_output
 from finetune.data.clicklog import find_split, read_click_log
 from finetune.evaluation.metrics import LOWER_IS_BETTER, evaluate_ranking
 from finetune.training.arguments import default_metric
+from finetune.training.callbacks import switch_step
 from finetune.training.dev import Metrics
 from finetune.training.processes import say
 from finetune.training.run import train
@@ -229,7 +230,11 @@ class Search:
 
 
 class Pruning(TrainerCallback):
-    """Reports each evaluation of a trial, and ends a trial that is worse than most were at the same epoch."""
+    """Reports each evaluation of a trial, and ends a trial that is worse than most were at the same epoch.
+
+    Up to the switch of attention a trial may be at chance by design, and a shorter one switches earlier: neither is
+    done there.
+    """
 
     def __init__(self, trial: Trial, metric: str, evaluations: int) -> None:
         self.trial = trial
@@ -237,9 +242,17 @@ class Pruning(TrainerCallback):
         self.evaluations = evaluations  # an epoch
 
     def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any = None, **unused: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: Any = None,
+        metrics: Any = None,
+        **unused: Any,
     ) -> None:
         """Raises optuna.TrialPruned if the trial is hopeless."""
+        if state.global_step <= switch_step(model, state):
+            return
         self.trial.report(metrics[f"eval_{self.metric}"], step=round((state.epoch or 0) * self.evaluations))
         if self.trial.should_prune():
             raise optuna.TrialPruned

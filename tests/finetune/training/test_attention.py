@@ -12,14 +12,17 @@ from transformers import TrainerCallback
 from finetune.__main__ import main
 from finetune.checkpoint.attention import user_tokens
 from finetune.checkpoint.load import load_checkpoint
-from finetune.data.clicklog import read_click_log
+from finetune.data.clicklog import ClickRow, read_click_log
 from finetune.evaluation.checkpoint import evaluate
+from finetune.evaluation.metrics import click_probability, evaluate_ranking
 from finetune.evaluation.scoring import score_rows
 from finetune.training.batches import Collator
 from finetune.training.build import build
 from finetune.training.callbacks import SwitchAttention
+from finetune.training.dev import Dev
 from finetune.training.run import train
 from finetune.training.settings import SettingsError, TrainSettings
+from tests.finetune.conftest import make_tokenizer
 from tests.finetune.training.interrupt import CtrlC
 from tests.tiny import make_checkpoint
 
@@ -53,13 +56,77 @@ def test_a_training_begins_with_full_attention_and_goes_on_without(
     assert metrics["auc"] > 0.95
 
 
-def test_evaluations_before_the_switch_measure_what_would_be_saved(
+class Evaluations(TrainerCallback):
+    """Writes down the step of each evaluation, and the log loss under the mask."""
+
+    def __init__(self, rows: list[ClickRow]) -> None:
+        self.rows = rows
+        self.steps: list[int] = []
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        self.steps.append(state.global_step)
+        model, tokenizer = others["model"], make_tokenizer()
+        scores = click_probability(score_rows(model.click, tokenizer, self.rows, 48), ["click"])
+        assert others["metrics"]["eval_log_loss"] == pytest.approx(evaluate_ranking(self.rows, scores)["log_loss"])
+
+
+def test_evaluations_before_the_switch_measure_the_mask_too(base: Path, click_folder: Path, tmp_path: Path) -> None:
+    watch = Evaluations(read_click_log(click_folder / "dev.jsonl"))
+    train(click_folder, str(base), tmp_path / "out", replace(SETTINGS, epochs=2), callbacks=[watch])
+    assert watch.steps == [24, 48]
+
+
+@pytest.fixture
+def measured_as(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Gives the evaluations to come these AUCs, whatever the model."""
+
+    def patch(*aucs: float) -> None:
+        left, real = list(aucs), Dev.measure
+        monkeypatch.setattr(Dev, "measure", lambda *given: real(*given) | {"auc": left.pop(0)})
+
+    return patch
+
+
+@pytest.mark.parametrize("stops", [(), (30,), (80,)])
+def test_no_evaluation_up_to_the_switch_is_the_best_one(
+    stops: tuple[int, ...], base: Path, click_folder: Path, tmp_path: Path, measured_as: Any
+) -> None:
+    measured_as(0.9, 0.8, 0.7, 0.6)  # after 24, 48, 72 and 96 steps; the switch is after 48
+    kept = []
+    for step in stops:
+        with pytest.raises(KeyboardInterrupt):
+            train(click_folder, str(base), tmp_path / "out", SETTINGS, callbacks=[CtrlC(step)])
+        kept = list((tmp_path / "out-run").glob("checkpoint-*"))
+    assert len(kept) <= 2
+    assert train(click_folder, str(base), tmp_path / "out", SETTINGS)["auc"] == 0.7
+
+
+@pytest.mark.parametrize("stops", [(), (60,)])
+def test_no_evaluation_up_to_the_switch_counts_for_patience(
+    stops: tuple[int, ...], base: Path, click_folder: Path, tmp_path: Path, measured_as: Any
+) -> None:
+    settings = replace(SETTINGS, epochs=6, full_first=0.3, patience=1)  # a switch after 43 of 144 steps
+    measured_as(0.9, 0.6, 0.7, 0.65)  # and no fifth one
+    for step in stops:
+        with pytest.raises(KeyboardInterrupt):
+            train(click_folder, str(base), tmp_path / "out", settings, callbacks=[CtrlC(step)])
+    watch = Watch()
+    assert train(click_folder, str(base), tmp_path / "out", settings, callbacks=[watch])["auc"] == 0.7
+    assert max(watch.full) == 4 * 24 - 1
+
+
+def test_evaluations_of_other_runs_all_count(base: Path, click_folder: Path, tmp_path: Path, measured_as: Any) -> None:
+    measured_as(0.9, 0.8)
+    settings = replace(SETTINGS, attention=None, patience=1)
+    assert train(click_folder, str(base), tmp_path / "out", settings)["auc"] == 0.9
+
+
+def test_a_schedule_without_an_evaluation_behind_the_switch_is_refused(
     base: Path, click_folder: Path, tmp_path: Path
 ) -> None:
-    settings = replace(SETTINGS, epochs=1, full_first=0.99)
-    metrics = train(click_folder, str(base), tmp_path / "out", settings)
-    dev = read_click_log(click_folder / "dev.jsonl")
-    assert evaluate(str(tmp_path / "out"), dev, draws=0).metrics["log_loss"] == pytest.approx(metrics["log_loss"])
+    with pytest.raises(SettingsError, match=r"--full-first is 0.99: all of the 24 steps would be with full attention"):
+        train(click_folder, str(base), tmp_path / "out", replace(SETTINGS, epochs=1, full_first=0.99))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_stopped_run_switches_where_it_would_have(base: Path, click_folder: Path, tmp_path: Path) -> None:
@@ -118,8 +185,8 @@ def test_a_base_goes_on_with_its_attention_unless_told(base: Path, click_folder:
 
 
 def test_a_switch_goes_by_the_step_alone(base: Path, click_folder: Path) -> None:
-    model, *_ = build(str(base), read_click_log(click_folder / "train.jsonl"), SETTINGS)
-    switch = SwitchAttention(model, 0.25)
+    model, *_ = build(str(base), read_click_log(click_folder / "train.jsonl"), replace(SETTINGS, full_first=0.25))
+    switch = SwitchAttention(model)
     state: Any = type("State", (), {"max_steps": 8, "global_step": 0})()
     seen = []
     for state.global_step in (0, 7, 1, 2):

@@ -1,6 +1,8 @@
 """A checkpoint that was fine-tuned with full attention, carried over to `user_once` on its own scores."""
 
+import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -123,6 +125,36 @@ def test_checkpoints_that_cannot_be_carried_over_are_refused(
     name_labels(other, "clicked", "skipped")
     with pytest.raises(CheckpointError, match=r"its labels are \['clicked', 'skipped'\]; only a checkpoint of"):
         carry(click_folder, other, tmp_path / "twice", SETTINGS)
+
+
+def test_an_option_that_says_its_default_is_the_checkpoints(full: Path, click_folder: Path, tmp_path: Path) -> None:
+    command = [
+        "train", "--from-checkpoint", str(full), "--data", str(click_folder), "--output", str(tmp_path / "once"),
+        "--epochs", "1", "--labels", "1", "--full-first", "0.5",
+    ]  # fmt: skip
+    assert main(command) == 0
+    model, *_ = load_checkpoint(tmp_path / "once")
+    assert label_names(model) == ["no click", "click"]
+
+
+def test_a_folder_with_a_bases_name_is_the_folder(
+    full: Path, click_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(full, tmp_path / "minilm")
+    settings = replace(SETTINGS, epochs=1)
+    with monkeypatch.context() as patch:
+        patch.chdir(tmp_path)
+        patch.setattr(
+            "finetune.training.recipes.carry.train",
+            lambda *places, **options: train(*places, **options, callbacks=[CtrlC(7)]),
+        )
+        with pytest.raises(KeyboardInterrupt):
+            carry(click_folder, Path("minilm"), tmp_path / "once", settings)
+    carry(click_folder, tmp_path / "minilm", tmp_path / "once", settings)  # goes on, else it would be refused
+    described = json.loads((tmp_path / "once-run" / "settings.json").read_text(encoding="utf-8"))
+    assert described["base"] == str(tmp_path / "minilm")
+    model, *_ = load_checkpoint(tmp_path / "once")
+    assert model.config.hidden_size == 32, "MiniLM has 384"
 
 
 def test_the_command_goes_on_where_it_was_stopped(

@@ -90,6 +90,17 @@ def test_a_trial_is_held_against_others_at_the_same_epoch(open_search: Any) -> N
     assert list(search.study.trials[0].intermediate_values) == [1], "after half an epoch"
 
 
+def test_a_trial_is_not_judged_before_its_switch_of_attention(open_search: Any) -> None:
+    settings = replace(SETTINGS, evaluations=3, attention="user_once")
+    search = open_search(settings, pruner=ThresholdPruner(upper=0.0))  # whatever is reported, is hopeless
+    search.run(5, trials=1)
+    assert states(search) == ["pruned"]
+    assert list(search.study.trials[0].intermediate_values) == [2], "the first is before the switch"
+    search = open_search(replace(settings, full_first=0.0), restart=True, pruner=ThresholdPruner(upper=0.0))
+    search.run(5, trials=1)
+    assert list(search.study.trials[0].intermediate_values) == [1]
+
+
 def test_a_trial_that_fails_is_recorded_and_the_search_goes_on(
     open_search: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
