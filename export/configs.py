@@ -141,7 +141,7 @@ def differ(one: model_config_pb2.ModelConfig, other: model_config_pb2.ModelConfi
         for field in config.DESCRIPTOR.fields:
             if field.name != name:
                 config.ClearField(field.name)
-    return alone[0] != alone[1]
+    return bool(alone[0] != alone[1])
 
 
 def once_inputs(config: model_config_pb2.ModelConfig) -> str:
