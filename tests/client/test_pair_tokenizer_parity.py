@@ -1,10 +1,13 @@
-"""Property: `PairTokenizer` gives the ids of Hugging Face's `tokenizer(queries, documents, truncation=True)`."""
+"""Properties: `PairTokenizer` gives the ids of Hugging Face's `tokenizer(queries, documents, truncation=True)`, and packs
+them with each query once where the model wants that."""
 
 import importlib.util
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from clickbert.wire.packing import PackedPairs, PackedUsers
 from clickbert.wire.tokenization import PairTokenizer
 from tests.client.fakes import tokenizer_json
 
@@ -130,3 +133,41 @@ def test_texts_of_a_megabyte_equal_hugging_face(tokenizers, unit):
     for pair in [("coffee near me", text), (text, "coffee near me")]:
         expected = reference([pair[0]], [pair[1]], truncation=True, max_length=512)["input_ids"][0]
         assert PairTokenizer(content, 512).pack(pair[0], [pair[1]]).input_ids.tolist() == expected
+
+
+sentences = st.lists(st.sampled_from(["the", "cheap", "tea", "ings", "中", "q"]), max_size=40).map(" ".join)
+
+
+def unpacked(packed: PackedUsers | PackedPairs) -> list[list[int]]:
+    """Each pair's ids, as Hugging Face has them."""
+    ids = packed.input_ids.tolist()
+    if isinstance(packed, PackedPairs):
+        ends = np.cumsum(packed.lengths)
+        return [ids[end - length : end] for end, length in zip(ends, packed.lengths, strict=True)]
+    found, lengths = [], iter(packed.lengths.tolist())
+    for size, pairs in zip(packed.user_lengths.tolist(), packed.user_pairs.tolist(), strict=True):
+        user, ids = ids[:size], ids[size:]
+        for _ in range(pairs):
+            length = next(lengths)
+            found.append([ids[0], *user, *ids[1:length]])
+            ids = ids[length:]
+    assert not ids
+    return found
+
+
+@hypothesis.settings(deadline=None)
+@hypothesis.given(st.lists(st.tuples(sentences, sentences), min_size=1, max_size=8), st.integers(4, 40), st.data())
+def test_the_query_does_not_depend_on_its_documents_and_what_fits_is_the_same(pairs, max_length, data):
+    user_tokens = data.draw(st.integers(1, max_length - 3))
+    content = tokenizer_json()
+    once, full = PairTokenizer(content, max_length, user_tokens), PairTokenizer(content, max_length)
+    whole = unpacked(PairTokenizer(content, 2000).pack_pairs(pairs))
+    found = unpacked(once.pack_pairs(pairs))
+    assert len(found) == len(pairs)
+    sep = 3
+    for ours, theirs, uncut in zip(found, unpacked(full.pack_pairs(pairs)), whole, strict=True):
+        assert len(ours) <= max_length
+        user = uncut[1 : uncut.index(sep)]
+        assert ours[1 : ours.index(sep)] == user[:user_tokens]
+        if len(uncut) <= max_length and len(user) <= user_tokens:
+            assert ours == theirs == uncut

@@ -6,19 +6,14 @@ from itertools import product
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from clickbert import ProtocolError, Ranker
-from clickbert.wire.packing import PackedPairs, PackedUsers
 from clickbert.wire.protocol import ModelDescription
-from clickbert.wire.tokenization import PairTokenizer
-from tests.client.fakes import FakeTransport, FakeTriton, Published, call_once, tokenizer_json
+from tests.client.fakes import FakeTransport, FakeTriton, Published, call_once
 
 HEADS = {"topics": ["a", "b"], "several_topics": False, "embedding_size": 4, "passages": None, "user_tokens": 6}
 QUERIES = ["", "cheap coffee", "near me " * 20]
 DOCUMENTS = ["a bar", "", "the museum of the city", "park " * 60, "中文", "a bar"]
-words = st.lists(st.sampled_from(["the", "cheap", "tea", "ings", "中", "q"]), max_size=40).map(" ".join)
 
 
 @pytest.fixture
@@ -33,23 +28,6 @@ def sent(server: FakeTriton) -> list[dict[str, list[int]]]:
         for request in server.requests
         if request.model == "clickbert_onnx"
     ]
-
-
-def unpacked(packed: PackedUsers | PackedPairs) -> list[list[int]]:
-    """Each pair's ids, as Hugging Face has them."""
-    ids = packed.input_ids.tolist()
-    if isinstance(packed, PackedPairs):
-        ends = np.cumsum(packed.lengths)
-        return [ids[end - length : end] for end, length in zip(ends, packed.lengths, strict=True)]
-    found, lengths = [], iter(packed.lengths.tolist())
-    for size, pairs in zip(packed.user_lengths.tolist(), packed.user_pairs.tolist(), strict=True):
-        user, ids = ids[:size], ids[size:]
-        for _ in range(pairs):
-            length = next(lengths)
-            found.append([ids[0], *user, *ids[1:length]])
-            ids = ids[length:]
-    assert not ids
-    return found
 
 
 @pytest.mark.parametrize("query", QUERIES)
@@ -103,20 +81,3 @@ def test_a_number_of_tokens_that_is_none_is_refused(server, user_tokens):
     server.published[3].heads = HEADS | {"user_tokens": user_tokens}
     with pytest.raises(ProtocolError, match="'user_tokens' is"):
         Ranker("localhost:1", transport=FakeTransport(server)).rank("tea", ["a bar"])
-
-
-@given(st.lists(st.tuples(words, words), min_size=1, max_size=8), st.integers(4, 40), st.data())
-def test_the_query_does_not_depend_on_its_documents_and_what_fits_is_the_same(pairs, max_length, data):
-    user_tokens = data.draw(st.integers(1, max_length - 3))
-    content = tokenizer_json()
-    once, full = PairTokenizer(content, max_length, user_tokens), PairTokenizer(content, max_length)
-    whole = unpacked(PairTokenizer(content, 2000).pack_pairs(pairs))
-    found = unpacked(once.pack_pairs(pairs))
-    assert len(found) == len(pairs)
-    sep = 3
-    for ours, theirs, uncut in zip(found, unpacked(full.pack_pairs(pairs)), whole, strict=True):
-        assert len(ours) <= max_length
-        user = uncut[1 : uncut.index(sep)]
-        assert ours[1 : ours.index(sep)] == user[:user_tokens]
-        if len(uncut) <= max_length and len(user) <= user_tokens:
-            assert ours == theirs == uncut

@@ -80,13 +80,14 @@ def unknown_words(log: Path, target: Path) -> Path:
 
 
 def test_a_failed_gate_leaves_its_report_alone(checkpoint: Path, log: Path, tmp_path: Path, capsys) -> None:
-    assert run(checkpoint, tmp_path / "repository", log, *engines("onnx_int8"), *WIDE, "--int8-auc", "0") == 1
-    assert "loss of AUC is" in capsys.readouterr().err
+    exact = [f"--int8-{figure}=0" for figure in ("auc", "log-loss", "ndcg", "top1")]
+    assert run(checkpoint, tmp_path / "repository", log, *engines("onnx_int8"), *WIDE, *exact, "--tie=0") == 1
+    assert "clickbert_onnx_int8: " in capsys.readouterr().err
     assert everything(tmp_path) == ["report.html"]
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "Nothing was published: the ranking is not kept" in page
     assert "checkpoint</td><td>checkpoint, SHA-256" in page
-    assert "--int8-auc 0" in page
+    assert "--int8-auc=0" in page
 
 
 def test_an_interrupted_export_leaves_the_former_report(

@@ -83,7 +83,7 @@ def test_batches_have_the_changed_texts(base: Path, click_folder: Path) -> None:
     rows = read_click_log(click_folder / "train.jsonl")[:64]
     model, tokenizer, length = build(str(base), rows, SETTINGS)
     plain = Collator(rows, tokenizer, model.heads.settings, length)
-    changed = Collator(rows, tokenizer, model.heads.settings, length, augment(word_dropout=0.5))
+    changed = Collator(rows, tokenizer, model.heads.settings, length, augment=augment(word_dropout=0.5))
     items = [[place] for place in range(64)]
     assert changed(items)["pairs"]["attention_mask"].sum() < 0.85 * plain(items)["pairs"]["attention_mask"].sum()
 
