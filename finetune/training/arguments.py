@@ -14,7 +14,9 @@ from finetune.training.processes import count_processes, say
 from finetune.training.settings import CLICK, PAIRWISE, SettingsError, TrainSettings
 
 
-def trainer_arguments(run: Path, items: int, known: Collection[str], settings: TrainSettings) -> TrainingArguments:
+def trainer_arguments(
+    run: Path, items: int, known: Collection[str], settings: TrainSettings, full_first: float = 0.0
+) -> TrainingArguments:
     """Make the Trainer's arguments.
 
     Args:
@@ -22,11 +24,18 @@ def trainer_arguments(run: Path, items: int, known: Collection[str], settings: T
         items: how many rows or groups an epoch has.
         known: the metrics that dev has.
         settings: how to train.
+        full_first: the share of the steps before the switch of attention.
 
     Raises:
-        SettingsError: dev lacks the metric, or a tracker is not installed.
+        SettingsError: dev lacks the metric, a tracker is not installed, or no evaluation is behind the switch.
     """
     steps = math.ceil(items / (settings.items * settings.accumulate * count_processes()))  # an epoch
+    total = steps * settings.epochs  # the last evaluation is there
+    if round(full_first * total) >= total:
+        raise SettingsError(
+            f"--full-first is {full_first}: all of the {total} steps would be with full attention, and no evaluation "
+            "behind them; lower it, or give it more steps (--epochs)"
+        )
     metric = settings.metric or default_metric(known, settings)
     if metric not in known:
         raise SettingsError(f"--metric is {metric!r}; dev has {', '.join(sorted(known))}")

@@ -13,7 +13,6 @@ from transformers import ProgressCallback, TrainerCallback, TrainerControl, Trai
 
 from finetune.training.model import JointModel
 from finetune.training.processes import say
-from finetune.training.settings import SettingsError
 
 AVERAGE = "average.safetensors"
 # What is shown of the metrics on dev, in this order; the rest is in TensorBoard.
@@ -80,16 +79,6 @@ class SwitchAttention(TrainerCallback):
 
     def __init__(self, model: JointModel) -> None:
         self.model = model
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **unused: Any
-    ) -> None:
-        """Raises SettingsError if no evaluation would count: the last one is behind the last step."""
-        if switch_step(self.model, state) >= state.max_steps:
-            raise SettingsError(
-                f"--full-first is {self.model.full_first}: all of the {state.max_steps} steps would be with full "
-                "attention, and no evaluation behind them; lower it, or give it more steps (--epochs)"
-            )
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **unused: Any

@@ -111,7 +111,7 @@ def train(
         called.append(SwitchAttention(model))
     if settings.patience:
         called.append(Patience(model, settings.patience))
-    arguments = trainer_arguments(run, len(items), dev.known, settings)
+    arguments = trainer_arguments(run, len(items), dev.known, settings, model.full_first)
     described = describe(data, base, settings) | (teachers.describe() if teachers else {})
     with arguments.main_process_first(local=False):
         if is_first_process():
