@@ -1,5 +1,7 @@
-"""Properties: `PairTokenizer` gives the ids of Hugging Face's `tokenizer(queries, documents, truncation=True)`, and packs
-them with each query once where the model wants that."""
+"""Properties: `PairTokenizer` gives the ids of Hugging Face's `tokenizer(queries, documents, truncation=True)`.
+
+Where the model wants that, it packs each query once.
+"""
 
 import importlib.util
 from pathlib import Path
