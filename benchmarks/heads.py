@@ -27,7 +27,7 @@ from benchmarks.saturation.ceiling import Ceiling, CoreLayout, graph_speed, open
 from benchmarks.saturation.tokens import pack
 from clickbert.wire.tokenization import PairTokenizer
 from export.graph.onnx_export import GraphError, write_click_model
-from export.graph.packed_bert import UnsupportedModelError
+from export.graph.packed.packed_bert import UnsupportedModelError
 from export.verify.evaluation import read_checkpoint
 from finetune.checkpoint.heads import Heads, HeadSettings
 from finetune.checkpoint.load import CheckpointError

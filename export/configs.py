@@ -126,22 +126,12 @@ def check_once(
     expected.parameters.pop(TYPES_LIMIT, None)
     expected.MergeFrom(parse(inputs, file))
     if after != expected:
-        parts = [field.name for field in after.DESCRIPTOR.fields if differ(after, expected, field.name)]
+        names = (field.name for field in after.DESCRIPTOR.fields)
+        parts = [name for name in names if getattr(after, name) != getattr(expected, name)]
         raise ConfigError(
             f"{file}: for this checkpoint, whose user text is computed once, the export cannot replace what stands in "
             f"or beside {', '.join(parts)}; write that part as it is in git, then export again"
         )
-
-
-def differ(one: model_config_pb2.ModelConfig, other: model_config_pb2.ModelConfig, name: str) -> bool:
-    """Whether a field of two configs differs."""
-    alone = [model_config_pb2.ModelConfig() for _ in range(2)]
-    for config, whole in zip(alone, (one, other), strict=True):
-        config.CopyFrom(whole)
-        for field in config.DESCRIPTOR.fields:
-            if field.name != name:
-                config.ClearField(field.name)
-    return bool(alone[0] != alone[1])
 
 
 def once_inputs(config: model_config_pb2.ModelConfig) -> str:

@@ -23,7 +23,7 @@ from export.engines.layers import check_layer_names
 from export.graph.layer_names import LayerNameError
 from export.graph.lint import LintError
 from export.graph.onnx_export import GraphError, write_click_model, write_tokenizer
-from export.graph.packed_bert import UnsupportedModelError
+from export.graph.packed.packed_bert import UnsupportedModelError
 from export.graph.packing import Feed, Logits
 from export.graph.session import open_graph
 from export.publish import PublishError, find_too_old, staged

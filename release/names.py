@@ -1,7 +1,8 @@
 """The names that the graphs, the model repository and the manifests share; each stands once, here.
 
 The same tensor names stand in `model_repository/*/config.pbtxt` (the contract with every client); a test holds both
-against the graphs.
+against the graphs. Standard library only, and nothing else of this repository: the packed_cpu backend gets a copy of
+this file, as of `hardware.py`.
 """
 
 REQUEST_INPUTS = ("input_ids", "token_type_ids", "lengths")

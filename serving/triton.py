@@ -16,7 +16,7 @@ import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
-from release import hardware
+from release import hardware, names
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PACKED_CPU = "packed_cpu"  # our backend
@@ -146,7 +146,8 @@ def lay_out_packed_cpu(folder: Path) -> None:
 
     Triton's Python stub looks for modules in the backend's folder, and not where this process does.
     """
-    modules = [*(REPOSITORY / "serving" / "backends" / PACKED_CPU).glob("*.py"), Path(str(hardware.__file__))]
+    modules = [*(REPOSITORY / "serving" / "backends" / PACKED_CPU).glob("*.py")]
+    modules += [Path(str(module.__file__)) for module in (hardware, names)]
     for module in modules:
         copy = folder / module.relative_to(REPOSITORY)
         copy.parent.mkdir(parents=True, exist_ok=True)

@@ -20,9 +20,9 @@ from onnx import TensorProto, helper, numpy_helper
 from transformers import BertForSequenceClassification
 
 from export.graph.lint import type_and_shape
-from export.graph.packed_bert import PackedBert, output_widths
+from export.graph.packed.packed_bert import PackedBert, output_widths
+from export.graph.packed.user_once import OnceBert
 from export.graph.packing import pack
-from export.graph.user_once import OnceBert
 from finetune.checkpoint.attention import user_tokens
 from finetune.checkpoint.heads import Heads, HeadSettings
 from release.names import (

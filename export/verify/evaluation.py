@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from torch import nn
 from transformers import BertForSequenceClassification, PreTrainedTokenizerFast
 
-from export.graph.packed_bert import PackedBert, output_widths
+from export.graph.packed.packed_bert import PackedBert, output_widths
 from export.graph.packing import Logits, Pair
 from export.verify.gates import MAX_UNKNOWN, MIN_AUC, GateError, Limits
 from export.verify.heads import HeadReference, choose_texts, evenly

@@ -113,7 +113,7 @@ def _train(options: argparse.Namespace) -> None:
 
 def _distil(options: argparse.Namespace) -> None:
     from finetune.data.clicklog import find_split, read_click_log
-    from finetune.training.processes import is_first_process
+    from finetune.training.loop.processes import is_first_process
     from finetune.training.recipes.distil import Teachers
     from finetune.training.run import train
 
@@ -169,13 +169,13 @@ def _cell(value: object) -> str:
 
 
 def _report(text: str) -> None:
-    from finetune.training.processes import is_first_process
+    from finetune.training.loop.processes import is_first_process
 
     if is_first_process():
         print(text)
 
 
 def _shown(metrics: dict[str, float]) -> str:
-    from finetune.training.callbacks import SHOWN
+    from finetune.training.loop.callbacks import SHOWN
 
     return ", ".join(f"{name} {metrics[name]:.4f}" for name in SHOWN if name in metrics)

@@ -37,7 +37,7 @@ class JointModel(nn.Module):
         self.weights = weights
         self.method = method  # its weights are in `click` and `prefix`
         self.prefix = method.prefix if method else None
-        # A training for `user_once` may begin with full attention (`finetune.training.callbacks.SwitchAttention`):
+        # A training for `user_once` may begin with full attention (`finetune.training.loop.callbacks.SwitchAttention`):
         self.full_first = 0.0  # for that share of its steps,
         self.attends_fully = False  # and now
 

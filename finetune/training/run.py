@@ -29,19 +29,19 @@ from finetune.objectives.distillation import (
     listwise_distillation,
     pairwise_distillation,
 )
-from finetune.training.arguments import default_metric, trainer_arguments
 from finetune.training.batches import Collator, Items
 from finetune.training.build import build, build_objective
-from finetune.training.callbacks import Patience, StopAtStep, SwitchAttention
-from finetune.training.dev import Dev, Metrics, plateau
+from finetune.training.loop.arguments import default_metric, trainer_arguments
+from finetune.training.loop.callbacks import Patience, StopAtStep, SwitchAttention
+from finetune.training.loop.dev import Dev, Metrics, plateau
+from finetune.training.loop.processes import is_first_process, say
+from finetune.training.loop.trainer import ClickTrainer
 from finetune.training.methods.augment import Augmentation, read_translated
 from finetune.training.methods.few_weights import trained_share
 from finetune.training.model import JointModel
-from finetune.training.processes import is_first_process, say
 from finetune.training.recipes.distil import Teachers
 from finetune.training.run_folder import describe, open_run, place_of_run, read_settings, remove_checkpoints, run_to_end
 from finetune.training.settings import CHOOSE, CLICK, LISTWISE, PAIRWISE, PREFIX, TrainSettings
-from finetune.training.trainer import ClickTrainer
 
 METRICS = "metrics.json"
 WARNING = "warning"  # beside the metrics there

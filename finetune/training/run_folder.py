@@ -11,8 +11,8 @@ from transformers import Trainer
 
 from finetune.data.clicklog import find_split
 from finetune.names import ESTIMATED, NONE
-from finetune.training.callbacks import StopAtStep
-from finetune.training.processes import is_first_process, say
+from finetune.training.loop.callbacks import StopAtStep
+from finetune.training.loop.processes import is_first_process, say
 from finetune.training.settings import SettingsError, TrainSettings
 from release.files import sha256
 

@@ -15,7 +15,8 @@ import pytest
 import clickbert
 from clickbert import Ranker
 from clickbert.errors import from_status
-from tests.client.fakes import FakeStatusError, FakeTransport, FakeTriton, Published, held, rank_once
+from tests.client.fake_model import FakeStatusError, Published
+from tests.client.fakes import FakeTransport, FakeTriton, held, rank_once
 
 STATUSES = [
     ("UNAVAILABLE", "Exceeds maximum queue size", "ServerOverloadedError", "later"),

@@ -8,7 +8,8 @@ import pytest
 
 from clickbert import ProtocolError, Ranker
 from clickbert.wire.heads import Heads, Passages, cosines, read_heads, topic_probabilities
-from tests.client.fakes import FakeTransport, FakeTriton, Published
+from tests.client.fake_model import Published
+from tests.client.fakes import FakeTransport, FakeTriton
 
 hypothesis = pytest.importorskip("hypothesis", reason="hypothesis is not installed: properties are not checked")
 st = hypothesis.strategies

@@ -11,7 +11,8 @@ import pytest
 
 from clickbert import InvalidInputError, ProtocolError, Ranker
 from clickbert.__main__ import main
-from tests.client.fakes import WORDS, FakeTransport, FakeTriton, Published, call_once, calls, grpc_server, sigmoid
+from tests.client.fake_model import WORDS, Published, sigmoid
+from tests.client.fakes import FakeTransport, FakeTriton, call_once, calls, grpc_server
 
 RANDOM = random.Random(0)
 DOCUMENTS = [" ".join(RANDOM.choices(WORDS[:16], k=length)) for length in (0, 3, 12, 13, 26, 27, 28, 60, 200, 500)]

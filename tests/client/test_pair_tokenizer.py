@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, normalizers, processors
 
 from clickbert.wire.packing import PackedPairs
 from clickbert.wire.tokenization import PairTokenizer, longest_first
-from tests.client.fakes import tokenizer_json
+from tests.client.fake_model import tokenizer_json
 
 TEXTS = ["", " ", "a", "cheap coffee", "[SEP] [MASK] [CLS]", "\x00\x07", "中文", "😀", "cafés", "the " * 40, "q" * 150]
 
@@ -184,7 +184,7 @@ def test_windows_cover_the_document_and_step_by_what_they_do_not_share(overlap):
 def test_forking_after_use_neither_warns_nor_hangs():
     script = """
 import os
-from tests.client.fakes import tokenizer_json
+from tests.client.fake_model import tokenizer_json
 from clickbert.wire.tokenization import PairTokenizer
 tokenizer = PairTokenizer(tokenizer_json(), 32)
 tokenizer.pack("tea", ["a bar"] * 100)

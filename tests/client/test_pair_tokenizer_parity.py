@@ -11,7 +11,7 @@ import pytest
 
 from clickbert.wire.packing import PackedPairs, PackedUsers
 from clickbert.wire.tokenization import PairTokenizer
-from tests.client.fakes import tokenizer_json
+from tests.client.fake_model import tokenizer_json
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed: parity is not checked")
 hypothesis = pytest.importorskip("hypothesis", reason="hypothesis is not installed: properties are not checked")

@@ -8,7 +8,8 @@ import pytest
 
 from clickbert import InvalidInputError, RankedDocument, Ranker, RankerClosedError, ServerTimeoutError
 from clickbert.calls import session
-from tests.client.fakes import FakeTransport, FakeTriton, Published, held
+from tests.client.fake_model import Published
+from tests.client.fakes import FakeTransport, FakeTriton, held
 
 DOCUMENTS = ["a cheap bar", "the coffee cafe", "a bank", "", "tea [SEP] [MASK]", "museum of the city", "中文", "pizza"]
 

@@ -9,15 +9,8 @@ from dataclasses import replace
 import pytest
 
 from clickbert import AsyncRanker, ModelNotFoundError, ProtocolError, Ranker, ServerError
-from tests.client.fakes import (
-    WORDS,
-    AsyncFakeTransport,
-    FakeStatusError,
-    FakeTransport,
-    FakeTriton,
-    Published,
-    tokenizer_json,
-)
+from tests.client.fake_model import WORDS, FakeStatusError, Published, tokenizer_json
+from tests.client.fakes import AsyncFakeTransport, FakeTransport, FakeTriton
 
 OTHER = tokenizer_json(list(reversed(WORDS)))  # same words, other ids
 SMALLER = tokenizer_json(WORDS[:2])  # ids of the old one are beyond its vocabulary

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from clickbert import InvalidInputError, Ranker, RankerClosedError
-from tests.client.fakes import FakeTransport, FakeTriton, Published, call_once, calls, grpc_server, sigmoid
+from tests.client.fake_model import Published, sigmoid
+from tests.client.fakes import FakeTransport, FakeTriton, call_once, calls, grpc_server
 
 HEADS = {"topics": ["sports", "food", "news"], "several_topics": False, "embedding_size": 5, "passages": None}
 TEXTS = ["a cheap bar", "", "the coffee cafe", "tea [SEP] [MASK]", "museum of the city " * 40, "中文", "a bar"]

@@ -9,7 +9,8 @@ import pytest
 
 from clickbert import ProtocolError, Ranker
 from clickbert.wire.protocol import ModelDescription
-from tests.client.fakes import FakeTransport, FakeTriton, Published, call_once
+from tests.client.fake_model import Published
+from tests.client.fakes import FakeTransport, FakeTriton, call_once
 
 HEADS = {"topics": ["a", "b"], "several_topics": False, "embedding_size": 4, "passages": None, "user_tokens": 6}
 QUERIES = ["", "cheap coffee", "near me " * 20]

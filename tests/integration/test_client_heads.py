@@ -25,7 +25,8 @@ from finetune.data.clicklog import ClickRow
 from finetune.evaluation.metrics import click_probability
 from finetune.evaluation.scoring import aggregate, pad, score_documents, score_texts, tokenize_passages
 from finetune.names import AGGREGATES
-from tests.client.fakes import FakeTriton, Published, grpc_server
+from tests.client.fake_model import Published
+from tests.client.fakes import FakeTriton, grpc_server
 from tests.client.test_pair_tokenizer_parity import bert_folders, load, texts
 from tests.tiny import WORDS
 

@@ -17,7 +17,7 @@ from finetune.checkpoint.load import label_names, load_checkpoint
 from finetune.data.clicklog import find_split, read_click_log
 from finetune.names import NONE, SIMILARITY, TOPIC, USER_ONCE
 from finetune.training.build import head_settings
-from finetune.training.dev import Metrics
+from finetune.training.loop.dev import Metrics
 from finetune.training.recipes.distil import Teachers
 from finetune.training.run import train
 from finetune.training.settings import SettingsError, TrainSettings

@@ -34,9 +34,9 @@ from finetune.checkpoint.quiet import quiet_transformers
 from finetune.checkpoint.save import check_output, replacing
 from finetune.data.clicklog import ClickLogError, find_split, read_click_log
 from finetune.training.batches import SimilarLengths
-from finetune.training.callbacks import Progress, StopAtStep
+from finetune.training.loop.callbacks import Progress, StopAtStep
+from finetune.training.loop.processes import is_first_process, say
 from finetune.training.parameters import HEAD_RATE, group_by_rate
-from finetune.training.processes import is_first_process, say
 from finetune.training.run_folder import open_run, place_of_run, remove_checkpoints, run_to_end
 from finetune.training.settings import SettingsError
 

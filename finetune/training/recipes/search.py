@@ -21,10 +21,10 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from finetune.checkpoint.save import check_output
 from finetune.data.clicklog import find_split, read_click_log
 from finetune.evaluation.metrics import LOWER_IS_BETTER, evaluate_ranking
-from finetune.training.arguments import default_metric
-from finetune.training.callbacks import switch_step
-from finetune.training.dev import Metrics
-from finetune.training.processes import say
+from finetune.training.loop.arguments import default_metric
+from finetune.training.loop.callbacks import switch_step
+from finetune.training.loop.dev import Metrics
+from finetune.training.loop.processes import say
 from finetune.training.run import train
 from finetune.training.run_folder import describe, place_of_run, remove_checkpoints
 from finetune.training.settings import CHOOSE, LEARNED, SettingsError, TrainSettings

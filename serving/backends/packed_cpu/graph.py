@@ -23,10 +23,9 @@ import numpy as np
 import onnxruntime
 
 from release.hardware import keep_products_whole
-from serving.backends.packed_cpu.segments import KEPT, KEPT_PREFIXES, Array, Arrays, side_by_side
+from release.names import KEPT, KEPT_EARLIER, KEPT_INPUTS, KEPT_PREFIXES
+from serving.backends.packed_cpu.segments import Array, Arrays, side_by_side
 from serving.backends.packed_cpu.settings import COUNTS, DTYPES, Settings, UnsupportedError
-
-KEPT_EARLIER = "kept_earlier"
 
 
 class Graph:
@@ -58,7 +57,7 @@ class Graph:
         check_names("outputs", set(self.outputs), found & set(self.outputs), path)
         if settings.names.prefix_lengths:
             able = {value.name for value in self.session.get_overridable_initializers()}
-            check_names("means to keep prefixes", {KEPT_EARLIER, KEPT_PREFIXES}, able if KEPT in found else set(), path)
+            check_names("means to keep prefixes", set(KEPT_INPUTS), able if KEPT in found else set(), path)
 
     def answer(self, inputs: list[Arrays], wanted: list[list[str]]) -> list[Arrays | str]:
         """Computes each request's outputs, together if the model batches; a request that fails gets an error's text.

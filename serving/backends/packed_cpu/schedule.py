@@ -263,13 +263,13 @@ class Schedule:
         job = part.job
         if job.outcome is not None:
             self.forget(job)
+        if job.outcome is not None or not part.keep:
             return
         job.segments.computed(part.keep)
-        if part.keep and job in self.parked:
+        if job in self.parked:
             self.parked.discard(job)
             self.push(job, self.key(job))
-        if part.keep:
-            self.changed.notify_all()
+        self.changed.notify_all()
 
     def forget(self, job: Job) -> None:
         """Frees what was kept of a request that has ended, once no worker needs it."""

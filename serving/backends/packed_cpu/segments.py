@@ -21,13 +21,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from release.names import KEPT, KEPT_PREFIXES
+
 Array = NDArray[Any]
 Arrays = dict[str, Array]
-
-
-# What the model kept of prefixes, [1, prefixes, parts, longest, size]. A part that comes later has it, and the place in
-# it of each of its prefixes, from 1 (0: this one goes with the part).
-KEPT, KEPT_PREFIXES = "kept", "kept_prefixes"
 
 
 class Names(NamedTuple):
@@ -121,8 +118,7 @@ class Segments:
         self.prefixes = np.zeros(1, np.int64) if prefixes is None else prefixes.astype(np.int64)
         self.state = np.where(self.prefixes > 0, NEW, READY)
         # Which prefix each segment has, in the order of `lengths`.
-        self.owners = np.repeat(np.arange(len(self.prefixes)), len(counts) if shares is None else shares.astype(int))
-        self.owners = self.owners[self.places]
+        self.owners = np.zeros_like(counts) if shares is None else owners_of(shares)[self.places]
         self.elements = int(counts.sum() + self.prefixes.sum())
 
     def __bool__(self) -> bool:
@@ -169,9 +165,9 @@ class Segments:
             room.close()
         places = np.sort(self.places[taken])
         self.elements -= int(self.lengths[taken].sum())
-        self.places, self.lengths, self.owners = (
-            np.delete(array, taken) for array in (self.places, self.lengths, self.owners)
-        )
+        left = np.ones(len(self.places), np.bool_)
+        left[taken] = False
+        self.places, self.lengths, self.owners = self.places[left], self.lengths[left], self.owners[left]
         return Taken(places, tuple(begun))
 
     def fit(self, room: Room, some: Array) -> Array:
@@ -193,6 +189,11 @@ class Segments:
     def clear(self) -> None:
         """Leaves nothing to take."""
         self.places, self.lengths, self.owners, self.elements = self.places[:0], self.lengths[:0], self.owners[:0], 0
+
+
+def owners_of(shares: Array) -> Array:
+    """Which prefix each segment of a request has, by how many segments each prefix has."""
+    return np.repeat(np.arange(len(shares)), shares.astype(np.int64))
 
 
 def divide(request: Arrays, names: Names) -> Segments:
@@ -264,7 +265,9 @@ def select(request: Arrays, taken: Taken, names: Names, kept: Mapping[int, Array
         request: with one row.
         taken: which segments, and which prefixes go with them.
         names: how the request is divided.
-        kept: what the model kept of the prefixes that were begun earlier.
+        kept: what the model kept of the prefixes that were begun earlier, [1, 1, parts, longest, size] each. The part
+            has those that it needs as KEPT and, as KEPT_PREFIXES, the place there of each of its prefixes, from 1 (0:
+            this one goes with the part).
     """
     counts, segments = request[names.lengths].reshape(-1), taken.places
     if len(segments) == len(counts):
@@ -275,7 +278,7 @@ def select(request: Arrays, taken: Taken, names: Names, kept: Mapping[int, Array
     part: Arrays = {}
     if names.prefix_lengths:
         prefixes, shares = (request[name].reshape(-1) for name in (names.prefix_lengths, names.prefix_shares))
-        owners = np.repeat(np.arange(len(shares)), shares.astype(int))
+        owners = owners_of(shares)
         ends = ends + np.cumsum(prefixes)[owners]
         used, shares = np.unique(owners[segments], return_counts=True)
         divided |= {
@@ -302,8 +305,7 @@ def select(request: Arrays, taken: Taken, names: Names, kept: Mapping[int, Array
 
 def used_prefixes(request: Arrays, taken: Taken, names: Names) -> list[int]:
     """The prefixes of what a chunk takes, in the order in which a part has them."""
-    owners = np.repeat(np.arange(request[names.prefix_shares].size), request[names.prefix_shares][0].astype(int))
-    used: list[int] = np.unique(owners[taken.places]).tolist()
+    used: list[int] = np.unique(owners_of(request[names.prefix_shares][0])[taken.places]).tolist()
     return used
 
 

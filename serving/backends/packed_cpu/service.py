@@ -22,9 +22,10 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
+from release.names import KEPT
 from serving.backends.packed_cpu.cores import start_workers, turn, usable_cores
 from serving.backends.packed_cpu.schedule import Job, OverloadedError, Part, Schedule
-from serving.backends.packed_cpu.segments import KEPT, Array, Arrays, divide, fault, join, select, used_prefixes
+from serving.backends.packed_cpu.segments import Array, Arrays, divide, fault, join, select, used_prefixes
 from serving.backends.packed_cpu.settings import Settings
 
 SWEEP = 0.05  # seconds between two looks at the deadlines

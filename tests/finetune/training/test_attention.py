@@ -18,8 +18,8 @@ from finetune.evaluation.metrics import click_probability, evaluate_ranking
 from finetune.evaluation.scoring import score_rows
 from finetune.training.batches import Collator
 from finetune.training.build import build
-from finetune.training.callbacks import SwitchAttention
-from finetune.training.dev import Dev
+from finetune.training.loop.callbacks import SwitchAttention
+from finetune.training.loop.dev import Dev
 from finetune.training.run import train
 from finetune.training.settings import SettingsError, TrainSettings
 from tests.finetune.conftest import make_tokenizer

@@ -23,9 +23,9 @@ from finetune.checkpoint.save import save_checkpoint
 from finetune.data.clicklog import ClickLogError, ClickRow, read_click_log
 from finetune.evaluation.metrics import click_probability, evaluate_ranking
 from finetune.evaluation.scoring import score_rows, score_texts
+from finetune.training.loop.trainer import TrainingError
 from finetune.training.run import train
 from finetune.training.settings import SettingsError, TrainSettings
-from finetune.training.trainer import TrainingError
 from tests.finetune.checkpoint.changes import name_labels
 from tests.finetune.conftest import LIKED, TOPICS, write_log
 from tests.tiny import make_checkpoint, make_click_log

@@ -11,9 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from release.names import KEPT, KEPT_PREFIXES
 from serving.backends.packed_cpu.segments import (
-    KEPT,
-    KEPT_PREFIXES,
     Array,
     Arrays,
     Names,

@@ -13,10 +13,10 @@ from optuna.trial import create_trial
 from finetune.__main__ import main
 from finetune.checkpoint.files import hash_checkpoint
 from finetune.checkpoint.load import load_checkpoint
+from finetune.training.loop.trainer import TrainingError
 from finetune.training.recipes import search as module
 from finetune.training.recipes.search import Search
 from finetune.training.settings import SettingsError, TrainSettings
-from finetune.training.trainer import TrainingError
 
 SETTINGS = TrainSettings(epochs=1, batch_size=32, learning_rate=3e-3, metric="log_loss")
 

@@ -20,12 +20,12 @@ from finetune.objectives.clicks import Objective
 from finetune.objectives.distillation import Distillation
 from finetune.objectives.understanding import similarity_loss, topic_loss
 from finetune.training.batches import Collator, Items, SimilarLengths
-from finetune.training.callbacks import AVERAGE, Progress, RunningAverage, switch_step
-from finetune.training.dev import Metrics
+from finetune.training.loop.callbacks import AVERAGE, Progress, RunningAverage, switch_step
+from finetune.training.loop.dev import Metrics
+from finetune.training.loop.processes import is_first_process
 from finetune.training.methods.adversarial import Adversary
 from finetune.training.model import UNBIASED, Batch, JointModel
 from finetune.training.parameters import parameter_groups
-from finetune.training.processes import is_first_process
 from finetune.training.settings import TrainSettings
 from release.names import EMBEDDING, LOGITS, TOPIC_LOGITS
 

@@ -16,15 +16,15 @@ from transformers import BertForSequenceClassification
 
 from export.graph.lint import lint
 from export.graph.onnx_export import write_click_model
-from export.graph.packed_bert import output_widths
+from export.graph.packed.packed_bert import output_widths
+from export.graph.packed.segments import Brought
+from export.graph.packed.user_once import OnceBert, OnceLayout
 from export.graph.packing import Feed, Pair, pack, split_pair
 from export.graph.session import open_graph, open_on_cpu
-from export.graph.user_once import OnceBert, OnceLayout
 from export.verify.evaluation import Checkpoint, read_checkpoint
+from export.verify.kept import without_users
 from finetune.checkpoint.attention import attended, set_user_tokens
-from finetune.evaluation.scoring import score_texts
 from release.names import (
-    HEAD_OUTPUTS,
     KEPT,
     KEPT_INPUTS,
     LOGITS,
@@ -32,7 +32,8 @@ from release.names import (
     ONCE_GRAPH_INPUTS,
     ONCE_REQUEST_INPUTS,
 )
-from tests.tiny import MAX_LENGTH, WORDS, make_checkpoint
+from tests.export.graph.packed.single_texts import SIZES, TEXTS, batch_of, check_heads
+from tests.tiny import MAX_LENGTH, make_checkpoint
 
 COUNT_OF = dict(zip(ONCE_REQUEST_INPUTS, ONCE_COUNT_INPUTS, strict=True))
 CLS, SEP = 2, 3
@@ -79,7 +80,7 @@ several_requests = st.lists(one_request, min_size=1, max_size=4)
 
 def lay_out(packed: OnceBert, feed: Feed) -> OnceLayout:
     none, kept = packed.nothing_kept()
-    return packed.lay_out(*(torch.as_tensor(feed[name]).long() for name in ONCE_GRAPH_INPUTS), none, kept=kept)
+    return packed.lay_out(Brought(*(torch.as_tensor(feed[name]).long() for name in ONCE_GRAPH_INPUTS)), none, kept)
 
 
 def run(packed: OnceBert, feed: Feed) -> torch.Tensor:
@@ -310,40 +311,18 @@ def joint(joint_checkpoint: Path) -> Checkpoint:
     return found
 
 
-texts = st.lists(st.lists(st.sampled_from(WORDS), max_size=60).map(" ".join), min_size=1, max_size=8)
-
-
 @settings(max_examples=30, deadline=None)
-@given(texts, st.lists(st.integers(1, 3), min_size=8, max_size=8), st.integers(0, 8))
+@given(TEXTS, SIZES, st.integers(0, 8))
 def test_the_further_heads_equal_pytorchs_in_merged_requests(
     joint: Checkpoint, drawn: list[str], sizes: list[int], place: int
 ) -> None:
-    expected = score_texts(joint.model, joint.heads, joint.tokenizer, drawn, MAX_LENGTH)
-    encoded = joint.tokenizer(drawn, truncation=True, max_length=MAX_LENGTH)
-    singles = [{"input_ids": ids, "token_type_ids": [0] * len(ids)} for ids in encoded["input_ids"]]
-    cuts = np.cumsum([0, *sizes])
-    batch = [singles[start:end] for start, end in pairwise(cuts) if start < len(singles)]
-    place = min(place, len(batch))
-    batch.insert(place, REQUEST)
-    first = sum(len(request) for request in batch[:place])
+    batch, first = batch_of(joint, drawn, sizes, place, REQUEST)
     packed = OnceBert(joint.model, joint.heads).eval()
     with torch.inference_mode():
         outputs = packed(*(torch.as_tensor(array) for array in pack(batch, once=True).values()))
     found = dict(zip([*output_widths(joint.model, joint.heads), KEPT], outputs, strict=True))
     del found[KEPT]
-    assert set(found) == {LOGITS, *HEAD_OUTPUTS}
-    for name, values in found.items():
-        if name != LOGITS:
-            own = np.delete(values.numpy(), range(first, first + len(REQUEST)), axis=0)
-            assert np.allclose(own, expected[name], atol=1e-5), name
-
-
-def without_users(request: list[Pair]) -> Feed:
-    """A request that brings no tokens of its users, since they were computed earlier."""
-    feed = pack([request], once=True)
-    own = [split_pair(one)[1] for one in request]
-    feed["input_ids"] = np.array([token for candidate in own for token in candidate], np.int32)
-    return feed | {"token_counts": np.array([len(feed["input_ids"])], np.int32)}
+    check_heads(joint, drawn, found, range(first, first + len(REQUEST)))
 
 
 @settings(max_examples=40, deadline=None)
@@ -358,7 +337,7 @@ def test_what_was_kept_of_user_texts_stands_for_them(
     with torch.inference_mode():
         *_, kept = packed(*(torch.as_tensor(feed[name]) for name in ONCE_GRAPH_INPUTS))
     kept = kept[:, -len(parts) :]
-    chunks = [(other, pack([other], once=True), 0), (second, without_users(second), 1)]
+    chunks = [(other, pack([other], once=True), 0), (second, without_users([second]), 1)]
     if data.draw(st.booleans()):
         chunks.reverse()
     numbers = [known * (place + 1) for _, chunk, known in chunks for place in range(len(chunk["user_lengths"]))]
@@ -378,5 +357,5 @@ def test_the_exported_graph_keeps_them_too(graph: Path, model) -> None:
     request = [pair(words(9), words(count)) for count in (3, 5)] + [pair(words(MOST), words(4)), pair(None, words(6))]
     (kept,) = session.run([KEPT], pack([[request[0], *request[2:]]], once=True))
     earlier = dict(zip(KEPT_INPUTS, (np.array([1, 2, 3], np.int32), kept), strict=True))
-    (logits,) = session.run([LOGITS], without_users(request) | earlier)
+    (logits,) = session.run([LOGITS], without_users([request]) | earlier)
     assert np.allclose(logits, alone(model, [request]), atol=1e-5)

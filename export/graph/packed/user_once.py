@@ -23,10 +23,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from export.graph.indexing import between, bounds, count, pick, take
-from export.graph.layers import PackedLayer, lay_side_by_side
-from export.graph.packed_bert import MASKED, PackedBert
-from export.graph.segments import find_segments
+from export.graph.packed.indexing import between, bounds, count, pick, take
+from export.graph.packed.layers import PackedLayer, lay_side_by_side
+from export.graph.packed.packed_bert import MASKED, PackedBert
+from export.graph.packed.segments import Brought, find_segments
 
 
 class OnceLayout(NamedTuple):
@@ -159,10 +159,11 @@ class OnceBert(PackedBert):
         inputs = (
             input_ids, user_lengths, user_pairs, lengths, token_counts, user_counts, user_pair_counts, pair_counts
         )  # fmt: skip
+        brought = Brought(*(t.long() for t in inputs))
         nothing = self.nothing_kept()
         kept_prefixes = nothing[0] if kept_prefixes is None else kept_prefixes
         kept_earlier = nothing[1] if kept_earlier is None else kept_earlier
-        layout = self.lay_out(*(t.long() for t in (*inputs, kept_prefixes)), kept=kept_earlier)
+        layout = self.lay_out(brought, kept_prefixes.long(), kept_earlier)
         outputs = self.compute(layout)
         return (*outputs, torch.cat(layout.found, dim=1)[None])
 
@@ -173,28 +174,20 @@ class OnceBert(PackedBert):
         return torch.zeros(1, dtype=torch.int32), torch.zeros(shape)
 
     def lay_out(  # type: ignore[override]
-        self,
-        ids: Tensor,
-        user_lengths: Tensor,
-        user_pairs: Tensor,
-        lengths: Tensor,
-        token_counts: Tensor,
-        user_counts: Tensor,
-        user_pair_counts: Tensor,
-        pair_counts: Tensor,
-        kept_prefixes: Tensor,
-        *,
-        kept: Tensor,  # `kept_earlier`
+        self, brought: Brought, kept_prefixes: Tensor, kept: Tensor
     ) -> OnceLayout:
-        """Checks each request by itself and computes where its segments lie (arguments as in `forward`, int64)."""
-        tokens, pairs = ids.shape[0], lengths.shape[0]
-        users = user_lengths.shape[0]
+        """Checks each request by itself and computes where its segments lie.
+
+        Args:
+            brought: what the requests bring.
+            kept_prefixes: as in `forward`, int64.
+            kept: `kept_earlier` of `forward`.
+        """
+        ids = brought.input_ids
+        tokens, users, pairs = ids.shape[0], brought.user_lengths.shape[0], brought.lengths.shape[0]
         wrong_id = (ids < 0) | (ids >= self.vocabulary)
         known = pick(kept_prefixes, between(torch.arange(users), kept_prefixes.shape[0]))
-        texts = find_segments(
-            wrong_id, user_lengths, user_pairs, lengths, token_counts, user_counts, user_pair_counts, pair_counts,
-            known > 0, self.max_length,
-        )  # fmt: skip
+        texts = find_segments(brought, wrong_id, known > 0, self.max_length)
 
         # The sizes of attention. A block holds the mean number of pairs of a user, rounded up, so there are less than
         # twice as many blocks as users.

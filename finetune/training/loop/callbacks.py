@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from finetune.training.loop.processes import say
 from finetune.training.model import JointModel
-from finetune.training.processes import say
 
 AVERAGE = "average.safetensors"
 # What is shown of the metrics on dev, in this order; the rest is in TensorBoard.

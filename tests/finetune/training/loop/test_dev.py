@@ -10,7 +10,7 @@ from finetune.data.clicklog import ClickRow, read_click_log
 from finetune.evaluation.checkpoint import evaluate
 from finetune.evaluation.metrics import MetricError, evaluate_ranking
 from finetune.training.build import build
-from finetune.training.dev import Dev, plateau
+from finetune.training.loop.dev import Dev, plateau
 from finetune.training.run import train
 from finetune.training.settings import TrainSettings
 

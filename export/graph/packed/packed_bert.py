@@ -24,8 +24,8 @@ import torch
 from torch import Tensor, nn
 from transformers import BertForSequenceClassification
 
-from export.graph.indexing import between, bounds, count, owners, pick, take
-from export.graph.layers import Layout, PackedLayer, lay_side_by_side
+from export.graph.packed.indexing import between, bounds, count, owners, pick, take
+from export.graph.packed.layers import Layout, PackedLayer, lay_side_by_side
 from finetune.checkpoint.heads import Heads, HeadSettings
 from release.names import EMBEDDING, LOGITS, PASSAGE_LOGITS, TOPIC_LOGITS
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers.activations import GELUActivation
 from transformers.models.bert.modeling_bert import BertLayer
 
-from export.graph.indexing import take
+from export.graph.packed.indexing import take
 
 
 class Layout(Protocol):

@@ -1,6 +1,5 @@
 """The packed forward pass against Hugging Face's, in PyTorch: no padding, merged requests, malformed requests."""
 
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +9,12 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from transformers import BertForSequenceClassification
 
-from export.graph.packed_bert import PackedBert, UnsupportedModelError, output_widths
+from export.graph.packed.packed_bert import PackedBert, UnsupportedModelError, output_widths
 from export.graph.packing import Pair, pack
 from export.verify.evaluation import Checkpoint, read_checkpoint
-from finetune.evaluation.scoring import score_texts
-from release.names import COUNT_INPUTS, GRAPH_INPUTS, HEAD_OUTPUTS, LOGITS, REQUEST_INPUTS
-from tests.tiny import MAX_LENGTH, WORDS, make_checkpoint
+from release.names import COUNT_INPUTS, GRAPH_INPUTS, REQUEST_INPUTS
+from tests.export.graph.packed.single_texts import SIZES, TEXTS, batch_of, check_heads
+from tests.tiny import MAX_LENGTH, make_checkpoint
 
 COUNT_OF = dict(zip(REQUEST_INPUTS, COUNT_INPUTS, strict=True))
 
@@ -191,31 +190,18 @@ def joint(joint_checkpoint: Path) -> Checkpoint:
     return read_checkpoint(joint_checkpoint, None)
 
 
-texts = st.lists(st.lists(st.sampled_from(WORDS), max_size=60).map(" ".join), min_size=1, max_size=8)
-
-
 @settings(max_examples=30, deadline=None)
-@given(texts, st.lists(st.integers(1, 3), min_size=8, max_size=8), st.integers(0, 8))
+@given(TEXTS, SIZES, st.integers(0, 8))
 def test_the_further_heads_equal_pytorchs_in_merged_requests(
     joint: Checkpoint, drawn: list[str], sizes: list[int], place: int
 ) -> None:
-    expected = score_texts(joint.model, joint.heads, joint.tokenizer, drawn, MAX_LENGTH)
-    encoded = joint.tokenizer(drawn, truncation=True, max_length=MAX_LENGTH)
-    singles = [{"input_ids": ids, "token_type_ids": [0] * len(ids)} for ids in encoded["input_ids"]]
-    cuts = np.cumsum([0, *sizes])
-    batch = [singles[start:end] for start, end in pairwise(cuts) if start < len(singles)]
-    place = min(place, len(batch))
-    batch.insert(place, [fixed(4), fixed(6)])
+    batch, first = batch_of(joint, drawn, sizes, place, [fixed(4), fixed(6)])
     feed = pack(batch)
-    first = sum(len(request) for request in batch[:place])
     feed["lengths"][first] += 1  # the inserted request is malformed
     packed = PackedBert(joint.model, joint.heads).eval()
     with torch.inference_mode():
         outputs = packed(*(torch.as_tensor(feed[name]) for name in GRAPH_INPUTS))
     found = dict(zip(output_widths(joint.model, joint.heads), outputs, strict=True))
-    assert set(found) == {LOGITS, *HEAD_OUTPUTS}
-    for name, values in found.items():
+    for values in found.values():
         assert values[first : first + 2].isnan().all()
-        if name != LOGITS:
-            own = np.delete(values.numpy(), [first, first + 1], axis=0)
-            assert np.allclose(own, expected[name], atol=1e-5), name
+    check_heads(joint, drawn, found, range(first, first + 2))

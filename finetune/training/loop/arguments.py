@@ -10,7 +10,7 @@ import torch
 from transformers import TrainingArguments
 
 from finetune.evaluation.metrics import LOWER_IS_BETTER
-from finetune.training.processes import count_processes, say
+from finetune.training.loop.processes import count_processes, say
 from finetune.training.settings import CLICK, PAIRWISE, SettingsError, TrainSettings
 
 

@@ -11,7 +11,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from export.graph.indexing import between, bounds, count, owners, pick
+from export.graph.packed.indexing import between, bounds, count, owners, pick
+
+
+class Brought(NamedTuple):
+    """What a batch's requests bring, as in `OnceBert.forward`; int64 all."""
+
+    input_ids: Tensor
+    user_lengths: Tensor
+    user_pairs: Tensor
+    lengths: Tensor
+    token_counts: Tensor
+    user_counts: Tensor
+    user_pair_counts: Tensor
+    pair_counts: Tensor
 
 
 class Segments(NamedTuple):
@@ -31,26 +44,16 @@ class Segments(NamedTuple):
     malformed: Tensor  # [pairs] bool, the pair belongs to a malformed request, or to one behind an empty request
 
 
-def find_segments(
-    wrong_id: Tensor,
-    user_lengths: Tensor,
-    user_pairs: Tensor,
-    lengths: Tensor,
-    token_counts: Tensor,
-    user_counts: Tensor,
-    user_pair_counts: Tensor,
-    pair_counts: Tensor,
-    known: Tensor,
-    max_length: int,
-) -> Segments:
+def find_segments(brought: Brought, wrong_id: Tensor, known: Tensor, max_length: int) -> Segments:
     """Checks each request by itself, and computes where its segments lie.
 
     Args:
+        brought: what the requests bring.
         wrong_id: bool [tokens], a token is none of the vocabulary's.
-        user_lengths: this and what follows as in `OnceBert.forward`, int64.
         known: bool [users], the segment was computed earlier, and its tokens are not in the batch.
         max_length: tokens of a user's segment and a candidate's together, at most.
     """
+    _, user_lengths, user_pairs, lengths, token_counts, user_counts, user_pair_counts, pair_counts = brought
     users, pairs, requests = user_lengths.shape[0], lengths.shape[0], torch.arange(pair_counts.shape[0])
     user_index, pair_index = torch.arange(users), torch.arange(pairs)
     token_starts, token_ends = bounds(token_counts)

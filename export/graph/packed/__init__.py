@@ -1,0 +1,1 @@
+"""The packed graphs as PyTorch modules."""

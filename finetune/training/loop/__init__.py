@@ -1,0 +1,1 @@
+"""transformers' Trainer with what is ours: arguments, callbacks, what is measured on dev."""
