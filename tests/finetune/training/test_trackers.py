@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from finetune.training import arguments
+from finetune.training.loop import arguments
 from finetune.training.run import train
 from finetune.training.settings import SettingsError, TrainSettings
 
