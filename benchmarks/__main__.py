@@ -4,7 +4,10 @@
     python -m benchmarks saturate
     python -m benchmarks load --users 16 --duration 60
     python -m benchmarks tune --model clickbert_onnx_int8
-    python -m benchmarks scheduling | baselines | echo | heads | gpu
+    python -m benchmarks soak --minutes 60
+    python -m benchmarks plan --rate 5000 --slo p99=50ms --results FILE
+    python -m benchmarks capacity --model clickbert_onnx_int8 --texts titles --candidates 20
+    python -m benchmarks scheduling | baselines | echo | http | bulk | heads | gpu
 
 The last line of the output is one JSON document.
 """
@@ -42,9 +45,18 @@ COMMANDS = {
         "small requests beside large ones, overload, calls given up",
         of_commands.scheduling,
     ),
+    "soak": Command(
+        "benchmarks.soak.run", "`make soak`: hours of mixed traffic, and whether anything grows", of_commands.soak
+    ),
+    "plan": Command("benchmarks.capacity.plan", "how many replicas a load needs", of_commands.plan),
+    "capacity": Command(
+        "benchmarks.capacity.check", "check what `plan` says with two replicas behind the gateway", of_commands.capacity
+    ),
     "tune": Command("benchmarks.tune", "find a model's settings for this machine", of_commands.tune),
     "baselines": Command("benchmarks.baselines.cpu", "compare with PyTorch and a rerank server", of_commands.baselines),
     "echo": Command("benchmarks.echo", "measure what the client costs", of_commands.echo),
+    "http": Command("benchmarks.http", "measure what rerank over HTTP adds to a call", of_commands.echo),
+    "bulk": Command("benchmarks.bulk", "compare `clickbert score` with the saturated load", of_commands.bulk),
     "heads": Command("benchmarks.heads", "measure what unasked further heads cost", of_commands.heads),
     "gpu": Command("benchmarks.baselines.gpu", "compare TensorRT plans with PyTorch FP16", of_commands.gpu),
 }

@@ -29,7 +29,7 @@ from finetune.data.clicklog import ClickLogError, ClickRow, read_click_log
 from finetune.evaluation.metrics import MetricError, evaluate_ranking
 from release import versions
 from release.files import sha256
-from release.manifest import Manifest, ManifestError, read_manifest
+from release.manifest import Manifest, ManifestError, verify
 from release.names import ONNX_MODEL
 from serving.server import Addresses, Server
 from serving.triton import ServingError
@@ -98,8 +98,8 @@ def reusable_manifest(evaluation: Path) -> Manifest | None:
     if version is None:
         return None
     try:
-        manifest = read_manifest(version)
-    except ManifestError:  # nobody knows what it was made from
+        manifest = verify(version)
+    except ManifestError:  # damaged, or nobody knows what it was made from
         return None
     made_from = hash_checkpoint(CHECKPOINT), sha256(evaluation)
     return manifest if (manifest.checkpoint, manifest.evaluation.sha256) == made_from else None

@@ -20,8 +20,8 @@ import itertools
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -42,7 +42,8 @@ from benchmarks.report.tables import make_table, percentile_columns
 from clickbert import AsyncRanker, Ranker
 from clickbert.connection import Connection
 from clickbert.wire.protocol import DEFAULT_MODEL, LENGTHS, LOGITS, TOKENIZER_MODEL, InferRequest, InferResponse
-from clickbert.wire.transport import GrpcTransport, infer_message, read_answer
+from clickbert.wire.transport import NO_HEADERS, GrpcTransport, infer_message, read_answer
+from release.manifest import read_manifest, write_manifest
 from release.names import CONFIG_FILE, MODEL_FILE
 
 CANDIDATES = 20
@@ -75,12 +76,12 @@ class Stopwatch(GrpcTransport):
     marks: tuple[float, float, float]  # before the message was built, after that, when the answer was there
     message: Any
 
-    def infer(self, request: InferRequest, *, timeout: float) -> InferResponse:
+    def infer(self, request: InferRequest, *, timeout: float, headers: Mapping[str, str] = NO_HEADERS) -> InferResponse:
         """Send one request and return its answer."""
         began = time.perf_counter()
         self.message = infer_message(request, timeout)
         built = time.perf_counter()
-        answer = self.send(self.message, timeout)
+        answer = self.send(self.message, timeout, headers)
         self.marks = began, built, time.perf_counter()
         return read_answer(answer)
 
@@ -122,6 +123,7 @@ def make_repository(source: Path, copy: Path) -> None:
     graph = folder.parent / version.name / MODEL_FILE  # in the tokenizer's version, as the client expects
     graph.parent.mkdir()
     onnx.save(echo_graph(config), graph)
+    write_manifest(graph.parent, replace(read_manifest(version), model=DEFAULT_MODEL))
 
 
 def echo_graph(config: Any) -> onnx.ModelProto:

@@ -3,10 +3,11 @@
     python -m benchmarks load
     python -m benchmarks load --users 16 --duration 60 --data my-clicks.jsonl.gz
     python -m benchmarks load --rate 20 --candidates 20
-    python -m benchmarks load --url grpcs://ranking.example:8001 --ca-file ca.pem --model clickbert_trt_fp16
+    python -m benchmarks load --url grpcs://10.0.0.1:8001 --ca-file ca.pem --model clickbert_trt_fp16
 
-Without --url this starts a server on free ports, and stops it after the run. Output: a table, and one JSON document as
-the last line. A client-bound run shows no figures: they would be those of the load's own processes.
+--url is a server's own address: a gateway does not tell what is measured. Without it this starts a server on free
+ports, and stops it after the run. Output: a table, and one JSON document as the last line. A client-bound run shows no
+figures: they would be those of the load's own processes.
 """
 
 from __future__ import annotations

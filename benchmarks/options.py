@@ -50,6 +50,14 @@ def scheduling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default=DEFAULT_MODEL, help=f"the model's name (default {DEFAULT_MODEL})")
 
 
+def soak(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `soak`."""
+    add_repository(parser, f"that a server is started on (default {REPOSITORY})")
+    add_workload_options(parser)
+    parser.add_argument("--model", default=DEFAULT_MODEL, help=f"the model's name (default {DEFAULT_MODEL})")
+    parser.add_argument("--minutes", type=rate, default=60.0, help="how long (default 60)")
+
+
 def tune(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `tune`."""
     add_load(parser)
@@ -57,6 +65,25 @@ def tune(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default=DEFAULT_MODEL, help=f"the model to tune (default {DEFAULT_MODEL})")
     parser.add_argument("--users", type=whole_number, default=USERS, help=f"requests in flight (default {USERS})")
     parser.add_argument("--write", action="store_true", help="write without asking")
+
+
+def plan(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `plan`."""
+    parser.add_argument("--rate", type=rate, required=True, help="requests a second, of all callers together")
+    parser.add_argument("--slo", type=slo, required=True, metavar="p99=50ms", help="the objective")
+    parser.add_argument("--results", type=Path, required=True, metavar="FILE", help="what `saturate` measured on one")
+    parser.add_argument("--model", metavar="NAME", help="which of the file's models (default: the only one)")
+    parser.add_argument(
+        "--spare", type=not_negative, default=1, help="replicas that may be down while the objective holds (default 1)"
+    )
+
+
+def capacity(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `capacity`."""
+    add_repository(parser, f"that the replicas are started on (default {REPOSITORY})")
+    add_workload_options(parser)
+    parser.add_argument("--model", default=DEFAULT_MODEL, help=f"the model's name (default {DEFAULT_MODEL})")
+    parser.add_argument("--results", type=Path, default=RESULTS, help=f"where to write (default {RESULTS})")
 
 
 def baselines(parser: argparse.ArgumentParser) -> None:
@@ -68,9 +95,19 @@ def baselines(parser: argparse.ArgumentParser) -> None:
 
 
 def echo(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of `echo`."""
+    """Adds the options of `echo` and of `http`."""
     add_repository(parser, "with a published version")
     parser.add_argument("--data", type=Path, default=DATA, help="click log (.jsonl[.gz])")
+
+
+def bulk(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `bulk`."""
+    add_target(parser)
+    add_load(parser)
+    parser.add_argument("--model", default=DEFAULT_MODEL, help=f"the model's name (default {DEFAULT_MODEL})")
+    parser.add_argument("--users", type=whole_number, default=USERS, help=f"requests in flight (default {USERS})")
+    parser.add_argument("--duration", type=whole_number, default=20, help="seconds of each part (default 20)")
+    parser.add_argument("--rounds", type=whole_number, default=4, help="of both parts (default 4)")
 
 
 def heads(parser: argparse.ArgumentParser) -> None:
@@ -110,6 +147,13 @@ def slo(text: str) -> Slo:
         return Slo.parse(text)
     except ValueError as exc:
         raise argparse.ArgumentTypeError(str(exc)) from exc
+
+
+def not_negative(text: str) -> int:
+    """A whole number from 0 up."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 up")
+    return int(text)
 
 
 def rate(text: str) -> float:

@@ -25,10 +25,13 @@ class EngineBuilder:
         source: the packed fp32 graph's file.
         max_length: tokens of a pair at most.
         feeds: calibration batches; empty if no engine needs them.
+        by_shapes: the file of the same graph in TensorRT's form, where the user text is computed once
+            (`ShapedOnceBert`); with full attention, that form is made of `source`.
     """
 
-    def __init__(self, source: Path, max_length: int, feeds: Sequence[Feed]) -> None:
+    def __init__(self, source: Path, max_length: int, feeds: Sequence[Feed], by_shapes: Path | None = None) -> None:
         self.source = source
+        self.by_shapes = by_shapes
         self.max_length = max_length
         self.feeds = feeds
         self.linears = find_linears(onnx.load(source))

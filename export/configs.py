@@ -8,7 +8,7 @@ the block has others. The next export takes all that back.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 
 from google.protobuf import text_format
@@ -17,6 +17,10 @@ from tritonclient.grpc import model_config_pb2
 from release.names import (
     HEADS_JSON,
     LOGITS,
+    LONGEST,
+    LONGEST_SHAPE,
+    LONGEST_USER,
+    LONGEST_USER_SHAPE,
     ONCE_COUNT_INPUTS,
     ONCE_REQUEST_INPUTS,
     REQUEST_INPUTS,
@@ -35,6 +39,11 @@ OFF = "#clickbert-full: "
 ONCE_PARTS = ("input", "batch_input", "model_warmup")
 TYPES_LIMIT = f"max_elements.{REQUEST_INPUTS[1]}"
 LENGTHS = REQUEST_INPUTS[-1]
+PAIRS_LIMIT, TOKENS_LIMIT = f"max_elements.{LENGTHS}", f"max_elements.{REQUEST_INPUTS[0]}"
+CHUNKS = "chunk_by"  # packed_cpu cuts requests into chunks, and computes a user text with the first of a request
+# There a request may have so many times as many pairs if its user text is computed once: it is, for each request. All
+# the same they are no more than its limit of tokens holds, with the longest pair that a BERT has.
+MORE_PAIRS, LONGEST_PAIR = 4, 512
 # Strings and comments, which may hold brackets, and brackets.
 TOKENS = re.compile(r'"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])*\'|#[^\n]*|[\[\]{}]')
 
@@ -76,13 +85,13 @@ def change_config(file: Path, model: str, widths: Mapping[str, int], *, once: bo
     if once:
         before = parse(text, file)
         inputs = once_inputs(before)
-        text = switch_off(text)
+        text = switch_off(text, {TYPES_LIMIT, PAIRS_LIMIT} if CHUNKS in before.parameters else {TYPES_LIMIT})
         check_once(before, inputs, parse(f"{text}\n{inputs}", file), file)
     return text + block(inputs, further, LENGTHS) if further or inputs else text
 
 
-def switch_off(text: str) -> str:
-    """A config's text with the lines commented out that hold for full attention only."""
+def switch_off(text: str, limits: Set[str]) -> str:
+    """A config's text with the lines commented out that hold for full attention only, these limits among them."""
     lines = []  # from where to where
     depth = begin = 0
     for token in TOKENS.finditer(text):
@@ -100,7 +109,7 @@ def switch_off(text: str) -> str:
             found = text_format.Parse(text[begin:end], model_config_pb2.ModelConfig())
         except text_format.ParseError:  # it shares a line with something else; `check_once` sees what it is
             continue
-        if TYPES_LIMIT in found.parameters or any(getattr(found, part) for part in ONCE_PARTS):
+        if limits & set(found.parameters) or any(getattr(found, part) for part in ONCE_PARTS):
             text = text[:begin] + re.sub("^", OFF, text[begin:end], flags=re.MULTILINE) + text[end:]
     return text
 
@@ -137,49 +146,70 @@ def check_once(
 def once_inputs(config: model_config_pb2.ModelConfig) -> str:
     """What a config gets instead of its inputs if the graph computes a user text once.
 
-    As in `config`, requests have a limit, are cut into chunks, and the model is warmed up, or not.
+    As in `config`, requests have a limit, are cut into chunks, say how long their longest texts are (TensorRT), and the
+    model is warmed up, or not.
     """
-    comments = (
-        "`user [SEP]`, then `[CLS] candidate [SEP]` of its pairs",
-        "tokens of each `user [SEP]`; 0: single texts",
-        "pairs of each user",
-        "tokens of each `[CLS] candidate [SEP]`",
+    # With what each holds in the warm-up: 8 pairs of a user text, 16 tokens each with it. warmup/eight holds an 8,
+    # warmup/eights eight of them.
+    eight = '[ 1 ] input_data_file: "eight"'
+    about = (
+        ("`user [SEP]`, then `[CLS] candidate [SEP]` of its pairs", "[ 72 ] zero_data: true"),
+        ("tokens of each `user [SEP]`; 0: single texts", eight),
+        ("pairs of each user", eight),
+        ("tokens of each `[CLS] candidate [SEP]`", '[ 8 ] input_data_file: "eights"'),
     )
+    inputs = dict(zip(ONCE_REQUEST_INPUTS, about, strict=True))
+    shapes = {LONGEST: LONGEST_SHAPE, LONGEST_USER: LONGEST_USER_SHAPE}
+    if shaped := LONGEST in {value.name for value in config.input}:
+        inputs[LONGEST] = ("as many zeros as the longest candidate has tokens, of `lengths`", "[ 8 ] zero_data: true")
+        inputs[LONGEST_USER] = ("the same of `user_lengths`, but at least one", "[ 8 ] zero_data: true")
+    lasts = [*[","] * (len(inputs) - 1), ""]
     entries = [
-        f'  {{ name: "{name}" data_type: TYPE_INT32 dims: [ -1 ] allow_ragged_batch: true }}'
-        for name in ONCE_REQUEST_INPUTS
+        f'  {{ name: "{name}" data_type: TYPE_INT32 dims: [ -1 ] allow_ragged_batch: true }}{last}  # {comment}'
+        for (name, (comment, _)), last in zip(inputs.items(), lasts, strict=True)
     ]
-    commas = (*[","] * (len(entries) - 1), "")
-    inputs = [f"{entry}{comma}  # {comment}" for entry, comma, comment in zip(entries, commas, comments, strict=True)]
-    counts = [
-        f'  {{ kind: BATCH_ELEMENT_COUNT target_name: "{count}" data_type: TYPE_INT32 source_input: "{name}" }}'
-        for count, name in zip(ONCE_COUNT_INPUTS, ONCE_REQUEST_INPUTS, strict=True)
+    made = [("BATCH_ELEMENT_COUNT", *pair) for pair in zip(ONCE_REQUEST_INPUTS, ONCE_COUNT_INPUTS, strict=True)]
+    made += [("BATCH_MAX_ELEMENT_COUNT_AS_SHAPE", *pair) for pair in shapes.items() if shaped]
+    batch = [
+        f'  {{ kind: {kind} target_name: "{target}" data_type: TYPE_INT32 source_input: "{name}" }}'
+        for kind, name, target in made
     ]
-    most, written = f"max_elements.{LENGTHS}", config.parameters
+    written = config.parameters
+    limited = {}
+    if PAIRS_LIMIT in written:
+        limited = dict.fromkeys(ONCE_REQUEST_INPUTS[1:3], written[PAIRS_LIMIT].string_value)
+    if limited and CHUNKS in written:
+        limited = dict.fromkeys(ONCE_REQUEST_INPUTS[1:], most_pairs(written))
+    if f"max_elements.{LONGEST}" in written:
+        limited[LONGEST_USER] = written[f"max_elements.{LONGEST}"].string_value
     limits = [
-        f'parameters {{ key: "max_elements.{name}" value {{ string_value: "{written[most].string_value}" }} }}'
-        for name in ONCE_REQUEST_INPUTS[1:3]
-        if most in written
+        f'parameters {{ key: "max_elements.{name}" value {{ string_value: "{most}" }} }}'
+        for name, most in limited.items()
     ]
-    if "chunk_by" in written:  # the packed_cpu backend computes a user text with the request's first chunk
+    if CHUNKS in written:
         keys = zip(("prefix_lengths", "prefix_shares"), ONCE_REQUEST_INPUTS[1:3], strict=True)
         limits += [f'parameters {{ key: "{key}" value {{ string_value: "{name}" }} }}' for key, name in keys]
-    # warmup/eight holds an 8, warmup/eights eight of them: 8 pairs of a user text, 16 tokens each with it.
-    eight, eights = '[ 1 ] input_data_file: "eight"', '[ 8 ] input_data_file: "eights"'
-    data = ("[ 72 ] zero_data: true", eight, eight, eights)
     filled = [
         f'    inputs {{ key: "{name}" value {{ data_type: TYPE_INT32 dims: {values} }} }}'
-        for name, values in zip(ONCE_REQUEST_INPUTS, data, strict=True)
+        for name, (_, values) in inputs.items()
     ]
     warmup = ["model_warmup [", "  {", '    name: "eight_pairs"', "    batch_size: 1", *filled, "  }", "]"]
     lines = [
         f"# The user text is computed once for all its pairs. Above, lines with {OFF.strip()} are for full attention.",
-        "input [", *inputs, "]",
-        "batch_input [", ",\n".join(counts), "]",
+        "input [", *entries, "]",
+        "batch_input [", ",\n".join(batch), "]",
         *limits,
         *(warmup if config.model_warmup else ()),
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
+
+
+def most_pairs(written: Mapping[str, model_config_pb2.ModelParameter]) -> str:
+    """The limit of a request's pairs where its user text is computed once, and it is cut into chunks."""
+    pairs, tokens = (written[name].string_value if name in written else "" for name in (PAIRS_LIMIT, TOKENS_LIMIT))
+    if not (pairs.isdecimal() and tokens.isdecimal()):
+        return pairs
+    return str(max(int(pairs), min(MORE_PAIRS * int(pairs), int(tokens) // LONGEST_PAIR)))
 
 
 def block(inputs: str, outputs: Mapping[str, str], source: str) -> str:

@@ -60,6 +60,7 @@ from finetune.checkpoint.load import CheckpointError
 from finetune.data.clicklog import ClickLogError, ClickRow, find_split, read_click_log
 from finetune.evaluation.metrics import MetricError
 from finetune.evaluation.scoring import tokenize_pairs, tokenize_texts
+from release.expected import Expected
 from release.files import sha256
 from release.lock import LockError
 from release.manifest import EvaluationRecord, Manifest, Proof, write_manifest
@@ -117,8 +118,6 @@ def export_checkpoint(request: ExportRequest, say: Say) -> Published:
     checkpoint = read_checkpoint(request.checkpoint, request.click_label)
     about = describe(request, checkpoint)
     once = checkpoint.user_tokens is not None
-    if once:
-        refuse_engines(request)
     models = [TOKENIZER_MODEL, *(engine.model for engine in request.engines)]
     results: list[Result] = []
     evaluation: Evaluation | None = None
@@ -133,14 +132,22 @@ def export_checkpoint(request: ExportRequest, say: Say) -> Published:
             evaluation = evaluate(checkpoint, rows, request.limits)
             source = Path(scratch) / MODEL_FILE
             parity, logits = prove_source(request, checkpoint, evaluation, source, say)
-            builder = EngineBuilder(source, checkpoint.max_length, feeds)
+            by_shapes = Path(scratch) / f"by-shapes-{MODEL_FILE}" if once and wants_shapes(request) else None
+            parity_by_shapes = parity
+            if by_shapes:
+                parity_by_shapes, _ = prove_source(request, checkpoint, evaluation, by_shapes, say, by_shapes=True)
+            builder = EngineBuilder(source, checkpoint.max_length, feeds, by_shapes)
             build_engines(request, builder, evaluation, logits, folders, results, say)
             print(screen_table(results))
             if request.sensitivity:
                 show_sensitivity(request, builder, evaluation, Path(scratch), say)
             refuse_failures(results, request.sensitivity)
-            proofs = {result.engine.model: result.proof(parity) for result in results}
-            fill_version(request, checkpoint, evaluation, version, proofs, folders, say)
+            proofs = {
+                result.engine.model: result.proof(parity_by_shapes if result.engine.by_shapes else parity)
+                for result in results
+            }
+            expected = {result.engine.model: evaluation.expect(result.logits) for result in results}
+            fill_version(request, checkpoint, evaluation, version, proofs, expected, folders, say)
             say(f"publish version {version}: {', '.join(models)}")
     except LockError:  # the report may be that of the export which is at work there
         raise
@@ -151,16 +158,6 @@ def export_checkpoint(request: ExportRequest, say: Say) -> Published:
     for model in find_too_old(request.repository, TOKENIZER_MODEL):
         say(f"{model} is too old: its tokenizer is no longer served. Export it again.")
     return Published(version, proofs)
-
-
-def refuse_engines(request: ExportRequest) -> None:
-    """Raises UnsupportedModelError if an engine cannot compute user texts once, as the checkpoint was trained to."""
-    if unable := [engine.name for engine in request.engines if not engine.takes_once]:
-        able = [name for name, engine in find_engines().items() if engine.takes_once]
-        raise UnsupportedModelError(
-            f"{request.checkpoint}: its user text is computed once for all candidates, which {', '.join(unable)} "
-            f"cannot do yet; give --engine {' --engine '.join(able)}"
-        )
 
 
 def read_calibration(request: ExportRequest, say: Say) -> list[ClickRow]:
@@ -200,17 +197,31 @@ def calibration_file(request: ExportRequest) -> Path:
     return request.calibration or find_split(request.evaluation.parent, "train")
 
 
+def wants_shapes(request: ExportRequest) -> bool:
+    """Whether an engine takes its sizes from shapes."""
+    return any(engine.by_shapes for engine in request.engines)
+
+
 def prove_source(
-    request: ExportRequest, checkpoint: Checkpoint, evaluation: Evaluation, source: Path, say: Say
+    request: ExportRequest,
+    checkpoint: Checkpoint,
+    evaluation: Evaluation,
+    source: Path,
+    say: Say,
+    *,
+    by_shapes: bool = False,
 ) -> tuple[Parity, Logits]:
-    """Writes the packed fp32 graph to `source` and proves it; returns the proof and the graph's logits."""
-    say("build the packed graph")
-    write_click_model(checkpoint.model, source, checkpoint.heads)
+    """Writes the packed fp32 graph to `source` and proves it; returns the proof and the graph's logits.
+
+    `by_shapes`: TensorRT's form of it, where the user text is computed once.
+    """
+    say("build the packed graph for TensorRT" if by_shapes else "build the packed graph")
+    write_click_model(checkpoint.model, source, checkpoint.heads, by_shapes=by_shapes)
     say("prove its parity: the graph beside PyTorch, in merged batches")
-    run, tolerance, rows = open_graph(source), TOLERANCE.of(request.limits), evaluation.rows
+    run, tolerance, rows = open_graph(source, for_gpu=by_shapes), TOLERANCE.of(request.limits), evaluation.rows
     once = evaluation.once
     proved = prove(run, rows, evaluation.pairs, evaluation.logits, tolerance, checkpoint.click_label, once=once)
-    if once:
+    if once and not by_shapes:
         prove_kept(run, "the packed graph", evaluation.pairs, proved[1], tolerance)
     if evaluation.heads:
         prove_heads(run, evaluation.heads, HEAD_TOLERANCE.of(request.limits), once=once)
@@ -241,7 +252,7 @@ def build_engines(
             logits = score_merged(run, evaluation.pairs, {LOGITS: len(evaluation.labels)}, once=once)[LOGITS]
         check_finite(engine.model, {LOGITS: logits})
         comparison = compare(evaluation.rows, evaluation.logits, logits, evaluation.labels, TIE.of(request.limits))
-        if once and logits is not source_logits:  # an engine that is the packed graph is proved
+        if once and not engine.by_shapes and logits is not source_logits:  # the packed graph itself is proved
             # INT8 carries a difference in the last bits on until it is as large as the engine's own error.
             allowed = max(TOLERANCE.of(request.limits), comparison.max_abs_diff)
             prove_kept(run, engine.model, evaluation.pairs, logits, allowed)
@@ -295,6 +306,7 @@ def fill_version(
     evaluation: Evaluation,
     version: int,
     proofs: Mapping[str, Proof],
+    expected: Mapping[str, Expected],
     folders: Mapping[str, Path],
     say: Say,
 ) -> None:
@@ -302,6 +314,7 @@ def fill_version(
     tokenizer_sha256 = write_tokenizer(
         checkpoint.tokenizer_json, checkpoint.max_length, checkpoint.labels, checkpoint.click_label,
         checkpoint.heads.settings, folders[TOKENIZER_MODEL] / MODEL_FILE, checkpoint.user_tokens,
+        evaluation.expect(evaluation.logits),
     )  # fmt: skip
     manifest = Manifest(
         model=TOKENIZER_MODEL,
@@ -310,6 +323,7 @@ def fill_version(
         labels=tuple(checkpoint.labels),
         click_label=checkpoint.click_label,
         max_length=checkpoint.max_length,
+        user_tokens=checkpoint.user_tokens,
         evaluation=EvaluationRecord(request.evaluation.name, sha256(request.evaluation), evaluation.metrics),
         calibration=calibration_file(request).name if any(e.needs_calibration for e in request.engines) else None,
         keep_fp32=request.keep_fp32,
@@ -319,7 +333,9 @@ def fill_version(
     write_manifest(folders[TOKENIZER_MODEL], manifest)
     for engine in request.engines:
         engine.add_files(folders[engine.model], evaluation, request.limits)
-        write_manifest(folders[engine.model], replace(manifest, model=engine.model, proof=proofs[engine.model]))
+        model = engine.model
+        own = replace(manifest, model=model, proof=proofs[model], expected=expected[model])
+        write_manifest(folders[model], own)
         engine.finish(folders[engine.model], say)
 
 

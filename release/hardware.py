@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # the server's own Python may have no onnxruntime
     import onnxruntime
 
 CPUINFO = Path("/proc/cpuinfo")
-# nvidia-smi, not CUDA: the server has the standard library only, and CUDA does not tell the driver's own version.
+# nvidia-smi, not CUDA: the server has no CUDA for Python, and CUDA does not tell the driver's own version.
 GPU_QUERY = ("nvidia-smi", "--query-gpu=name,compute_cap,driver_version", "--format=csv,noheader")
 
 

@@ -2,7 +2,7 @@
 
 The same tensor names stand in `model_repository/*/config.pbtxt` (the contract with every client); a test holds both
 against the graphs. Standard library only, and nothing else of this repository: the packed_cpu backend gets a copy of
-this file, as of `hardware.py`.
+this file, as of `hardware.py` and `expected.py`.
 """
 
 REQUEST_INPUTS = ("input_ids", "token_type_ids", "lengths")
@@ -25,6 +25,10 @@ KEPT_INPUTS = (KEPT_PREFIXES, KEPT_EARLIER)
 LONGEST = "longest"
 LONGEST_SHAPE = "longest_shape"
 TENSORRT_INPUTS = (*GRAPH_INPUTS, LONGEST, LONGEST_SHAPE)
+# Where a user text is computed once, `longest` is that of the candidates' segments, and these are of the user texts'.
+LONGEST_USER = "longest_user"
+LONGEST_USER_SHAPE = "longest_user_shape"
+ONCE_TENSORRT_INPUTS = (*ONCE_GRAPH_INPUTS, LONGEST, LONGEST_USER, LONGEST_SHAPE, LONGEST_USER_SHAPE)
 LOGITS = "logits"
 # Further outputs, of a checkpoint that was trained jointly; each is there only if the checkpoint has that head.
 TOPIC_LOGITS = "topic_logits"  # [pairs, topics]
@@ -39,6 +43,7 @@ LABELS_JSON = "labels_json"
 CLICK_LABEL = "click_label"
 HEADS_JSON = "heads_json"
 USER_TOKENS = "user_tokens"  # in `heads_json`: the tokens that a user text keeps, or null
+EXPECTED = "expected"  # in `heads_json`: how the evaluation log's inputs were distributed (expected.py)
 
 ONNX_MODEL = "clickbert_onnx"
 TOKENIZER_MODEL = "clickbert_tokenizer"
@@ -47,5 +52,6 @@ MODEL_FILE = "model.onnx"
 PLAN_FILE = "model.plan"
 GATE_FILE = "gate.npz"
 MANIFEST_FILE = "manifest.json"
+MANIFEST_SUM_FILE = "manifest.json.sha256"  # as `sha256sum` writes it
 CONFIG_FILE = "config.pbtxt"
 VARIANTS = "configs"  # folder of further configs of a model, one of which a server may take instead

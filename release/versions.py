@@ -1,15 +1,19 @@
 """Which folders of a model repository are published versions.
 
 Triton serves the folders whose name is a number, without leading zeros. An empty one holds nothing to serve, and a
-staging folder (`release.files`) has another name, so neither is a published version.
+staging folder (`release.files`) has another name, so neither is a published version. A version that an operator took
+back is renamed, and keeps its number.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import count
 from pathlib import Path
 
 LARGEST = 2**63 - 1  # Triton keeps the number in 64 bits
+# Before the number: Triton 2.51 takes a folder named `7.anything` for version 7.
+WITHDRAWN = "withdrawn."
 
 
 def published(repository: Path, model: str) -> list[Path]:
@@ -25,9 +29,39 @@ def newest(repository: Path, model: str) -> Path | None:
 
 
 def next_number(repository: Path) -> int:
-    """A version number that no model has used: higher than everything that has a number for a name, even empty."""
-    folders = repository.iterdir() if repository.is_dir() else ()
-    return 1 + max((int(path.name) for path in list_numbered(folders)), default=0)
+    """A version number that no model has used: higher than everything that has a number, even empty or withdrawn."""
+    folders = list(repository.iterdir()) if repository.is_dir() else []
+    used = [int(path.name) for path in list_numbered(folders)]
+    used += [withdrawn_number(path) for folder in folders for path in list_withdrawn(folder)]
+    return 1 + max(used, default=0)
+
+
+def withdraw(version: Path) -> Path:
+    """Takes a published version back: Triton no longer finds it. Returns where it is now. Raises OSError.
+
+    A copy of the same number that was withdrawn before makes room: it becomes `withdrawn.7.1`, which nothing looks for.
+    """
+    withdrawn = version.with_name(WITHDRAWN + version.name)
+    if withdrawn.exists():
+        names = (version.with_name(f"{withdrawn.name}.{number}") for number in count(1))
+        withdrawn.rename(next(name for name in names if not name.exists()))
+    return version.rename(withdrawn)
+
+
+def bring_back(model: Path, number: int) -> Path | None:
+    """Publishes a version again that was withdrawn; its folder, or None if there is none. Raises OSError."""
+    withdrawn = model / f"{WITHDRAWN}{number}"
+    return withdrawn.rename(model / str(number)) if withdrawn.is_dir() else None
+
+
+def list_withdrawn(model: Path) -> list[Path]:
+    """The folders of a model's withdrawn versions."""
+    return [path for path in model.glob(f"{WITHDRAWN}*") if is_number(path.name.removeprefix(WITHDRAWN))]
+
+
+def withdrawn_number(version: Path) -> int:
+    """The number of a withdrawn version."""
+    return int(version.name.removeprefix(WITHDRAWN))
 
 
 def left_behind(repository: Path, models: Iterable[str], tokenizer: str, kept: int) -> list[str]:

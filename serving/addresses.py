@@ -15,25 +15,20 @@ LOOPBACK = "127.0.0.1"
 
 @dataclass(frozen=True)
 class Addresses:
-    """A numeric address and three ports. (`find_address` makes a number of a name.)
+    """A numeric address and its ports; without a port, HTTP is off. (`find_address` makes a number of a name.)
 
     `::` is IPv6 alone for HTTP and the metrics, and both for gRPC: that is how Triton's two servers open it.
     """
 
     address: str = LOOPBACK
-    http_port: int = 8000
     grpc_port: int = 8001
     metrics_port: int = 8002
+    http_port: int | None = None
 
     @classmethod
     def free(cls, address: str = LOOPBACK) -> Self:
-        """Three ports that nobody listens on, for a server that lives as long as one command."""
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        with contextlib.ExitStack() as stack:
-            probes = [stack.enter_context(socket.socket(family)) for _ in range(3)]
-            for probe in probes:
-                probe.bind((address, 0))
-            return cls(address, *(probe.getsockname()[1] for probe in probes))
+        """Ports that nobody listens on, for a server that lives as long as one command. HTTP is off."""
+        return cls(address, *free_ports(2, address))
 
     @property
     def host(self) -> str:
@@ -42,9 +37,9 @@ class Addresses:
         return f"[{reachable}]" if ":" in reachable else reachable
 
     @property
-    def http(self) -> str:
-        """URL of the HTTP endpoint."""
-        return f"http://{self.host}:{self.http_port}"
+    def http(self) -> str | None:
+        """URL of the HTTP endpoint; None where it is off."""
+        return f"http://{self.host}:{self.http_port}" if self.http_port else None
 
     @property
     def grpc(self) -> str:
@@ -57,18 +52,39 @@ class Addresses:
         return f"http://{self.host}:{self.metrics_port}/metrics"
 
     @property
+    def ports(self) -> dict[str, int]:
+        """Port by the option that names it."""
+        http = {"--http-port": self.http_port} if self.http_port else {}
+        return {"--grpc-port": self.grpc_port, "--metrics-port": self.metrics_port} | http
+
+    def __str__(self) -> str:
+        http = f"  HTTP {self.http}" if self.http else ""
+        return f"gRPC {self.grpc}{http}  metrics {self.metrics}"
+
+    @property
     def flags(self) -> list[str]:
         """The flags of tritonserver, whose HTTP server (libevhtp) and gRPC server spell an IPv6 address differently."""
         ipv6 = ":" in self.address
         for_http = f"ipv6:{self.address}" if ipv6 else self.address
+        http = [f"--http-address={for_http}", f"--http-port={self.http_port}"] if self.http_port else []
         return [
-            f"--http-address={for_http}",
-            f"--http-port={self.http_port}",
+            f"--allow-http={'true' if self.http_port else 'false'}",
+            *http,
             f"--grpc-address={f'[{self.address}]' if ipv6 else self.address}",
             f"--grpc-port={self.grpc_port}",
             f"--metrics-address={for_http}",
             f"--metrics-port={self.metrics_port}",
         ]
+
+
+def free_ports(count: int, address: str = LOOPBACK) -> list[int]:
+    """So many different ports that nobody listens on."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket(family)) for _ in range(count)]
+        for probe in probes:
+            probe.bind((address, 0))
+        return [probe.getsockname()[1] for probe in probes]
 
 
 def find_address(name: str) -> str:

@@ -1,4 +1,4 @@
-"""The folder of one running server: its backends, and the files that its processes lock.
+"""The folder of one running server: its backends, the files that its processes lock, and its admin token.
 
 Triton reads the backends again whenever it loads a model, so the folder must last as long as the server.
 
@@ -81,6 +81,16 @@ def places() -> Iterator[tuple[Path, bool]]:
     yield Path(os.path.expanduser(state)) / "clickbert", True  # noqa: PTH111 (Path's raises where there is no home)
     yield Path("/var/tmp"), False
     yield Path(os.environ.get("TMPDIR") or "/tmp"), False
+
+
+def own_folders() -> list[Path]:
+    """The folders of this user's servers, and what killed ones left."""
+    own = []
+    for folder in [folder for parent, _ in places() for folder in parent.glob(f"{PREFIX}*")]:
+        with contextlib.suppress(FileNotFoundError):  # its server has just ended
+            if folder.lstat().st_uid == os.getuid():
+                own.append(folder)
+    return own
 
 
 def check_path(parent: Path) -> None:

@@ -1,40 +1,50 @@
 """Runs one tritonserver: starts it, waits until its models are ready, passes signals on, drains and ends it.
 
-What this module does not know: what the models compute. It speaks to Triton by its command line and its health URL.
+What this module does not know: what the models compute. It speaks to Triton by its command line and by gRPC.
 """
 
 from __future__ import annotations
 
 import contextlib
-import http.client
 import os
-import re
 import shlex
 import signal
 import subprocess
+import sys
 import time
-import urllib.error
 import urllib.request
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
-from release.names import CONFIG_FILE, VARIANTS
+from serving.access import admin
+from serving.access.security import Rotation, Security, read_security
 from serving.addresses import LOOPBACK, Addresses
+from serving.asking import why_not_ready
 from serving.backends.packed_cpu.presence import find_dead
-from serving.checks import check_ports, check_triton, config_file, published_models, read_backend
+from serving.checks import check_ports, check_triton
+from serving.flags import CONDUCT, refuse_flags
+from serving.repository.loading import withdraw_refused
+from serving.repository.models import find_models
+from serving.repository.verification import loaded_versions, verify_models
 from serving.runtime import RuntimeFolder
-from serving.triton import ServingError, Triton, environment, find_triton, lay_out_backends
+from serving.triton import ServingError, environment, find_triton, hide_words, lay_out_backends
 
 __all__ = ["LOOPBACK", "Addresses", "Server", "open_directly", "why_not_ready"]
 
+STDERR = 2  # this process's, as a descriptor
 DRAIN = 30  # seconds in which Triton answers what it has accepted; then it ends all the same
+PATIENCE = 4  # seconds, for the metrics
 LOOK = 0.1  # seconds between two looks at the backends' processes
 DIRECTLY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
-class BackendDiedError(RuntimeError):
-    """A process of the server's backends died; the message says which one. The server must be started anew."""
+class ServerDiedError(RuntimeError):
+    """Triton crashed, or a process of its backends died; the message says which. The server must be started anew."""
+
+
+class FilesChangedError(RuntimeError):
+    """The files of `--secure` were changed; the message says which folder. The server must be started anew."""
 
 
 class Server:
@@ -46,6 +56,7 @@ class Server:
         flags: further flags of tritonserver, as it spells them.
         log: where its log goes; None for this process's stderr.
         config: the name of a config variant, which models are served by that have it (MODEL/configs/NAME.pbtxt).
+        secure: the folder of certificates and the callers' token; None: plaintext, and everybody may call.
 
     Raises:
         ServingError: something that it needs is missing (checked before the start), or it ended before it was ready.
@@ -58,21 +69,41 @@ class Server:
         flags: tuple[str, ...] = (),
         log: IO[bytes] | None = None,
         config: str = "",
+        secure: Path | None = None,
     ) -> None:
         self.addresses = addresses or Addresses()
         self.repository = Path(os.path.realpath(repository))
         self.flags = flags
         self.log = log
         self.config = config
+        self.secure = secure
+        self.security: Security | None = None  # as Triton has read it
+        self.admin_token = admin.make_token()
         self.triton = find_triton()
-        backends = find_models(self.repository, self.triton, config)
-        self.models = list(backends)
-        self.needs_python = any(self.triton.runs_in_python(backend) for backend in backends.values())
-        check_triton(self.triton, self.needs_python)
+        self.find_models()
+        self.loaded: dict[str, list[str]] = {}  # the models, and their versions' numbers, as of the last start
         self.process: subprocess.Popen[bytes] | None = None
         self.folder: RuntimeFolder | None = None
         self.ready_since = 0.0
         refuse_flags(flags, self.own_flags(self.repository, self.triton.backends))
+
+    def find_models(self) -> None:
+        """Finds the models to serve, and checks that they can run here. Raises ServingError."""
+        backends = find_models(self.repository, self.triton, self.config)
+        needs_python = any(self.triton.runs_in_python(backend) for backend in backends.values())
+        check_triton(self.triton, needs_python)
+        self.models, self.needs_python = list(backends), needs_python
+
+    def find_models_anew(self) -> None:
+        """The same for a server that ran: what was published since, and cannot be served, does not end the service."""
+        former = self.models, self.needs_python
+        withdraw_refused(self.repository, self.loaded, self.config)
+        try:
+            self.find_models()
+            verify_models(self.repository, [model for model in self.models if model not in self.loaded], self.config)
+        except ServingError as exc:
+            print(f"serving: the former models are served alone: {exc}", file=sys.stderr, flush=True)
+            self.models, self.needs_python = former
 
     def own_flags(self, repository: Path, backends: Path) -> list[str]:
         """The flags that follow from this server's own settings, and that nobody else may set."""
@@ -80,6 +111,8 @@ class Server:
             f"--model-repository={repository}",
             f"--backend-directory={backends}",
             *self.addresses.flags,
+            *admin.restriction(self.admin_token, http=self.addresses.http_port is not None),
+            *(self.security.flags if self.security else []),
             # Triton loads what is published now, and a new version when it is asked to, not when files appear.
             "--model-control-mode=explicit",
             *(f"--load-model={model}" for model in self.models),
@@ -87,11 +120,11 @@ class Server:
         ]
 
     def prepare(self) -> list[str]:
-        """Makes the runtime folder if a model runs in Python; returns the command line that starts tritonserver."""
+        """Makes the runtime folder; returns the command line that starts tritonserver."""
         repository, backends = self.repository, self.triton.backends
-        others = [f"--exit-timeout-secs={DRAIN}"]
+        self.folder = RuntimeFolder(self.fill)
+        others = [*CONDUCT, f"--exit-timeout-secs={DRAIN}"]
         if self.needs_python:
-            self.folder = RuntimeFolder(lambda folder: lay_out_backends(self.triton, folder / "backends"))
             backends = self.folder.path / "backends"
             if shlex.quote(str(repository)) != str(repository):
                 # The Python backend puts the path into a shell's command line, unquoted.
@@ -102,26 +135,33 @@ class Server:
             others.append("--allow-gpu-metrics=false")
         return [str(self.triton.binary), *self.own_flags(repository, backends), *others, *self.flags]
 
+    def fill(self, folder: Path) -> None:
+        """Puts into the runtime folder what the server and its admin need. Raises OSError."""
+        admin.keep_token(self.admin_token, self.addresses, folder)
+        if self.needs_python:
+            lay_out_backends(self.triton, folder / "backends")
+
     def start(self) -> None:
-        """Starts tritonserver; returns at once."""
-        addresses = self.addresses
-        check_ports(
-            addresses.address,
-            {
-                "--http-port": addresses.http_port,
-                "--grpc-port": addresses.grpc_port,
-                "--metrics-port": addresses.metrics_port,
-            },
-        )
+        """Verifies the models and starts tritonserver; returns when its process runs."""
+        check_ports(self.addresses.address, self.addresses.ports)
+        if self.ready_since:
+            self.find_models_anew()
+        verify_models(self.repository, self.models, self.config)
+        self.loaded = {
+            model: [version.name for version in loaded_versions(self.repository / model, self.config)]
+            for model in self.models
+        }
+        self.security = read_security(self.secure, former=self.security) if self.secure else None
         command = self.prepare()
+        log = self.log or STDERR
         try:
             # A session of its own: Ctrl-C at the terminal reaches this process alone, which then lets Triton drain.
             self.process = subprocess.Popen(
                 command,
                 env=environment(self.triton, self.needs_python),
                 stdin=subprocess.DEVNULL,
-                stdout=self.log,
-                stderr=self.log,
+                stdout=log,  # Triton says there alone which signal it got; our own stdout is for our own lines
+                stderr=log,
                 start_new_session=True,
                 pass_fds=[self.folder.lock] if self.folder and self.folder.lock is not None else [],
             )
@@ -147,14 +187,24 @@ class Server:
                 raise ServingError(f"tritonserver was not ready within {timeout:.0f} s; {self.where_the_log_is()}")
             time.sleep(0.1)
         self.ready_since = time.monotonic()
+        self.hide_tokens()
+
+    def hide_tokens(self) -> None:
+        """Takes the tokens out of what `ps` shows of the server, which by now has read its flags."""
+        tokens = [self.admin_token, self.security.token if self.security else None]
+        try:
+            hide_words(self.running().pid, [token for token in tokens if token])
+        except OSError as exc:
+            print(
+                "serving: everybody on this machine can see the tokens by `ps`, among the server's flags: they cannot "
+                f"be overwritten there ({exc.strerror})",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def is_ready(self) -> bool:
         """Whether the server answers that all its models are ready."""
-        return why_not_ready(self.addresses) is None
-
-    def get(self, path: str) -> Any:
-        """Asks the HTTP endpoint; a response to be closed. Raises OSError."""
-        return open_directly(f"{self.addresses.http}{path}")
+        return why_not_ready(self.addresses, self.security, self.models) is None
 
     def metrics(self) -> str:
         """The text of the metrics endpoint. Raises OSError."""
@@ -175,13 +225,23 @@ class Server:
         """Waits until the server ends, and returns its exit code.
 
         Raises:
-            BackendDiedError: a process of its backends died; the server is broken, and does not say so.
+            ServerDiedError: it crashed; or a process of its backends died, and it is broken and does not say so.
+            FilesChangedError: there are new certificates, or a new token, which Triton reads at its start alone.
         """
+        rotation = Rotation(self.security) if self.security else None
         while True:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                return self.running().wait(timeout=LOOK)
+                code = self.running().wait(timeout=LOOK)
+                if code < 0:
+                    raise ServerDiedError(f"tritonserver died of {signal.Signals(-code).name}")
+                return code
             if self.folder and (dead := find_dead(self.folder.path / "backends")):
-                raise BackendDiedError(f"the process of {', '.join(dead)} died")
+                raise ServerDiedError(f"the process of {', '.join(dead)} died")
+            try:
+                if rotation and rotation.is_due():
+                    raise FilesChangedError(f"the files in {self.secure} were changed")
+            except ServingError as exc:
+                print(f"serving: the former files stay in use: {exc}", file=sys.stderr, flush=True)
 
     def where_the_log_is(self) -> str:
         """Says where the log is."""
@@ -224,58 +284,6 @@ class Server:
         self.stop()
 
 
-def open_directly(url: str, method: str = "GET", timeout: float = 4) -> Any:
+def open_directly(url: str | urllib.request.Request) -> Any:
     """Opens a URL of a server past any proxy of the environment; a response to be closed. Raises OSError."""
-    return DIRECTLY.open(urllib.request.Request(url, method=method), timeout=timeout)
-
-
-def why_not_ready(addresses: Addresses) -> str | None:
-    """Why the server there is not ready to answer for all its models; None if it is."""
-    try:
-        with open_directly(f"{addresses.http}/v2/health/ready"):
-            return None
-    except urllib.error.HTTPError as exc:
-        return f"it answers {exc.code}"
-    except (OSError, http.client.HTTPException) as exc:  # not listening yet; something else than an HTTP server
-        return str(getattr(exc, "reason", exc))
-
-
-def find_models(repository: Path, triton: Triton, config: str) -> dict[str, str]:
-    """The models to serve, with their backends.
-
-    Raises:
-        ServingError: the repository is none, or cannot be read, or `published_models` refuses it; no model has a config
-            of that name.
-    """
-    advice = "give --repository a folder that `python -m export` publishes to"
-    try:
-        next(repository.iterdir(), None)
-        models = published_models(repository, triton, config)
-    except OSError as exc:
-        raise ServingError(f"{exc.filename or repository} cannot be read ({exc.strerror}); {advice}") from exc
-    configs = {model: config_file(repository / model, config) for model in models}
-    if config and all(file.name == CONFIG_FILE for file in configs.values()):
-        there_are = sorted({file.stem for file in repository.glob(f"*/{VARIANTS}/*.pbtxt")})
-        raise ServingError(
-            f"--config {config!r}: no model to serve has a {VARIANTS}/{config}.pbtxt; {repository} has "
-            f"{', '.join(there_are) or 'none of any name; copy those of model_repository in git'}"
-        )
-    backends = {model: read_backend(file) for model, file in configs.items()}
-    for model, backend in backends.items():
-        if triton.runs_in_python(backend) and not re.fullmatch(r"[\w.-]+", model, re.ASCII):
-            raise ServingError(
-                f"{model!r} cannot be served: Triton's Python backend passes a model's name through a shell; rename "
-                f"{repository / model} to letters, digits, `_`, `-` and `.`"
-            )
-    return backends
-
-
-def refuse_flags(flags: tuple[str, ...], own: list[str]) -> None:
-    """Raises ServingError where a flag of the user's would contradict one of the server's own."""
-    # --model-store is another name of --model-repository.
-    names = {flag.split("=")[0] for flag in own} | {"--model-store", "--model-config-name"}
-    if refused := names & {flag.split("=")[0] for flag in flags}:
-        raise ServingError(
-            f"{', '.join(sorted(refused))} cannot be passed on: `python -m serving` sets it by its own options, and "
-            "waits for the server where they say"
-        )
+    return DIRECTLY.open(url, timeout=PATIENCE)

@@ -16,7 +16,7 @@ import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
-from release import hardware, names
+from release import expected, hardware, names
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PACKED_CPU = "packed_cpu"  # our backend
@@ -101,6 +101,8 @@ def environment(triton: Triton, needs_python: bool) -> dict[str, str]:
             on PATH, which here is this interpreter.
     """
     variables = dict(os.environ)
+    # An import of clickbert beside this (tests, benchmarks) sets it for its own process; Triton runs without it.
+    variables.pop("GRPC_ENABLE_FORK_SUPPORT", None)
     if needs_python:
         prepend(variables, "PATH", str(Path(sys.executable).parent))
     if triton.is_wheel:
@@ -147,12 +149,31 @@ def lay_out_packed_cpu(folder: Path) -> None:
     Triton's Python stub looks for modules in the backend's folder, and not where this process does.
     """
     modules = [*(REPOSITORY / "serving" / "backends" / PACKED_CPU).glob("*.py")]
-    modules += [Path(str(module.__file__)) for module in (hardware, names)]
+    modules += [Path(str(module.__file__)) for module in (expected, hardware, names)]
     for module in modules:
         copy = folder / module.relative_to(REPOSITORY)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(module, copy)
     shutil.copy2(folder / "serving" / "backends" / PACKED_CPU / "model.py", folder / "model.py")
+
+
+def hide_words(process: int, words: list[str]) -> None:
+    """Overwrites words in the command line that `ps` and /proc show of a child process of this one.
+
+    tritonserver takes its tokens by flags alone, and has copied them by the time that it is ready.
+
+    Raises:
+        OSError: the system forbids to write into a process (its ptrace_scope is above 1).
+    """
+    fields = Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    start, end = int(fields[45]), int(fields[46])  # arg_start and arg_end in proc(5)
+    with Path(f"/proc/{process}/mem").open("r+b", buffering=0) as memory:
+        memory.seek(start)
+        line = memory.read(end - start)
+        for word in words:
+            line = line.replace(word.encode(), b"*" * len(word))
+        memory.seek(start)
+        memory.write(line)
 
 
 def missing_libraries(binary: Path, variables: dict[str, str]) -> list[str]:

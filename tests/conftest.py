@@ -6,7 +6,9 @@ What they return is read-only: a test that changes a file copies the folder firs
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -15,12 +17,25 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.figures import figures, pytest_terminal_summary  # noqa: F401
+
 if TYPE_CHECKING:
+    from transformers import BertForSequenceClassification
+
+    from finetune.checkpoint.heads import Heads
     from serving.server import Server
+
+with contextlib.suppress(ImportError):  # tests/client runs without it, too
+    import hypothesis
+
+    # No test asserts how long something takes, and hypothesis' own limit of 200 ms fails on a busy machine.
+    hypothesis.settings.register_profile("patient", deadline=None)
+    hypothesis.settings.load_profile("patient")
 
 # Before PyTorch is imported, here and in every process that a test starts: on models this small its threads only wait
 # for each other, and for those of the other test processes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # tests import ONNX Runtime themselves
 
 
 @pytest.fixture(scope="session")
@@ -42,6 +57,27 @@ def once(path: Path, make: Callable[[Path], object]) -> Path:
 
 
 @pytest.fixture(scope="session")
+def one_graph_for_each_model(shared: Path) -> Iterator[None]:
+    """Most of an export's time is torch.onnx.export, which makes the same graph of the same model every time."""
+    import export.pipeline
+
+    write = export.pipeline.write_click_model
+    folder = shared / "graphs"
+    folder.mkdir(exist_ok=True)
+
+    def write_once(model: BertForSequenceClassification, path: Path, heads: Heads, *, by_shapes: bool) -> None:
+        content = hashlib.sha256(f"{by_shapes} {model.config.to_json_string()}".encode())
+        for name, tensor in (*model.state_dict().items(), *heads.state_dict().items()):
+            content.update(name.encode() + tensor.numpy().tobytes())
+        graph = folder / f"{content.hexdigest()}.onnx"
+        path.write_bytes(once(graph, lambda path: write(model, path, heads, by_shapes=by_shapes)).read_bytes())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export.pipeline, "write_click_model", write_once)
+        yield
+
+
+@pytest.fixture(scope="session")
 def published_checkpoint(shared: Path) -> Path:
     """The model that is published: two layers, one label, random weights."""
     from tests.tiny import make_checkpoint
@@ -58,7 +94,9 @@ def published_log(shared: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def published_engines(shared: Path, published_checkpoint: Path, published_log: Path) -> Path:
+def published_engines(
+    one_graph_for_each_model: None, shared: Path, published_checkpoint: Path, published_log: Path
+) -> Path:
     """A repository with version 1 of every engine. (Without a GPU the TensorRT engines are graphs without a plan.)"""
     from export.engines import find_engines
     from tests.published import publish
@@ -75,7 +113,7 @@ def joint_checkpoint(shared: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def joint_engines(shared: Path, joint_checkpoint: Path, published_log: Path) -> Path:
+def joint_engines(one_graph_for_each_model: None, shared: Path, joint_checkpoint: Path, published_log: Path) -> Path:
     """A repository with version 1 of every engine of the jointly trained checkpoint."""
     from export.engines import find_engines
     from tests.published import publish
@@ -109,4 +147,39 @@ def published_server(published_repository: Path, tmp_path_factory: pytest.TempPa
     from tests.published import serve
 
     with serve(published_repository, log=tmp_path_factory.mktemp("served") / "triton.log") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def once_checkpoint(shared: Path) -> Path:
+    """A jointly trained one that computes the user text once."""
+    from tests.tiny import JOINT, ONCE_USER_TOKENS, make_once_checkpoint
+
+    return once(
+        shared / "once-checkpoint", lambda path: make_once_checkpoint(path, user_tokens=ONCE_USER_TOKENS, heads=JOINT)
+    )
+
+
+@pytest.fixture(scope="session")
+def once_engines(one_graph_for_each_model: None, shared: Path, once_checkpoint: Path, published_log: Path) -> Path:
+    """A repository with version 1 of every engine of that checkpoint. Its graphs take PyTorch half a minute each."""
+    from export.engines import find_engines
+    from tests.published import publish
+
+    return once(shared / "once-engines", lambda path: publish(once_checkpoint, path, published_log, *find_engines()))
+
+
+@pytest.fixture(scope="session")
+def once_repository(shared: Path, once_engines: Path) -> Path:
+    """Of these, fp32 and INT8 on CPUs, and the tokenizer."""
+    ignored = shutil.ignore_patterns("clickbert_trt_*")
+    return once(shared / "once-repository", lambda path: shutil.copytree(once_engines, path, ignore=ignored))
+
+
+@pytest.fixture(scope="session")
+def once_server(once_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server on it; each worker of pytest-xdist has its own."""
+    from tests.published import serve
+
+    with serve(once_repository, log=tmp_path_factory.mktemp("served-once") / "triton.log") as server:
         yield server

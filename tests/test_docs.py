@@ -17,10 +17,12 @@ PAGES = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
     ROOT / "client" / "README.md",
+    ROOT / "examples" / "README.md",
+    *sorted(ROOT.glob("deploy/*/README.md")),
     *sorted(ROOT.glob("docs/**/*.md")),
 ]
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
-ROOMS = ("release", "finetune", "export", "serving", "clickbert", "benchmarks")
+ROOMS = ("release", "finetune", "export", "serving", "clickbert", "benchmarks", "deploy")
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 

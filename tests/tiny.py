@@ -19,6 +19,7 @@ WORDS = [f"w{number}" for number in range(150)]
 CHINESE = list("我想买一双跑步鞋轻便透气新闻体育今天的天气很好")
 LETTERS = [prefix + letter for letter in "abcdefghijklmnopqrstuvwxyz0123456789" for prefix in ("", "##")]
 MAX_LENGTH = 48
+ONCE_USER_TOKENS = 9  # of a user text, in the published model that computes it once
 JOINT = HeadSettings(("news", "sport", "größe"), embedding_size=8, passages=Passages(ATTENTION, overlap=4))
 
 

@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable
 
 
-def eventually(what: Callable[[], bool]) -> None:
-    """Returns when it is true; fails after half a minute."""
-    deadline = time.monotonic() + 30
+def eventually(what: Callable[[], bool], seconds: float = 30) -> None:
+    """Returns when it is true; fails after half a minute, or so many seconds."""
+    deadline = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < deadline
         time.sleep(0.02)

@@ -31,8 +31,10 @@ from benchmarks.report.tables import make_table, percentile_columns
 from export.graph.packing import Logits, Pair, add_longest, pack
 from export.plan import newest_versions
 from export.tensorrt.runtime import LoadedPlan, load_tensorrt
+from finetune.checkpoint.attention import attended, user_tokens
 from finetune.checkpoint.load import CheckpointError, load_checkpoint
 from finetune.data.clicklog import ClickLogError, read_click_log
+from finetune.evaluation.metrics import group_rows
 from finetune.evaluation.scoring import pad, tokenize_pairs
 from release.names import LOGITS, PLAN_FILE
 from release.stamp import PlanError, find_machine
@@ -72,7 +74,9 @@ def run(options: argparse.Namespace, runs: int = RUNS) -> int:
         PlanError: there is no GPU, or nothing to measure on it.
     """
     model, tokenizer, max_length = load_checkpoint(options.checkpoint)
-    pairs = tokenize_pairs(tokenizer, read_click_log(options.evaluation), max_length)
+    kept, rows = user_tokens(model.config), read_click_log(options.evaluation)
+    pairs = tokenize_pairs(tokenizer, rows, max_length, kept)
+    groups = [[pairs[index] for index in members] for members in group_rows(rows)]
     left_out = {}
     contenders: dict[str, Contender] = {}
     if torch.cuda.is_available():
@@ -88,20 +92,22 @@ def run(options: argparse.Namespace, runs: int = RUNS) -> int:
             left_out["plans"], tensorrt = str(exc), "not used"
         else:
             tensorrt = str(trt.__version__)
-            contenders |= open_plans(trt, options.repository, stack)
+            contenders |= open_plans(trt, options.repository, stack, once=kept is not None)
         for side, reason in left_out.items():
             print(f"gpu: {side} left out: {reason}", file=sys.stderr)
         if not contenders:
             raise PlanError("there is nothing to measure here; run this on a GPU, with published plans")
         machine = find_machine(tensorrt)
-        figures = measure(contenders, pairs, SIZES, runs)
+        figures = measure(contenders, groups, SIZES, runs)
     print(show_times(figures))
     print(dump(GpuResult(str(machine), torch.__version__, left_out, figures)))
     return 0
 
 
-def open_plans(trt: Any, repository: Path, stack: ExitStack) -> dict[str, Contender]:
+def open_plans(trt: Any, repository: Path, stack: ExitStack, *, once: bool) -> dict[str, Contender]:
     """The newest published plans, by their models' names; `stack` gives their memory back.
+
+    `once`: they compute a user text once.
 
     Raises:
         PlanError: there is none, or one cannot be run here.
@@ -110,7 +116,7 @@ def open_plans(trt: Any, repository: Path, stack: ExitStack) -> dict[str, Conten
     for name, version in newest_versions(repository, None).items():
         if not (version / PLAN_FILE).exists():
             raise PlanError(f"{version} has no plan; build it with `python -m export plan`")
-        plans[name] = packed(stack.enter_context(LoadedPlan(trt, (version / PLAN_FILE).read_bytes())))
+        plans[name] = packed(stack.enter_context(LoadedPlan(trt, (version / PLAN_FILE).read_bytes())), once=once)
     if not plans:
         raise PlanError(f"{repository} holds no published model for TensorRT; publish one with `python -m export`")
     return plans
@@ -122,31 +128,46 @@ def padded(model: Any, tokenizer: PreTrainedTokenizerFast) -> Contender:
 
     def compute(pairs: Sequence[Pair]) -> Logits:
         with torch.inference_mode():
-            batch = {name: values.to(device) for name, values in pad(tokenizer, pairs).items()}
+            padded = {name: values.to(device) for name, values in pad(tokenizer, pairs).items()}
+            batch = attended(model.config, padded)
+            if batch["attention_mask"].is_floating_point():
+                batch["attention_mask"] = batch["attention_mask"].to(model.dtype)
             logits: Logits = model(**batch).logits.float().cpu().numpy()
         return logits
 
     return compute
 
 
-def packed(engine: LoadedPlan) -> Contender:
-    """A plan on pairs that are laid end to end, as Triton would merge requests of 32."""
+def packed(engine: LoadedPlan, *, once: bool = False) -> Contender:
+    """A plan on pairs that are laid end to end, as Triton would merge requests of 32.
+
+    `once`: the plan computes a user text once.
+    """
 
     def compute(pairs: Sequence[Pair]) -> Logits:
         starts = range(0, len(pairs), PAIRS_A_REQUEST)
-        return engine.run(add_longest(pack([pairs[start : start + PAIRS_A_REQUEST] for start in starts])))[LOGITS]
+        requests = [pairs[start : start + PAIRS_A_REQUEST] for start in starts]
+        return engine.run(add_longest(pack(requests, once=once)))[LOGITS]
 
     return compute
 
 
+def draw(groups: Sequence[Sequence[Pair]], size: int, chance: random.Random) -> list[Pair]:
+    """So many pairs of groups that are drawn whole, but for the last one: pairs of a user stand side by side."""
+    drawn: list[Pair] = []
+    while len(drawn) < size:
+        drawn += chance.choice(groups)
+    return drawn[:size]
+
+
 def measure(
-    contenders: Mapping[str, Contender], pairs: Sequence[Pair], sizes: Sequence[int], runs: int
+    contenders: Mapping[str, Contender], groups: Sequence[Sequence[Pair]], sizes: Sequence[int], runs: int
 ) -> tuple[Timed, ...]:
     """Each contender at each size, in turn; the same pairs for all, drawn anew for every run."""
     figures = []
     for size in sizes:
         chance = random.Random(size)
-        batches = [chance.choices(pairs, k=size) for _ in range(runs)]
+        batches = [draw(groups, size, chance) for _ in range(runs)]
         for name, compute in contenders.items():
             for batch in batches[:WARM_UP]:
                 compute(batch)

@@ -50,6 +50,7 @@ class Load:
     selection: Selection
     processes: int = 1
     distinct: int | None = None  # this many of the requests, over and over; None: all
+    seed: int = 0  # of the first process; each other one has the next
     timing: Timing = TIMING
     limits: ClientLimits = LIMITS
 
@@ -175,12 +176,12 @@ def start(words: Sequence[str], stem: Path, target: Target) -> Iterator[Generato
             process.communicate()
 
 
-def command(target: Target, model: str, load: Load, stem: Path, seed: int, users: int) -> list[str]:
+def command(target: Target, model: str, load: Load, stem: Path, number: int, users: int) -> list[str]:
     """The command line of one generator."""
     words = [sys.executable, "-m", "locust", "--headless", "--only-summary", "--locustfile", str(LOCUSTFILE)]
     words += ["--users", str(users), "--spawn-rate", str(users), "--exit-code-on-error", "0"]
     words += [*target.connection.to_arguments(), "--model", model, *load.selection.to_arguments()]
-    words += ["--paused", str(stem), "--seed", str(seed)]
+    words += ["--paused", str(stem), "--seed", str(load.seed + number)]
     return words if load.distinct is None else [*words, "--distinct", str(load.distinct)]
 
 

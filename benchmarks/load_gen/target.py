@@ -68,6 +68,11 @@ class Target:
             with triton.InferenceServerClient(**self.connection.tritonclient_arguments) as client:
                 return question(client, *arguments, headers=self.connection.headers, client_timeout=TIMEOUT)
         except InferenceServerException as exc:
+            if exc.status() == "StatusCode.PERMISSION_DENIED":
+                raise BenchmarkError(
+                    f"{self.connection.url} does not tell what is measured, as a gateway does not: give a server's own "
+                    f"address ({exc})"
+                ) from exc
             raise BenchmarkError(f"{self.connection.url} does not answer: {exc}") from exc
 
     def info(self) -> ServerInfo:
@@ -77,10 +82,11 @@ class Target:
 
     def models(self) -> dict[str, str]:
         """The click models that it serves, with the newest version of each."""
-        index = self.ask(triton.InferenceServerClient.get_model_repository_index)
+        # (The repository's index would say it, too, but it is closed to callers.)
+        statistics = self.ask(triton.InferenceServerClient.get_inference_statistics)
         found: dict[str, str] = {}
-        for entry in index.models:
-            if entry.state == "READY" and entry.name.startswith(PREFIX) and entry.name != TOKENIZER_MODEL:
+        for entry in statistics.model_stats:
+            if entry.name.startswith(PREFIX) and entry.name != TOKENIZER_MODEL:
                 found[entry.name] = max(entry.version, found.get(entry.name, "0"), key=int)
         return found
 

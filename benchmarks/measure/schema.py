@@ -176,7 +176,9 @@ class Slo:
         names = percentile_names()
         match = re.fullmatch(rf"({'|'.join(map(re.escape, names))})=(\d+(?:\.\d+)?)ms", text)
         if not match or not float(match[2]):
-            raise ValueError(f"{text!r} is not an objective like {names[-1]}=50ms ({', '.join(names)})")
+            raise ValueError(
+                f"{text!r} is not an objective like {names[-1]}=50ms: one of {', '.join(names)}, in milliseconds"
+            )
         return cls(match[1], float(match[2]))
 
     def __str__(self) -> str:

@@ -94,10 +94,10 @@ class Figure:
         """Whether it holds, if that can be said."""
         if self.limit is None:
             return NONE
-        if any(not step.server_bound for step in self.steps):
-            return CLIENT_BOUND
         if self.value is None:
             return "not known"
+        if any(not step.server_bound for step in self.steps):
+            return CLIENT_BOUND
         return "holds" if (self.value <= self.limit if self.most else self.value >= self.limit) else "does not hold"
 
     @property

@@ -11,6 +11,11 @@ same for asyncio. `user_text` makes the user text from the titles that a user cl
 `ClickBertError`s; `clickbert.errors` shows the family.
 """
 
+import os
+
+# gRPC looks at this once, when it is imported: see clickbert.channels.forks.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "1")
+
 from clickbert.async_ranker import AsyncRanker
 from clickbert.calls.session import RankedDocument
 from clickbert.connection import Connection
@@ -20,6 +25,7 @@ from clickbert.errors import (
     ConnectionFailedError,
     InvalidInputError,
     ModelNotFoundError,
+    PermissionDeniedError,
     ProtocolError,
     RankerClosedError,
     ServerError,
@@ -38,6 +44,7 @@ __all__ = [
     "ConnectionFailedError",
     "InvalidInputError",
     "ModelNotFoundError",
+    "PermissionDeniedError",
     "ProtocolError",
     "RankedDocument",
     "Ranker",

@@ -1,16 +1,15 @@
-"""How a server is reached: its address, TLS or plain gRPC, the token, proxies. All of it is in this file.
+"""How servers are reached: their addresses, TLS or plain gRPC, certificates, the token, the channels' options.
 
 A connection option is a field of `Connection`. Its check, its command-line option or environment variable, and its use
-where the channel is opened are here too, so adding one changes this file alone: declare the field with `option` or
+where a channel is opened are here too, so adding one changes this file alone: declare the field with `option` or
 `variable` as its metadata, check it in `__post_init__`, and use it in `channel_options`, `headers` or `open_channel`.
 """
 
 import argparse
-import ipaddress
+import json
 import os
 import re
-import ssl
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -18,28 +17,34 @@ from typing import Any, NamedTuple, Self
 
 import grpc
 
+from clickbert.channels.addresses import DNS, TLS, checked_urls, is_loopback
+from clickbert.channels.credentials import Credentials, read_credentials
+from clickbert.channels.proxies import PAST_PROXIES
 from clickbert.errors import InvalidInputError
 
 DEFAULT_URL = "localhost:8001"
-TLS = "grpcs://"
-_HOST_PORT = re.compile(r"(\[[0-9A-Fa-f:.]+(%[\w.-]+)?\]|[\w.-]+):(?P<port>[0-9]{1,5})", re.ASCII)
 _TOKEN = re.compile(r"[!-~]+")  # printable ASCII without spaces: what a bearer token and gRPC's metadata may hold
+_FILES = ("ca_file", "certificate_file", "key_file")
 _UNLIMITED = 2**31 - 1
-# Triton refuses keepalive pings that come more often than every five minutes, and there is no need to ping an idle
-# channel. Switching keepalive on makes a connection that died silently fail after 20 s instead of minutes. After an
-# outage gRPC would wait up to two minutes before it tries again: too long for a server that is back.
+_TOKEN_HEADER = "triton-grpc-protocol-clickbert-token"  # what `python -m serving --secure` has Triton ask for
+# A connection that dies silently (a host that is gone, a process that hangs) is noticed in seconds: while calls are in
+# flight, gRPC pings after 10 s without a word from the server, and waits 5 s for the answer. It also pings now and then
+# when data is sent, to measure the bandwidth, and would wait 60 s for that answer, with no other ping meanwhile. It
+# sends at most two pings without data between them, so no server complains of too many. An idle connection is not
+# pinged. After an outage gRPC would wait up to two minutes before it tries again, and an address that swallows packets
+# would hold its calls for 20 s.
 _CHANNEL_OPTIONS = (
     ("grpc.max_send_message_length", _UNLIMITED),
     ("grpc.max_receive_message_length", _UNLIMITED),
-    ("grpc.keepalive_time_ms", 300_000),
-    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.ping_timeout_ms", 5_000),  # the bandwidth's
     ("grpc.keepalive_permit_without_calls", 0),
-    ("grpc.max_reconnect_backoff_ms", 5_000),
+    ("grpc.min_reconnect_backoff_ms", 3_000),  # by its name; it is how long a connection may take to open
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 500),
 )
-# The first for what http_proxy and its like name, the second for GRPC_ADDRESS_HTTP_PROXY.
-_PAST_PROXIES = (("grpc.enable_http_proxy", 0), ("grpc.address_http_proxy_enabled_addresses", ""))
-_PROXY_VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy")
-_EXCEPTION_VARIABLES = ("no_grpc_proxy", "no_proxy")
+_ROUND_ROBIN = ("grpc.service_config", json.dumps({"loadBalancingConfig": [{"round_robin": {}}]}))
 
 
 class _Source(NamedTuple):
@@ -62,36 +67,48 @@ def variable(name: str, text: str) -> dict[str, _Source]:
 
 @dataclass(frozen=True)
 class Connection:
-    """How to reach a server; rankers, commands and benchmarks pass it on whole.
+    """How to reach one server or several; rankers, commands and benchmarks pass it on whole.
 
-    `url` is the server's host and gRPC port, with `grpcs://` in front for TLS (a `grpc://` is dropped). `ca_file` is a
-    PEM file with the certificate of an authority of your own; without it gRPC's own roots hold. `token` is sent with
-    every call (`authorization: Bearer ...`), and without TLS only to this machine.
+    `url` is the server's host and gRPC port, with `grpcs://` in front for TLS (a `grpc://` is dropped). Several, as a
+    list or with commas between them, are used in turn; calls pass over one that just failed. `dns:///HOST:PORT` stands
+    for all addresses of the name. All of them serve the same models.
+
+    `ca_file` is a PEM file with the certificate of an authority of your own; without it gRPC's own roots hold.
+    `certificate_file` and `key_file` are the PEM files of a certificate of the caller's, for a server that wants one.
+    `token` is sent with every call, and without TLS only to this machine: as `authorization: Bearer ...` for a gateway,
+    and in the header that Triton itself can check (`python -m serving --secure`).
 
     Everything is checked when it is made. Raises `InvalidInputError`, which never shows the token.
     """
 
-    url: str = field(metadata=option("HOST:PORT", "host and gRPC port of the server, grpcs://HOST:PORT for TLS"))
+    url: str = field(
+        metadata=option("HOST:PORT", "host and gRPC port of the server, or several with commas; grpcs:// for TLS")
+    )
     ca_file: str | Path | None = field(
         default=None, metadata=option("FILE", "PEM certificate of the authority that signed the server's")
     )
     token: str | None = field(
         default=None, repr=False, metadata=variable("CLICKBERT_TOKEN", "the token that the server or a gateway wants")
     )
+    certificate_file: str | Path | None = field(
+        default=None, metadata=option("FILE", "PEM certificate of the caller, for a server that wants one")
+    )
+    key_file: str | Path | None = field(default=None, metadata=option("FILE", "PEM key of --certificate-file"))
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "url", _checked_url(self.url))
-        if isinstance(self.ca_file, str):
-            object.__setattr__(self, "ca_file", Path(self.ca_file))
+        object.__setattr__(self, "url", checked_urls(self.url))
+        for name in _FILES:
+            if isinstance(getattr(self, name), str):
+                object.__setattr__(self, name, Path(getattr(self, name)))
         if self.token is not None:
             _check_token(self.token)
         if self.tls:
-            _ = self.roots  # read now: a wrong file is an error here, and not in some later call
-        elif self.ca_file is not None:
+            _ = self.credentials  # read now: a wrong file is an error here, and not in some later call
+        elif given := [name for name in _FILES if getattr(self, name) is not None]:
             raise InvalidInputError(
-                f"ca_file is for TLS, but url is {self.url!r}: write '{TLS}{self.url}', or leave ca_file out"
+                f"{given[0]} is for TLS, but url is {self.url!r}: write '{TLS}{self.url}', or leave {given[0]} out"
             )
-        elif self.token is not None and not self.is_loopback:
+        elif self.token is not None and not all(map(is_loopback, self.targets)):
             raise InvalidInputError(
                 f"a token would travel readable for everyone to {self.url!r}: write '{TLS}{self.url}' (TLS), or leave"
                 " it out"
@@ -103,55 +120,43 @@ class Connection:
         return self.url.startswith(TLS)
 
     @property
-    def target(self) -> str:
-        """`host:port`, as gRPC takes it."""
-        return self.url.removeprefix(TLS)
-
-    @property
-    def is_loopback(self) -> bool:
-        """Whether the address is on this machine: localhost, 127.0.0.0/8 or ::1."""
-        try:
-            return self._host.lower() == "localhost" or ipaddress.ip_address(self._host).is_loopback
-        except ValueError:  # a name
-            return False
-
-    @property
-    def _host(self) -> str:
-        return self.target.rpartition(":")[0].strip("[]")
+    def targets(self) -> tuple[str, ...]:
+        """The addresses, as gRPC takes them: `host:port` or `dns:///host:port`."""
+        return tuple(each.removeprefix(TLS) for each in self.url.split(","))
 
     @cached_property
-    def roots(self) -> bytes | None:
-        """The content of `ca_file`; None stands for gRPC's own roots."""
-        return None if self.ca_file is None else _read_roots(self.ca_file)
+    def credentials(self) -> Credentials:
+        """The contents of the files for TLS."""
+        return read_credentials(self.ca_file, self.certificate_file, self.key_file)
 
     @property
     def headers(self) -> dict[str, str]:
         """The headers of every call."""
-        return {} if self.token is None else {"authorization": f"Bearer {self.token}"}
+        if self.token is None:
+            return {}
+        return {"authorization": f"Bearer {self.token}", _TOKEN_HEADER: self.token}
 
     @property
     def channel_options(self) -> list[tuple[str, int | str]]:
-        """The options of the gRPC channel. Calls to this machine ignore the proxies of the environment."""
-        return [*_CHANNEL_OPTIONS, *_PAST_PROXIES] if self.is_loopback else list(_CHANNEL_OPTIONS)
+        """The options of every gRPC channel."""
+        return list(_CHANNEL_OPTIONS)
 
-    @property
-    def proxy_variable(self) -> str | None:
-        """The environment variable whose proxy gRPC uses for this address; None if it uses none."""
-        # gRPC's own rules, repeated here for error messages. Only the first variable that is set counts, even if empty.
-        name = next((name for name in _PROXY_VARIABLES if name in os.environ), None)
-        if self.is_loopback or name is None or not os.environ[name].startswith("http://"):
-            return None
-        exceptions = next((os.environ[name] for name in _EXCEPTION_VARIABLES if name in os.environ), "")
-        return None if any(_covers(entry.strip(), self._host) for entry in exceptions.split(",") if entry) else name
+    def channel_options_for(self, target: str) -> list[tuple[str, int | str]]:
+        """The options of the channel to one of the targets. Calls to this machine ignore the environment's proxies."""
+        past_proxies = PAST_PROXIES if is_loopback(target) else ()
+        return [*self.channel_options, *past_proxies, *((_ROUND_ROBIN,) if target.startswith(DNS) else ())]
 
     @property
     def tritonclient_arguments(self) -> dict[str, Any]:
-        """The arguments of tritonclient's `InferenceServerClient` for this connection; its calls take `headers`."""
+        """The arguments of tritonclient's `InferenceServerClient`, for the first address; its calls take `headers`."""
+        target = self.targets[0]
+        files = {"root_certificates": self.ca_file, "certificate_chain": self.certificate_file}
         return {
-            "url": self.target,
+            "url": target,
             "ssl": self.tls,
-            "root_certificates": None if self.ca_file is None else str(self.ca_file),
-            "channel_args": self.channel_options,
+            **{name: None if file is None else str(file) for name, file in files.items()},
+            "private_key": None if self.key_file is None else str(self.key_file),
+            "channel_args": self.channel_options_for(target),
         }
 
     def hide_secrets(self, text: str) -> str:
@@ -161,11 +166,12 @@ class Connection:
                 text = text.replace(secret, "***")
         return text
 
-    def open_channel(self, api: Any) -> Any:
-        """Open a channel of `api`, which is `grpc` or `grpc.aio`."""
+    def open_channel(self, api: Any, target: str) -> Any:
+        """Open a channel of `api`, which is `grpc` or `grpc.aio`, to one of the targets."""
+        options = self.channel_options_for(target)
         if self.tls:
-            return api.secure_channel(self.target, grpc.ssl_channel_credentials(self.roots), self.channel_options)
-        return api.insecure_channel(self.target, self.channel_options)
+            return api.secure_channel(target, grpc.ssl_channel_credentials(*self.credentials), options)
+        return api.insecure_channel(target, options)
 
     @classmethod
     def add_arguments(
@@ -183,9 +189,8 @@ class Connection:
         sources = _sources(cls)
         variables = [f"{source.variable}, {source.help}" for source in sources.values() if source.variable]
         group = parser.add_argument_group("connection", "from the environment: " + "; ".join(variables))
-        for name, source in sources.items():
-            if source.variable:
-                continue
+        for name in cls.option_names():
+            source = sources[name]
             default = default_url if name == "url" else None
             (url_group or group if name == "url" else group).add_argument(
                 _flag(name),
@@ -204,12 +209,21 @@ class Connection:
         # A field that is not given keeps its default. The address has none, and its check says what is missing.
         return cls(**{name: value for name, value in values.items() if value is not None or name == "url"})
 
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:
+        """Make the connection from the environment alone: `url` is CLICKBERT_URL (default DEFAULT_URL), and so on."""
+        values = {name: environment.get(f"CLICKBERT_{name.upper()}") or None for name in cls.option_names()}
+        return cls.from_arguments(argparse.Namespace(**values | {"url": values["url"] or DEFAULT_URL}), environment)
+
+    @classmethod
+    def option_names(cls) -> list[str]:
+        """Return the fields that commands take as options; secrets are not among them."""
+        return [name for name, source in _sources(cls).items() if not source.variable]
+
     def to_arguments(self) -> list[str]:
         """Return the options for a child process; its environment needs `to_environment`, too."""
         return [
-            f"{_flag(name)}={getattr(self, name)}"
-            for name, source in _sources(type(self)).items()
-            if not source.variable and getattr(self, name) is not None
+            f"{_flag(name)}={getattr(self, name)}" for name in self.option_names() if getattr(self, name) is not None
         ]
 
     def to_environment(self) -> dict[str, str]:
@@ -224,9 +238,9 @@ class Connection:
         }
 
 
-def as_connection(connection: Connection | str) -> Connection:
-    """Return a connection as it is, and make one from an address."""
-    return connection if isinstance(connection, Connection) else Connection(connection)
+def as_connection(connection: Connection | str | Sequence[str]) -> Connection:
+    """Return a connection as it is, and make one from an address or several."""
+    return connection if isinstance(connection, Connection) else Connection(connection)  # type: ignore[arg-type]
 
 
 def _sources(kind: type[Connection]) -> dict[str, _Source]:
@@ -237,28 +251,6 @@ def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def _checked_url(url: object) -> str:
-    """Return `host:port` or `grpcs://host:port`."""
-    address = url.removeprefix("grpc://") if isinstance(url, str) else ""
-    match = _HOST_PORT.fullmatch(address.removeprefix(TLS))
-    if match is None or not 0 < int(match["port"]) < 65536:
-        raise InvalidInputError(
-            f"url is {url!r}, expected the host and the gRPC port of the server, like 'localhost:8001', or"
-            " 'grpcs://ranking.example:8001' for TLS (no http://, no path; HTTP is another port)"
-        )
-    return address
-
-
-def _covers(entry: str, host: str) -> bool:
-    """Tell whether an entry of no_proxy covers the host: it is the end of its name, or a range of addresses."""
-    if host.lower().endswith(entry.lower()):
-        return True
-    try:
-        return "/" in entry and ipaddress.ip_address(host) in ipaddress.ip_network(entry, strict=False)
-    except ValueError:
-        return False
-
-
 def _check_token(token: object) -> None:
     if not isinstance(token, str) or not _TOKEN.fullmatch(token):
         what = "empty or holds a space, a line break or another character that a header cannot carry"
@@ -266,15 +258,3 @@ def _check_token(token: object) -> None:
             f"the token is {what if isinstance(token, str) else 'of type ' + type(token).__name__};"
             " expected printable ASCII: is there a line break at the end of the file that it was read from?"
         )
-
-
-def _read_roots(ca_file: str | Path) -> bytes:
-    try:
-        # gRPC takes anything for certificates, and then trusts nobody; OpenSSL says what is wrong with the file.
-        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cafile=ca_file)
-        return Path(ca_file).read_bytes()
-    except (OSError, ValueError, TypeError) as exc:
-        raise InvalidInputError(
-            f"ca_file {str(ca_file)!r} cannot be used: {exc}; expected a PEM file with the certificate of the"
-            " authority that signed the server's"
-        ) from exc

@@ -9,6 +9,7 @@
         ├── ServerOverloadedError               it is busy: the answer would come too late. Nothing was computed
         ├── ServerUnavailableError              the server drains, or loads or unloads the model: a passing state
         ├── AuthenticationError                 the server or a gateway wants a token, or refuses the one sent
+        ├── PermissionDeniedError               the token is valid, but not for this call
         ├── ModelNotFoundError                  the server has no such model, or no such version of it
         └── ProtocolError                       the answer is not what a ClickBERT model on Triton answers
 
@@ -16,13 +17,18 @@ The gRPC status alone does not tell these apart. Triton answers UNAVAILABLE for 
 expired in the queue, for a missing protocol key and for a model that is loading, and gRPC itself uses UNAVAILABLE
 for a refused connection. A model that is being unloaded is NOT_FOUND, as if its name was wrong. So `from_status` looks
 at the message first, the status second.
+
+Each rule of that map also says whether to send the same request again at once, perhaps to another server, is safe and
+useful: `error.is_retryable`. The client does so itself, a few times (`clickbert.calls.retries`).
 """
 
 from typing import NamedTuple
 
 
 class ClickBertError(Exception):
-    """Base of all errors of this package."""
+    """Base of all errors of this package. No message holds a text of the caller's."""
+
+    is_retryable = False  # whether the same request may be answered at once if it is sent again
 
 
 class InvalidInputError(ClickBertError, ValueError):
@@ -63,8 +69,17 @@ class AuthenticationError(ServerError):
     """The server or a gateway in front of it wants a token that was not sent, or refuses the one that was."""
 
 
+class PermissionDeniedError(ServerError):
+    """The token is valid, but not for this call.
+
+    A gateway says so. Triton itself does not tell it from a wrong token, which is an `AuthenticationError`.
+    """
+
+
 class ModelNotFoundError(ServerError):
     """The server does not have the model, or the version asked for."""
+
+    is_version = False  # whether Triton says that of a version
 
 
 class ProtocolError(ServerError):
@@ -76,6 +91,8 @@ class _Rule(NamedTuple):
     next_step: str
     fragments: tuple[str, ...] = ()  # any of these in the message, lower case
     statuses: tuple[str, ...] = ()  # any of these gRPC status names
+    retry: bool = False  # what the cause says of `is_retryable`
+    next_step_with_tls: str = ""  # where it is another one
 
 
 _GRPC_PORT = "check that the server runs and that the address is its gRPC port (8001 by default)"
@@ -92,8 +109,14 @@ _PROXY = (
 )
 _TOKEN = "the server, or the gateway in front of it, wants a valid `token` (for the command, CLICKBERT_TOKEN)"
 _RESTRICTED = (
-    "Triton restricts this to a header of its own (--grpc-restricted-protocol), which this client does not send: call"
-    " through a gateway that adds it"
+    "Triton restricts this call to those who send the header that it names (--grpc-restricted-protocol). This client"
+    " sends its `token` (for the command, CLICKBERT_TOKEN) as triton-grpc-protocol-clickbert-token: pass the one that"
+    " the server has, or call through a gateway"
+)
+_PERMISSION = "ask for a token that allows this call, or make it on a port or a gateway that does"
+_CLIENT_CERTIFICATE = (
+    "the server closed the connection as soon as TLS was agreed on: it may want a client certificate"
+    " (`certificate_file` and `key_file`), or not trust this one; see its log"
 )
 _LATER = (
     "the server is draining, or loading or unloading the model: try another server, or this one later; if it stays so,"
@@ -106,12 +129,17 @@ _RULES = (
     _Rule(
         ServerOverloadedError,
         "try again later or add a server",
-        ("exceeds maximum queue size", "overloaded: the answer would take"),
+        (
+            "exceeds maximum queue size",
+            "overloaded: the answer would take",
+            "reset reason: overflow",  # Envoy's circuit breaker, and its limit of the rate
+            "local_rate_limited",
+        ),
     ),
     _Rule(
         ServerTimeoutError,
         "the server is busy: try again later or send fewer documents",
-        ("request timeout expired", "request timeout dynamicbatch"),
+        ("request timeout expired", "request timeout dynamicbatch", "upstream request timeout"),  # the last is Envoy's
     ),
     _Rule(AuthenticationError, _RESTRICTED, ("is restricted, expecting header",)),
     # Before the rule of unknown models: most of Triton's messages for this begin with the words of that rule.
@@ -124,8 +152,11 @@ _RULES = (
             "is not ready",
             "server not ready",
             "server is stopping",
-            "no healthy upstream",  # Envoy's
+            "no healthy upstream",  # Envoy's, and the next one
+            "upstream connect error or disconnect/reset before headers",
+            "is not healthy",  # the process of a backend, which died or hangs
         ),
+        retry=True,
     ),
     _Rule(ModelNotFoundError, _REPOSITORY, ("request for unknown model", "not found in any")),
     # Before the rule of handshakes in general: these say so, too.
@@ -146,26 +177,32 @@ _RULES = (
         "TLS could not be agreed on: see the server's log",
         ("handshake failed", "handshake failure", "certificate"),
     ),
-    # Triton's own HTTP port closes the connection at once; other HTTP servers answer text.
+    _Rule(ConnectionFailedError, _HTTP_PORT, ("failed parsing http/2", "http1.x server")),
+    # So does Triton's own HTTP port end it, one that wants a client certificate, and a server that dies just now.
     _Rule(
         ConnectionFailedError,
         _HTTP_PORT,
-        ("failed parsing http/2", "http1.x server", "connect to all addresses; last error: unavailable"),
+        ("connect to all addresses; last error: unavailable",),
+        retry=True,
+        next_step_with_tls=_CLIENT_CERTIFICATE,
     ),
+    _Rule(ConnectionFailedError, "see the proxy's log", ("http proxy returned",)),
     _Rule(ConnectionFailedError, "check the host name in the address", ("errors resolving", "dns resolution")),
     _Rule(
         ServerTimeoutError,
         f"allow a longer timeout; if nothing ever answers, {_GRPC_PORT}",
         statuses=("DEADLINE_EXCEEDED",),
     ),
-    _Rule(AuthenticationError, _TOKEN, statuses=("UNAUTHENTICATED", "PERMISSION_DENIED")),
+    _Rule(AuthenticationError, _TOKEN, statuses=("UNAUTHENTICATED",)),
+    _Rule(PermissionDeniedError, _PERMISSION, statuses=("PERMISSION_DENIED",)),
     _Rule(ModelNotFoundError, _REPOSITORY, statuses=("NOT_FOUND",)),
     # A server that ends cancels what it has not answered.
-    _Rule(ServerUnavailableError, _LATER, statuses=("CANCELLED",)),
+    _Rule(ServerUnavailableError, _LATER, statuses=("CANCELLED",), retry=True),
     _Rule(ProtocolError, "a gRPC server answers there, but not a Triton server", statuses=("UNIMPLEMENTED",)),
+    _Rule(ProtocolError, "the answer is not a message of Triton's", ("exception deserializing response",)),
     _Rule(ProtocolError, "a message is larger than the server allows", ("larger than max",)),
     _Rule(ServerOverloadedError, "try again later or send less", statuses=("RESOURCE_EXHAUSTED",)),
-    _Rule(ConnectionFailedError, _GRPC_PORT, statuses=("UNAVAILABLE",)),
+    _Rule(ConnectionFailedError, _GRPC_PORT, statuses=("UNAVAILABLE",), retry=True),
     _Rule(
         ProtocolError,
         "the server refused the request: check that the model is a ClickBERT model",
@@ -173,20 +210,29 @@ _RULES = (
     ),
 )
 
+_CLOSED_HERE = ("channel closed", "channel is closed")  # gRPC's own words, of its two kinds of channels
 
-def from_status(status: str, message: str, *, where: str, proxy: str | None = None) -> ClickBertError:
+
+def from_status(
+    status: str, message: str, *, where: str, proxy: str | None = None, tls: bool = False
+) -> ClickBertError:
     """Return the error for a gRPC failure; the caller raises it `from` the original.
 
     `status` is gRPC's name ("StatusCode.UNAVAILABLE" or "UNAVAILABLE"), `message` its details. For the text, `where`
-    says the model and the address, and `proxy` the environment variable with the proxy that the call went through.
+    says the model and the address, `proxy` the environment variable with the proxy that the call went through, and
+    `tls` whether TLS was spoken.
     """
     code, text = status.removeprefix("StatusCode."), message.lower()
-    if code == "CANCELLED" and "channel" in text:
+    if code == "CANCELLED" and any(words in text for words in _CLOSED_HERE):
         return RankerClosedError(f"{where}: the ranker was closed while the call ran")
     for rule in _RULES:
         if code in rule.statuses or any(fragment in text for fragment in rule.fragments):
-            next_step = rule.next_step
+            next_step = (tls and rule.next_step_with_tls) or rule.next_step
             if proxy and (rule.error is ConnectionFailedError or code == "DEADLINE_EXCEEDED"):
                 next_step = f"{_PROXY.format(proxy)}; if the proxy works, {next_step}"
-            return rule.error(f"{where}: {message} [{code}]; {next_step}")
+            error = rule.error(f"{where}: {message} [{code}]; {next_step}")
+            error.is_retryable = rule.retry
+            if isinstance(error, ModelNotFoundError):
+                error.is_version = "' version " in text  # of a model it says: unknown model: 'x' is not found
+            return error
     return ServerError(f"{where}: {message} [{code}]; see the server's log")

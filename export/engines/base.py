@@ -31,7 +31,7 @@ class Engine(ABC):
     gates: tuple[Gate, ...]  # what it must pass to be published
     needs_calibration = True  # INT8 is fitted to calibration pairs, FP16 is watched on them
     serves_on_cpu = True  # so that its speed on this machine means something
-    takes_once = True  # checkpoints whose user text is computed once
+    by_shapes = False  # its graph's sizes are those of inputs; then it keeps no user text for a request's other chunks
 
     def missing(self) -> str | None:
         """Why this machine skips it by default; None if it builds it."""

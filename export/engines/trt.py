@@ -25,7 +25,7 @@ class TensorRTEngine(Engine):
     """
 
     serves_on_cpu = False
-    takes_once = False
+    by_shapes = True
 
     def missing(self) -> str | None:
         """Plans are built with TensorRT, on the GPU that runs them."""
@@ -42,15 +42,24 @@ class TensorRTEngine(Engine):
     def quantize(self, graph: onnx.ModelProto, builder: EngineBuilder, keep_fp32: Collection[str]) -> None:
         """Quantizes the graph in place, before its FP16 types are written out."""
 
-    def derive(self, builder: EngineBuilder, keep_fp32: Collection[str]) -> onnx.ModelProto:
-        """Its graph before types are written out."""
-        from export.tensorrt.typed_graph import double_queries, take_longest_as_shape  # noqa: PLC0415
+    def derive(self, builder: EngineBuilder, keep_fp32: Collection[str]) -> tuple[onnx.ModelProto, set[str]]:
+        """Its graph before types are written out, and the outputs of the linear layers that stay in float32."""
+        import onnx  # noqa: PLC0415
 
-        graph = builder.load()
-        take_longest_as_shape(graph, builder.max_length)
+        from export.quantize.linears import find_linears  # noqa: PLC0415
+        from export.tensorrt.typed_graph import double_queries, split_clips, take_longest_as_shape  # noqa: PLC0415
+
+        if builder.by_shapes:
+            graph = onnx.load(builder.by_shapes)
+            split_clips(graph)
+        else:
+            graph = builder.load()
+            take_longest_as_shape(graph, builder.max_length)
         double_queries(graph)
+        reduced = {linear.name for linear in builder.linears_without(keep_fp32)}
+        single = {linear.output for linear in find_linears(graph) if linear.name not in reduced}
         self.quantize(graph, builder, keep_fp32)
-        return graph
+        return graph, single
 
     def write(self, builder: EngineBuilder, target: Path, keep_fp32: Collection[str] = ()) -> None:
         """Writes the typed graph."""
@@ -59,9 +68,8 @@ class TensorRTEngine(Engine):
         from export.graph.lint import lint  # noqa: PLC0415
         from export.tensorrt.typed_graph import to_float16  # noqa: PLC0415
 
-        graph = self.derive(builder, keep_fp32)
-        reduced = {linear.output for linear in builder.linears_without(keep_fp32)}
-        to_float16(graph, {linear.output for linear in builder.linears} - reduced)
+        graph, single = self.derive(builder, keep_fp32)
+        to_float16(graph, single)
         lint(graph, tensorrt=True)
         onnx.save(graph, target)
 
@@ -75,7 +83,8 @@ class TensorRTEngine(Engine):
         """Measured on the float32 graph, where an overflow shows."""
         from export.tensorrt.fp16_range import largest_activations  # noqa: PLC0415
 
-        found = largest_activations(self.derive(builder, keep_fp32), builder.feeds)
+        graph, _ = self.derive(builder, keep_fp32)
+        found = largest_activations(graph, builder.feeds)
         return dict(sorted(found.items(), key=lambda item: -item[1]))
 
     def add_files(self, folder: Path, evaluation: Evaluation, limits: Limits) -> None:
@@ -83,7 +92,8 @@ class TensorRTEngine(Engine):
         from export.verify.saved_gate import save_gate  # noqa: PLC0415
 
         rows, pairs, logits = evaluation.rows, evaluation.pairs, evaluation.logits
-        save_gate(folder, rows, pairs, logits, evaluation.labels, self.gates, limits, evaluation.heads)
+        heads, once = evaluation.heads, evaluation.once
+        save_gate(folder, rows, pairs, logits, evaluation.labels, self.gates, limits, heads, once=once)
 
     def finish(self, folder: Path, say: Say) -> None:
         """Builds the plan and gates it where a GPU is; elsewhere `python -m export plan` does."""

@@ -11,7 +11,16 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from release.names import GRAPH_INPUTS, HEAD_OUTPUTS, KEPT, KEPT_INPUTS, LOGITS, ONCE_GRAPH_INPUTS, TENSORRT_INPUTS
+from release.names import (
+    GRAPH_INPUTS,
+    HEAD_OUTPUTS,
+    KEPT,
+    KEPT_INPUTS,
+    LOGITS,
+    ONCE_GRAPH_INPUTS,
+    ONCE_TENSORRT_INPUTS,
+    TENSORRT_INPUTS,
+)
 
 OPSETS = range(18, 22)  # TensorRT 10 and every current ONNX Runtime read these
 QUANTIZES = ("QuantizeLinear", "DequantizeLinear")
@@ -28,7 +37,7 @@ def lint(model: onnx.ModelProto, *, tensorrt: bool) -> None:
         LintError: names every broken rule, and the tensor that breaks it.
     """
     graph = Reader(model)
-    inputs = (TENSORRT_INPUTS,) if tensorrt else (GRAPH_INPUTS, ONCE_GRAPH_INPUTS)
+    inputs = (TENSORRT_INPUTS, ONCE_TENSORRT_INPUTS) if tensorrt else (GRAPH_INPUTS, ONCE_GRAPH_INPUTS)
     found = [*interface(graph, inputs), *attention(graph), *quantization(graph)]
     if tensorrt:
         found += [*half_precision(graph)]

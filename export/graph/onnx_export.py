@@ -20,22 +20,26 @@ from onnx import TensorProto, helper, numpy_helper
 from transformers import BertForSequenceClassification
 
 from export.graph.lint import type_and_shape
+from export.graph.packed.once_by_shapes import ShapedOnceBert
 from export.graph.packed.packed_bert import PackedBert, output_widths
 from export.graph.packed.user_once import OnceBert
-from export.graph.packing import pack
+from export.graph.packing import add_longest, pack
 from finetune.checkpoint.attention import user_tokens
 from finetune.checkpoint.heads import Heads, HeadSettings
+from release.expected import Expected
 from release.names import (
     CLICK_LABEL,
+    COUNT_INPUTS,
+    EXPECTED,
     GRAPH_INPUTS,
     HEADS_JSON,
     KEPT,
     KEPT_INPUTS,
     LABELS_JSON,
     MAX_LENGTH,
+    ONCE_COUNT_INPUTS,
     ONCE_GRAPH_INPUTS,
-    ONCE_REQUEST_INPUTS,
-    REQUEST_INPUTS,
+    ONCE_TENSORRT_INPUTS,
     TOKENIZER_JSON,
     TOKENIZER_SHA256,
     USER_TOKENS,
@@ -48,15 +52,19 @@ class GraphError(RuntimeError):
     """The exporter failed, or wrote another graph than it was asked for."""
 
 
-def write_click_model(model: BertForSequenceClassification, path: Path, heads: Heads | None = None) -> None:
+def write_click_model(
+    model: BertForSequenceClassification, path: Path, heads: Heads | None = None, *, by_shapes: bool = False
+) -> None:
     """Exports `model` with its further heads as the packed graph to `path` (tensors: see `PackedBert.forward`).
+
+    `by_shapes`: the user text is computed once, and the graph is TensorRT's (`ShapedOnceBert`).
 
     Raises:
         UnsupportedModelError: a BERT variant that the packed graph does not reproduce.
         GraphError: the export failed.
     """
     once = user_tokens(model.config) is not None
-    packed = (OnceBert if once else PackedBert)(model, heads).eval()
+    packed = (ShapedOnceBert if by_shapes else OnceBert if once else PackedBert)(model, heads).eval()
     widths = output_widths(model, packed.heads)
     # Any valid batch works. All sizes differ, and none is 0 or 1: the exporter would make constants of those.
     pairs = [
@@ -64,9 +72,11 @@ def write_click_model(model: BertForSequenceClassification, path: Path, heads: H
         for user, candidate in ((1, 2), (1, 4), (2, 1), (3, 5), (3, 3), (3, 2))
     ]
     feed = pack([pairs[:3], pairs[3:5], pairs[5:]], once=once)
+    if by_shapes:
+        feed = {name: add_longest(feed)[name] for name in ONCE_TENSORRT_INPUTS}
     example = tuple(torch.from_numpy(array) for array in feed.values())
-    sizes = ONCE_REQUEST_INPUTS if once else REQUEST_INPUTS
-    shapes: list[dict[int, str]] = [{0: f"{name}_size" if name in sizes else "requests"} for name in feed]
+    counts = (*COUNT_INPUTS, *ONCE_COUNT_INPUTS)
+    shapes: list[dict[int, str]] = [{0: "requests" if name in counts else f"{name}_size"} for name in feed]
     names, outputs = list(feed), list(widths)
     if isinstance(packed, OnceBert):
         nothing = packed.nothing_kept()
@@ -94,12 +104,13 @@ def write_click_model(model: BertForSequenceClassification, path: Path, heads: H
                 for value in node.outputs:  # the exporter names what torch's `embedding` returns like our output
                     if value.name in widths and not value.is_graph_output():
                         value.name = f"{value.name}_inside"
+            program.model.metadata_props[MAX_LENGTH] = str(packed.max_length)  # packed_cpu refuses longer pairs by it
             program.save(path)
     except torch.onnx.OnnxExporterError as exc:
         raise GraphError(f"torch {torch.__version__} could not export the packed graph: {exc}") from exc
     if isinstance(packed, OnceBert):
         add_defaults(path, dict(zip(KEPT_INPUTS, nothing, strict=True)))
-    check_click_model(path, widths, once=once)
+    check_click_model(path, widths, once=once, by_shapes=by_shapes)
 
 
 def add_defaults(path: Path, defaults: Mapping[str, torch.Tensor]) -> None:
@@ -109,10 +120,10 @@ def add_defaults(path: Path, defaults: Mapping[str, torch.Tensor]) -> None:
     onnx.save(graph, str(path))
 
 
-def check_click_model(path: Path, widths: Mapping[str, int], *, once: bool = False) -> None:
+def check_click_model(path: Path, widths: Mapping[str, int], *, once: bool = False, by_shapes: bool = False) -> None:
     """Reads the graph back and compares its inputs, and its outputs with their `widths`, with Triton's config.
 
-    `once`: it is the graph that computes a user text once.
+    `once`: it is the graph that computes a user text once; `by_shapes`: TensorRT's form of that.
 
     Raises:
         GraphError: the file is not valid ONNX, or a tensor has the wrong name, type or rank.
@@ -123,12 +134,13 @@ def check_click_model(path: Path, widths: Mapping[str, int], *, once: bool = Fal
     except (onnx.checker.ValidationError, ValueError, OSError) as exc:
         raise GraphError(f"{path} is not a valid ONNX graph: {exc}") from exc
     found = {value.name: type_and_shape(value) for value in (*graph.input, *graph.output)}
-    if once:
+    if once and not by_shapes:
         defaults = {tensor.name for tensor in graph.initializer}
         if not {*KEPT_INPUTS} <= defaults & found.keys() or KEPT not in found:
             raise GraphError(f"{path}: user texts cannot be kept; needed are {KEPT} and {KEPT_INPUTS} with defaults")
         found = {name: shape for name, shape in found.items() if name not in (KEPT, *KEPT_INPUTS)}
-    expected = {name: (TensorProto.INT32, [None]) for name in (ONCE_GRAPH_INPUTS if once else GRAPH_INPUTS)} | {
+    inputs = ONCE_TENSORRT_INPUTS if by_shapes else ONCE_GRAPH_INPUTS if once else GRAPH_INPUTS
+    expected = {name: (TensorProto.INT32, [None]) for name in inputs} | {
         name: (TensorProto.FLOAT, [None, width]) for name, width in widths.items()
     }
     if found != expected:
@@ -143,16 +155,20 @@ def write_tokenizer(
     heads: HeadSettings,
     path: Path,
     kept: int | None = None,
+    expected: Expected | None = None,
 ) -> str:
     """Writes the graph of constants behind `clickbert_tokenizer` (tensors: its config.pbtxt) and returns the hash.
 
     `kept` are the tokens that a user text keeps (`finetune.checkpoint.attention.user_tokens`); None: full attention.
+    `expected` is what the evaluation log was; the clients get what it says of the inputs.
 
     Returns:
         sha256 of `tokenizer_json`, hexadecimal.
     """
     digest = hashlib.sha256(tokenizer_json).hexdigest()
     settings = {name: value for name, value in asdict(heads).items() if name != "schema"} | {USER_TOKENS: kept}
+    if expected:
+        settings[EXPECTED] = expected.of_inputs()
     text = {
         TOKENIZER_JSON: tokenizer_json,
         LABELS_JSON: json.dumps(labels, ensure_ascii=False).encode(),

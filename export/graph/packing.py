@@ -8,7 +8,14 @@ from itertools import chain, groupby
 import numpy as np
 from numpy.typing import NDArray
 
-from release.names import GRAPH_INPUTS, LONGEST, LONGEST_SHAPE, ONCE_GRAPH_INPUTS
+from release.names import (
+    GRAPH_INPUTS,
+    LONGEST,
+    LONGEST_SHAPE,
+    LONGEST_USER,
+    LONGEST_USER_SHAPE,
+    ONCE_GRAPH_INPUTS,
+)
 
 Pair = dict[str, list[int]]
 Feed = dict[str, NDArray[np.int32]]
@@ -74,6 +81,10 @@ def split_pair(pair: Pair) -> tuple[list[int], list[int]]:
 
 
 def add_longest(feed: Feed) -> Feed:
-    """The feed of a TensorRT graph: adds the two inputs whose sizes say how long the longest pair is."""
-    longest = int(feed["lengths"].max(initial=1))
-    return {**feed, LONGEST: np.zeros(longest, dtype=np.int32), LONGEST_SHAPE: np.zeros(longest, dtype=np.int32)}
+    """The feed of a TensorRT graph: adds the inputs whose sizes say how long the longest pair is.
+
+    Where a user text is computed once: how long the longest candidate and the longest user text are.
+    """
+    names = {"lengths": (LONGEST, LONGEST_SHAPE), "user_lengths": (LONGEST_USER, LONGEST_USER_SHAPE)}
+    sizes = {name: int(feed[source].max(initial=1)) for source, own in names.items() if source in feed for name in own}
+    return feed | {name: np.zeros(size, dtype=np.int32) for name, size in sizes.items()}

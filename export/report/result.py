@@ -30,7 +30,7 @@ class Result:
         return all(check.passed for check in self.checks)
 
     def proof(self, parity: Parity) -> Proof:
-        """What the manifest says of it; `parity` is that of the packed graph, which all engines are made of."""
+        """What the manifest says of it; `parity` is that of the packed graph which the engine is made of."""
         return Proof(
             engine=self.engine.name,
             precision=self.engine.precision,

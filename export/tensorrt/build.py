@@ -25,6 +25,7 @@ from export.graph.packing import Feed, Outputs
 from export.tensorrt.runtime import LoadedPlan
 from export.tensorrt.trt86 import counts_are_exact, without_half_types
 from release.files import STAGING, sync, write_whole
+from release.lock import locked
 from release.manifest import ManifestError, read_manifest
 from release.names import (
     CONFIG_FILE,
@@ -33,16 +34,21 @@ from release.names import (
     LOGITS,
     LONGEST,
     LONGEST_SHAPE,
+    LONGEST_USER,
+    LONGEST_USER_SHAPE,
     MODEL_FILE,
+    ONCE_COUNT_INPUTS,
+    ONCE_REQUEST_INPUTS,
     PLAN_FILE,
     REQUEST_INPUTS,
-    TENSORRT_INPUTS,
 )
 from release.stamp import STAMP_FILE, PlanError, PlanMachine, Profile, make_stamp
 
 TIMING_CACHE = "timing.cache"
 # The builder chooses kernels for full batches of title ranking. Everything up to the limits runs, if not as fast.
 TYPICAL_PAIRS, TYPICAL_TOKENS, TYPICAL_LONGEST = 16, 48, 64  # of a request; of a pair; the longest of an execution
+# The same where a user text is computed once: tokens of a user text and of a candidate, and the longest of both.
+TYPICAL_USER, TYPICAL_CANDIDATE, TYPICAL_LONGEST_USER, TYPICAL_LONGEST_CANDIDATE = 32, 16, 64, 32
 OTHER_LIBRARIES = ("CUBLAS", "CUBLAS_LT", "CUDNN")
 
 Run = Callable[[Feed], Outputs]
@@ -57,37 +63,51 @@ class ExecutionLimits:
     pairs: int  # of one request
     tokens: int  # of one request
     longest: int  # tokens of a pair
+    longest_user: int | None = None  # tokens of a user's segment, where it is computed once; None: full attention
 
     def shapes(self) -> Profile:
         """Smallest, typical and largest length of every input (all inputs are vectors): the optimization profile."""
-        pairs = self.requests * self.pairs
-        # A well-formed request has no more tokens than this.
-        tokens = self.requests * min(self.tokens, self.pairs * self.longest)
-        longest = min(TYPICAL_LONGEST, self.longest)
-        typical_pairs = self.requests * min(TYPICAL_PAIRS, self.pairs)
-        typical_tokens = min(typical_pairs * min(TYPICAL_TOKENS, longest), tokens)
-        ids = (1, typical_tokens, tokens)
+        typical_pairs, pairs = self.requests * min(TYPICAL_PAIRS, self.pairs), self.requests * self.pairs
         # Triton takes the least of all largest lengths for the plan's batch size, and refuses a plan where that is less
         # than max_batch_size.
         counts = (1, self.requests, self.requests)
+        if self.longest_user is None:
+            return {
+                **dict.fromkeys(REQUEST_INPUTS[:2], self.tokens_of(typical_pairs * min(TYPICAL_TOKENS, self.longest))),
+                REQUEST_INPUTS[2]: (1, typical_pairs, pairs),
+                **dict.fromkeys(COUNT_INPUTS, counts),
+                **self.claimed(LONGEST, LONGEST_SHAPE, TYPICAL_LONGEST, self.longest),
+            }
+        typical_tokens = self.requests * TYPICAL_USER + typical_pairs * TYPICAL_CANDIDATE
         return {
-            **dict.fromkeys(REQUEST_INPUTS[:2], ids),
-            REQUEST_INPUTS[2]: (1, typical_pairs, pairs),
-            LONGEST: (1, self.requests * longest, self.requests * self.longest),
-            **dict.fromkeys(COUNT_INPUTS, counts),
-            LONGEST_SHAPE: (1, longest, self.longest),
+            ONCE_REQUEST_INPUTS[0]: self.tokens_of(typical_tokens),
+            **dict.fromkeys(ONCE_REQUEST_INPUTS[1:3], (1, self.requests, pairs)),
+            ONCE_REQUEST_INPUTS[3]: (1, typical_pairs, pairs),
+            **dict.fromkeys(ONCE_COUNT_INPUTS, counts),
+            **self.claimed(LONGEST, LONGEST_SHAPE, TYPICAL_LONGEST_CANDIDATE, self.longest),
+            **self.claimed(LONGEST_USER, LONGEST_USER_SHAPE, TYPICAL_LONGEST_USER, self.longest_user),
         }
+
+    def tokens_of(self, typical: int) -> tuple[int, int, int]:
+        """The profile of `input_ids`: a well-formed request has no more tokens than its longest pairs."""
+        most = self.requests * min(self.tokens, self.pairs * self.longest)
+        return 1, min(typical, most), most
+
+    def claimed(self, brought: str, shape: str, typical: int, most: int) -> Profile:
+        """The profile of what requests bring for the longest of their texts, and of what Triton makes of it."""
+        typical = min(typical, most)
+        return {brought: (1, self.requests * typical, self.requests * most), shape: (1, typical, most)}
 
 
 def read_limits(version: Path) -> ExecutionLimits:
-    """The limits of a published version.
+    """The limits of a published version, and whether it computes a user text once.
 
     Raises:
         PlanError: config.pbtxt or manifest.json lacks one, or they contradict each other.
     """
     config_file = version.parent / CONFIG_FILE
     try:
-        longest = read_manifest(version).max_length
+        manifest = read_manifest(version)
     except ManifestError as exc:
         raise PlanError(str(exc)) from exc
     try:
@@ -103,22 +123,25 @@ def read_limits(version: Path) -> ExecutionLimits:
         ) from exc
     if config.max_batch_size < 1:
         raise PlanError(f"{config_file}: max_batch_size is {config.max_batch_size}; it must be at least 1")
-    if longest > allowed[LONGEST]:
+    if manifest.max_length > allowed[LONGEST]:
         raise PlanError(
-            f"{version}: its pairs have up to {longest} tokens, {config_file} allows {allowed[LONGEST]}; raise "
-            f"max_elements.{LONGEST} there (memory grows with its square)"
+            f"{version}: its pairs have up to {manifest.max_length} tokens, {config_file} allows "
+            f"{allowed[LONGEST]}; raise max_elements.{LONGEST} there (memory grows with its square)"
         )
-    return ExecutionLimits(config.max_batch_size, allowed["lengths"], allowed["input_ids"], longest)
+    longest_user = None if manifest.user_tokens is None else manifest.user_tokens + 1  # and its [SEP]
+    return ExecutionLimits(
+        config.max_batch_size, allowed["lengths"], allowed["input_ids"], manifest.max_length, longest_user
+    )
 
 
-def check_graph(model: onnx.ModelProto, where: Path) -> None:
+def check_graph(model: onnx.ModelProto, limits: ExecutionLimits, where: Path) -> None:
     """Checks, before a build of minutes, that the graph has exactly the inputs and the outputs of a click model.
 
     Raises:
         PlanError: a tensor is missing, or has another name, type or rank.
     """
     found = {value.name: type_and_shape(value) for value in model.graph.input}
-    expected = {name: (TensorProto.INT32, [None]) for name in TENSORRT_INPUTS}
+    expected = {name: (TensorProto.INT32, [None]) for name in limits.shapes()}
     if found != expected:
         raise PlanError(f"{where}: the graph's inputs are {found}, they must be {expected}; export again")
     outputs = {value.name: type_and_shape(value) for value in model.graph.output}
@@ -155,7 +178,7 @@ def build(trt: Any, graph: Path, limits: ExecutionLimits, cache: bytes) -> tuple
         model = onnx.load(str(graph), load_external_data=False)
     except (DecodeError, FileNotFoundError) as exc:
         raise PlanError(f"{graph} is missing or damaged ({exc}); export the model again") from exc
-    check_graph(model, graph)
+    check_graph(model, limits, graph)
     log = make_log(trt)
     try:
         builder = trt.Builder(log)
@@ -270,7 +293,8 @@ def rebuild(trt: Any, version: Path, machine: PlanMachine, gate: PlanGate) -> No
     cache = version.parent / TIMING_CACHE
     try:
         plan, timings = build(trt, version / MODEL_FILE, limits, cache.read_bytes() if cache.exists() else b"")
-        write_whole(cache, timings)
+        with locked(version.parent.parent, wait=True):  # other versions of the model have it, too
+            write_whole(cache, timings)
         put_in_place(version, plan, machine, limits.shapes(), gate, lambda content: LoadedPlan(trt, content))
     except OSError as exc:
         raise PlanError(

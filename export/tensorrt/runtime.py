@@ -75,6 +75,7 @@ class LoadedPlan:
             raise PlanError("TensorRT refused to load the plan, or has no memory for it; its log above says why")
         tensors = [self.engine.get_tensor_name(index) for index in range(self.engine.num_io_tensors)]
         self.outputs = [name for name in tensors if self.engine.get_tensor_mode(name) == trt.TensorIOMode.OUTPUT]
+        self.inputs = [name for name in tensors if name not in self.outputs]
 
     @property
     def activation_bytes(self) -> int:

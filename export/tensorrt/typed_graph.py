@@ -63,6 +63,22 @@ def take_longest_as_shape(model: onnx.ModelProto, max_length: int) -> None:
         graph.input.append(helper.make_tensor_value_info(name, TensorProto.INT32, [dimension]))
 
 
+def split_clips(model: onnx.ModelProto) -> None:
+    """Writes each Clip of whole numbers (the sizes of attention) as a Max and a Min: TensorRT 8.6 clips floats only."""
+    whole = {tensor.name for tensor in model.graph.initializer if tensor.data_type == TensorProto.INT64}
+    nodes: list[onnx.NodeProto] = []
+    for node in model.graph.node:
+        if node.op_type != "Clip" or node.input[1] not in whole:
+            nodes.append(node)
+            continue
+        (value, least, most), (result,) = node.input, node.output
+        nodes += [
+            helper.make_node("Max", [value, least], [f"{result}.least"]),
+            helper.make_node("Min", [f"{result}.least", most], [result]),
+        ]
+    exchange_nodes(model, nodes)
+
+
 def double_queries(model: onnx.ModelProto) -> None:
     """Gives the last layer's two products in attention two equal rows instead of one, and drops the second result.
 

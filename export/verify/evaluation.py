@@ -16,7 +16,7 @@ from torch import nn
 from transformers import BertForSequenceClassification, PreTrainedTokenizerFast
 
 from export.graph.packed.packed_bert import PackedBert, output_widths
-from export.graph.packing import Logits, Pair
+from export.graph.packing import Logits, Pair, pack
 from export.verify.gates import MAX_UNKNOWN, MIN_AUC, GateError, Limits
 from export.verify.heads import HeadReference, choose_texts, evenly
 from export.verify.parity import name_row
@@ -24,8 +24,9 @@ from finetune.checkpoint.attention import SPECIAL_TOKENS, user_tokens
 from finetune.checkpoint.heads import Heads, read_heads
 from finetune.checkpoint.load import hash_checkpoint, label_names, load_checkpoint
 from finetune.data.clicklog import ClickRow, read_click_log
-from finetune.evaluation.metrics import click_column, click_probability, evaluate_ranking
+from finetune.evaluation.metrics import click_column, click_probability, evaluate_ranking, group_rows
 from finetune.evaluation.scoring import score_documents, score_passages, score_rows, score_texts, tokenize_pairs
+from release.expected import CANDIDATES, SCORES, TOKENS, Expected, shares
 from release.manifest import CheckpointRecord
 from release.names import PASSAGE_LOGITS
 
@@ -74,6 +75,18 @@ class Evaluation:
     metrics: dict[str, float]
     heads: HeadReference | None = None  # None: the checkpoint has the click alone
     once: bool = False  # a user text is computed once for all its candidates
+    truncated: float = 0.0  # share of the pairs of which a text was cut
+    unknown: float = 0.0  # share of [UNK] among the tokens that clients send, each group being a request
+
+    def expect(self, logits: Logits) -> Expected:
+        """How scores and inputs are distributed, for a manifest: those of an engine's `logits` [rows, labels]."""
+        return Expected(
+            scores=shares(click_probability(logits, self.labels).tolist(), SCORES),
+            candidates=shares(map(len, group_rows(self.rows)), CANDIDATES),
+            tokens=shares((len(pair["input_ids"]) for pair in self.pairs), TOKENS),
+            truncated=self.truncated,
+            unknown=self.unknown,
+        )
 
 
 def read_checkpoint(folder: Path, click_label: str | None) -> Checkpoint:
@@ -127,13 +140,14 @@ def evaluate(checkpoint: Checkpoint, rows: list[ClickRow], limits: Limits) -> Ev
         GateError: the checkpoint cannot rank it: too many words are [UNK], or the AUC is below chance.
     """
     pairs = tokenize_pairs(checkpoint.tokenizer, rows, checkpoint.max_length, checkpoint.user_tokens)
-    prove_tokenizer(checkpoint.tokenizer_json, rows, pairs, checkpoint.max_length, checkpoint.user_tokens)
+    cut = prove_tokenizer(checkpoint.tokenizer_json, rows, pairs, checkpoint.max_length, checkpoint.user_tokens)
     check_unknown(checkpoint, pairs, MAX_UNKNOWN.of(limits))
     logits = score_rows(checkpoint.model, checkpoint.tokenizer, rows, checkpoint.max_length)
     metrics = evaluate_ranking(rows, click_probability(logits, checkpoint.labels))
     refuse_low_auc(checkpoint, rank_as_trained(checkpoint, rows) or metrics, MIN_AUC.of(limits))
     heads, once = score_heads(checkpoint, rows, pairs), checkpoint.user_tokens is not None
-    return Evaluation(rows, pairs, checkpoint.labels, logits, metrics, heads, once)
+    truncated, unknown = sum(cut) / len(cut), unknown_share(checkpoint, rows, pairs)
+    return Evaluation(rows, pairs, checkpoint.labels, logits, metrics, heads, once, truncated, unknown)
 
 
 def rank_as_trained(checkpoint: Checkpoint, rows: list[ClickRow]) -> dict[str, float] | None:
@@ -165,10 +179,10 @@ def score_heads(checkpoint: Checkpoint, rows: Sequence[ClickRow], pairs: Sequenc
 
 def prove_tokenizer(
     tokenizer_json: bytes, rows: Sequence[ClickRow], pairs: Sequence[Pair], max_length: int, kept: int | None = None
-) -> None:
+) -> list[bool]:
     """Holds the tokens of exactly the bytes that are served against `pairs`, Hugging Face's, on every row.
 
-    `kept` are the tokens that a user text keeps; None: pairs are cut longest first.
+    `kept` are the tokens that a user text keeps; None: pairs are cut longest first. Returns which pairs were cut.
 
     Raises:
         TokenizerError: a pair differs in an id or a token type; names the first, and says what to do.
@@ -200,6 +214,7 @@ def prove_tokenizer(
             f"Face {pairs[first]['input_ids']}. An option in tokenizer_config.json changes what tokenizer.json does "
             "(split_special_tokens, for instance): remove the option, check the metrics, then export again"
         )
+    return [bool(one.overflowing) for one in encoded]
 
 
 def check_unknown(checkpoint: Checkpoint, pairs: Sequence[Pair], limit: float) -> None:
@@ -214,6 +229,13 @@ def check_unknown(checkpoint: Checkpoint, pairs: Sequence[Pair], limit: float) -
             f"{limit:.0%}. Probably the model was trained with another tokenizer, or the texts are in another "
             "language: put the model's own tokenizer.json beside the model (--max-unknown allows more)"
         )
+
+
+def unknown_share(checkpoint: Checkpoint, rows: Sequence[ClickRow], pairs: Sequence[Pair]) -> float:
+    """The share of [UNK] among the tokens that clients send, if each group is a request."""
+    requests = [[pairs[place] for place in group] for group in group_rows(rows)]
+    ids = pack(requests, once=checkpoint.user_tokens is not None)["input_ids"]
+    return float(np.mean(ids == checkpoint.tokenizer.unk_token_id))
 
 
 def refuse_low_auc(checkpoint: Checkpoint, metrics: Mapping[str, float], limit: float) -> None:

@@ -42,11 +42,16 @@ def save_gate(
     gates: Iterable[Gate],
     limits: Limits,
     heads: HeadReference | None = None,
+    *,
+    once: bool = False,
 ) -> None:
-    """Writes `gate.npz` into a version's folder; `reference` is PyTorch's logits [rows, labels]."""
+    """Writes `gate.npz` into a version's folder; `reference` is PyTorch's logits [rows, labels].
+
+    `once`: the graph computes a user text once.
+    """
     allowed = {gate.name: gate.of(limits) for gate in gates}
     names = {name: number for number, name in enumerate(dict.fromkeys(row.group for row in rows))}
-    facts = {"labels": list(labels), "gates": allowed, "tie": TIE.of(limits)}
+    facts = {"labels": list(labels), "gates": allowed, "tie": TIE.of(limits), "once": once}
     further: dict[str, Any] = {}
     if heads:
         facts |= {"head_texts": heads.texts, "several_topics": heads.several_topics}
@@ -107,22 +112,23 @@ def gate(folder: Path, run: Callable[[Feed], Outputs], known: Iterable[Gate]) ->
         facts = json.loads(str(kept["facts"]))
         by_name = {gate.name: gate for gate in known}
         gates = [by_name[name] for name in facts["gates"]]
+        once = bool(facts.get("once"))  # files of an earlier release are of full attention
         reference, pairs, heads = kept["reference"], unflatten(kept), read_heads(kept, facts)
         columns = zip(*(kept[name].tolist() for name in ("groups", "clicks", "impressions")), strict=True)
         rows = [ClickRow(str(group), "", "", clicks, impressions) for group, clicks, impressions in columns]
     except (OSError, EOFError, ValueError, KeyError, TypeError, BadZipFile, zlib.error) as exc:
         raise GateError(f"{folder / GATE_FILE} cannot be read ({exc!r}); export the model again") from exc
     model = folder.parent.name
-    logits = compute(model, run, pairs, {LOGITS: reference.shape[1]})[LOGITS]
+    logits = compute(model, run, pairs, {LOGITS: reference.shape[1]}, once=once)[LOGITS]
     check_finite(model, {LOGITS: logits})
     comparison = compare(rows, reference, logits, facts["labels"], facts["tie"])
     if heads:
-        found = heads.own(compute(model, run, heads.samples, heads.widths))
+        found = heads.own(compute(model, run, heads.samples, heads.widths, once=once))
         check_finite(model, found)
         comparison = replace(comparison, heads=compare_heads(found, heads))
     if failures := describe_failures(model, check(gates, comparison, facts["gates"])):
         raise GateError("; ".join(failures))
-    alone = np.concatenate([run(add_longest(pack([[pair]])))[LOGITS] for pair in pairs[:LONE]])
+    alone = np.concatenate([run(add_longest(pack([[pair]], once=once)))[LOGITS] for pair in pairs[:LONE]])
     difference = float(np.abs(alone - logits[:LONE]).mean())
     if not difference <= LONE_DIFFERENCE:  # nor NaN
         raise GateError(
@@ -132,15 +138,17 @@ def gate(folder: Path, run: Callable[[Feed], Outputs], known: Iterable[Gate]) ->
     return asdict(comparison)
 
 
-def compute(model: str, run: Callable[[Feed], Outputs], pairs: Sequence[Pair], widths: Mapping[str, int]) -> Outputs:
-    """A plan's outputs [pairs, width] of all pairs, by name.
+def compute(
+    model: str, run: Callable[[Feed], Outputs], pairs: Sequence[Pair], widths: Mapping[str, int], *, once: bool
+) -> Outputs:
+    """A plan's outputs [pairs, width] of all pairs, by name; `once`: the plan computes a user text once.
 
     Raises:
         GateError: a batch was answered without one of them, or with another shape.
     """
     found: Outputs = {name: np.full((len(pairs), width), np.nan, np.float32) for name, width in widths.items()}
     for batch, requests in merge(pairs):
-        answer = run(add_longest(pack(requests)))
+        answer = run(add_longest(pack(requests, once=once)))
         for name, values in found.items():
             shape = answer[name].shape if name in answer else ()
             if shape != values[batch].shape:

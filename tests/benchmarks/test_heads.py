@@ -13,6 +13,7 @@ from release.names import EMBEDDING, HEAD_OUTPUTS, TOPIC_LOGITS
 from tests.benchmarks.conftest import command
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["published", "joint"])
 def test_the_ratio_is_of_turns_of_the_same_requests(
     kind: str, published_log: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch

@@ -15,6 +15,7 @@ ALLOWED = {
     "load_gen": {"measure"},
     "saturation": {"measure", "load_gen"},
     "scheduling": {"measure", "load_gen", "saturation", "report"},
+    "soak": {"measure", "load_gen", "report"},
 }
 
 

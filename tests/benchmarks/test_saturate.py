@@ -20,6 +20,8 @@ from serving.server import Server
 from tests.benchmarks.conftest import LIMITS, MODEL, TIMING, Ended, command
 from tests.benchmarks.made_up import MODELS, make_result, scaled, with_step
 
+pytestmark = pytest.mark.slow
+
 SCHEDULE = Schedule(
     users=(1, 3),
     most_users=3,

@@ -5,9 +5,10 @@ Its models are those of `fake_model`. Needs nothing but the client's own depende
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import grpc
@@ -18,6 +19,7 @@ from tritonclient.utils import np_to_triton_dtype, triton_to_np_dtype
 from clickbert import AsyncRanker, Connection, RankedDocument, Ranker
 from clickbert.errors import from_status
 from clickbert.wire.protocol import InferRequest, InferResponse, ModelDescription
+from clickbert.wire.transport import NO_HEADERS
 from tests.client.fake_model import MODEL, FakeStatusError, Published, model_outputs, tokenizer_outputs
 
 
@@ -90,26 +92,50 @@ def held(server: FakeTriton, model: str = MODEL) -> Iterator[Held]:
         hold.answer.set()
 
 
+@contextmanager
+def holding_the_first(server: FakeTriton) -> Iterator[threading.Event]:
+    """Within the block the click model's first request stays unanswered, and no other; yields what says it is there."""
+    reached, release = threading.Event(), threading.Event()
+
+    def hold(answer):
+        if "logits" in answer.outputs and not reached.is_set():
+            reached.set()
+            release.wait(120)
+        return answer
+
+    server.after_infer = hold
+    try:
+        yield reached
+        assert reached.is_set()
+    finally:
+        release.set()
+
+
 class FakeTransport:
     """A `Transport` over a `FakeTriton`, without a network."""
 
     def __init__(self, server: FakeTriton) -> None:
         self.server = server
         self.timeouts: list[float] = []
+        self.headers: list[dict[str, str]] = []
         self.closed = False
 
-    def describe(self, model: str, *, timeout: float) -> ModelDescription:
-        self.timeouts.append(timeout)
+    def describe(self, model: str, *, timeout: float, headers: Mapping[str, str] = NO_HEADERS) -> ModelDescription:
+        self._note(timeout, headers)
         with _as_own_error(model):
             return self.server.describe(model)
 
-    def infer(self, request: InferRequest, *, timeout: float) -> InferResponse:
-        self.timeouts.append(timeout)
+    def infer(self, request: InferRequest, *, timeout: float, headers: Mapping[str, str] = NO_HEADERS) -> InferResponse:
+        self._note(timeout, headers)
         with _as_own_error(request.model):
             return self.server.infer(request)
 
     def close(self) -> None:
         self.closed = True
+
+    def _note(self, timeout: float, headers: Mapping[str, str]) -> None:
+        self.timeouts.append(timeout)
+        self.headers.append(dict(headers))
 
 
 class AsyncFakeTransport:
@@ -118,11 +144,15 @@ class AsyncFakeTransport:
     def __init__(self, server: FakeTriton) -> None:
         self.inner = FakeTransport(server)
 
-    async def describe(self, model: str, *, timeout: float) -> ModelDescription:
-        return self.inner.describe(model, timeout=timeout)
+    async def describe(
+        self, model: str, *, timeout: float, headers: Mapping[str, str] = NO_HEADERS
+    ) -> ModelDescription:
+        return self.inner.describe(model, timeout=timeout, headers=headers)
 
-    async def infer(self, request: InferRequest, *, timeout: float) -> InferResponse:
-        return self.inner.infer(request, timeout=timeout)
+    async def infer(
+        self, request: InferRequest, *, timeout: float, headers: Mapping[str, str] = NO_HEADERS
+    ) -> InferResponse:
+        return self.inner.infer(request, timeout=timeout, headers=headers)
 
     async def close(self) -> None:
         self.inner.close()
@@ -200,15 +230,25 @@ class Guard(grpc.ServerInterceptor):
 
 @contextmanager
 def grpc_server(
-    server: FakeTriton, *interceptors: grpc.ServerInterceptor, certificate: tuple[bytes, bytes] | None = None
+    server: FakeTriton,
+    *interceptors: grpc.ServerInterceptor,
+    certificate: tuple[bytes, bytes] | None = None,
+    callers: bytes | None = None,
+    port: int | str = 0,
 ) -> Iterator[str]:
-    """Serve over gRPC on loopback; yields host:port. With TLS if there is a (key, certificate), both PEM."""
+    """Serve over gRPC on loopback; yields host:port, a free one by default.
+
+    With TLS if there is a (key, certificate), both PEM. With the certificate of an
+    authority for `callers`, a caller must have one that it has signed.
+    """
     grpc_side = grpc.server(ThreadPoolExecutor(16), interceptors=interceptors)
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(Servicer(server), grpc_side)
     if certificate:
-        port = grpc_side.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([certificate]))
+        port = grpc_side.add_secure_port(
+            f"127.0.0.1:{port}", grpc.ssl_server_credentials([certificate], callers, bool(callers))
+        )
     else:
-        port = grpc_side.add_insecure_port("127.0.0.1:0")
+        port = grpc_side.add_insecure_port(f"127.0.0.1:{port}")
     grpc_side.start()
     try:
         yield f"127.0.0.1:{port}"
@@ -217,26 +257,41 @@ def grpc_server(
 
 
 @contextmanager
-def calls(server: FakeTriton, blocking: bool) -> Iterator[Callable[..., Any]]:
-    """Yields a function that calls a method of one `Ranker`, or of one `AsyncRanker`, over the in-memory transport."""
+def calls(
+    server: FakeTriton | Connection | str | Sequence[str], blocking: bool, **settings: Any
+) -> Iterator[Callable[..., Any]]:
+    """Yields a function that calls a method of one `Ranker`, or of one `AsyncRanker`.
+
+    Over the in-memory transport to a `FakeTriton`, else over gRPC.
+    """
+    in_memory = isinstance(server, FakeTriton)
+    connection = "localhost:8001" if in_memory else server
     if blocking:
-        ranker = Ranker("localhost:8001", transport=FakeTransport(server))
-        yield lambda method, *arguments, **options: getattr(ranker, method)(*arguments, **options)
+        with Ranker(connection, transport=FakeTransport(server) if in_memory else None, **settings) as ranker:
+            yield lambda method, *arguments, **options: getattr(ranker, method)(*arguments, **options)
     else:
-        awaited = AsyncRanker("localhost:8001", transport=AsyncFakeTransport(server))
+        awaited = AsyncRanker(connection, transport=AsyncFakeTransport(server) if in_memory else None, **settings)
         with asyncio.Runner() as runner:
             yield lambda method, *arguments, **options: runner.run(getattr(awaited, method)(*arguments, **options))
+            runner.run(awaited.close())
 
 
-def call_once(connection: Connection | str, blocking: bool, method: str, *arguments: Any, **options: Any) -> Any:
-    """One call of a method of `Ranker`, or of `AsyncRanker`, made for it."""
+def call_once(
+    connection: Connection | str | Sequence[str],
+    blocking: bool,
+    method: str,
+    *arguments: Any,
+    ranker: Mapping[str, Any] = MappingProxyType({}),
+    **options: Any,
+) -> Any:
+    """One call of a method of `Ranker`, or of `AsyncRanker`, made for it with the settings `ranker`."""
     if blocking:
-        with Ranker(connection) as ranker:
-            return getattr(ranker, method)(*arguments, **options)
+        with Ranker(connection, **ranker) as each:
+            return getattr(each, method)(*arguments, **options)
 
     async def call() -> Any:
-        async with AsyncRanker(connection) as ranker:
-            return await getattr(ranker, method)(*arguments, **options)
+        async with AsyncRanker(connection, **ranker) as each:
+            return await getattr(each, method)(*arguments, **options)
 
     return asyncio.run(call())
 

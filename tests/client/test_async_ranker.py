@@ -146,10 +146,10 @@ def test_the_event_loop_goes_on_while_texts_are_tokenized(url, monkeypatch):
     async def scenario():
         loop, went_on = asyncio.get_running_loop(), threading.Event()
 
-        def pack_while_the_loop_goes_on(tokenizer, pairs):
+        def pack_while_the_loop_goes_on(tokenizer, pairs, inputs, **options):
             loop.call_soon_threadsafe(went_on.set)
             assert went_on.wait(30), "the loop waits for the tokenizer"
-            return pack_pairs(tokenizer, pairs)
+            return pack_pairs(tokenizer, pairs, inputs, **options)
 
         monkeypatch.setattr(PairTokenizer, "pack_pairs", pack_while_the_loop_goes_on)
         async with AsyncRanker(url) as ranker:

@@ -63,6 +63,40 @@ def test_json_from_a_file_and_from_stdin(url, documents):
     ]
 
 
+def sent(server):
+    """What the model was asked, as token ids."""
+    requests = [request.inputs["input_ids"].tolist() for request in server.requests if "input_ids" in request.inputs]
+    server.requests.clear()
+    return requests
+
+
+@pytest.mark.parametrize(
+    ("options", "seen"),
+    [
+        (["--mask"], "write to email, customer 12"),
+        (["--mask-pattern", "customer [0-9]+"], "write to mia@example.com, masked"),
+        (["--mask", "--mask-pattern", "custom", "--mask-pattern", "[0-9]+"], "write to email, maskeder masked"),
+    ],
+)
+def test_what_is_masked_the_model_does_not_see(server, url, tmp_path, capsys, options, seen):
+    text = "write to mia@example.com, customer 12"
+    (tmp_path / "documents.txt").write_text(text)
+    arguments = ["rank", "--url", url, "--query", "coffee", "--documents", str(tmp_path / "documents.txt"), "--json"]
+    assert main([*arguments, *options]) == 0
+    assert json.loads(capsys.readouterr().out)["results"][0]["text"] == text, "the caller's own"
+    masked = sent(server)
+    (tmp_path / "documents.txt").write_text(seen)
+    main(arguments)
+    assert masked == sent(server)
+    assert len(masked) == 1
+
+
+def test_a_pattern_that_is_none_is_an_error(url, documents):
+    done = run(url, "--documents", documents, "--mask-pattern", "(")
+    assert done.returncode == 1
+    assert done.stderr.decode().startswith("clickbert: patterns[0] is '(', which is no regular expression")
+
+
 def test_output_is_utf8_in_any_locale(url, documents, monkeypatch):
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")
     done = run(url, "--documents", documents)

@@ -17,6 +17,7 @@ from clickbert import Ranker
 from clickbert.errors import from_status
 from tests.client.fake_model import FakeStatusError, Published
 from tests.client.fakes import FakeTransport, FakeTriton, held, rank_once
+from tests.client.test_retries import ENVOYS
 
 STATUSES = [
     ("UNAVAILABLE", "Exceeds maximum queue size", "ServerOverloadedError", "later"),
@@ -25,10 +26,10 @@ STATUSES = [
         "UNAVAILABLE",
         "This protocol is restricted, expecting header 'k'",
         "AuthenticationError",
-        "gateway",
+        "triton-grpc-protocol-clickbert-token",
     ),
     ("UNAUTHENTICATED", "Invalid token", "AuthenticationError", "CLICKBERT_TOKEN"),
-    ("PERMISSION_DENIED", "no", "AuthenticationError", "CLICKBERT_TOKEN"),
+    ("PERMISSION_DENIED", "no", "PermissionDeniedError", "a token that allows"),
     # A name or a number that is wrong, and stays so.
     ("NOT_FOUND", "Request for unknown model: 'x' is not found", "ModelNotFoundError", "name"),
     ("NOT_FOUND", "Request for unknown model: 'x' version 3 is not found", "ModelNotFoundError", "name"),
@@ -49,7 +50,13 @@ STATUSES = [
     ),
     ("UNAVAILABLE", "Server not ready", "ServerUnavailableError", "later"),
     ("CANCELLED", "CANCELLED", "ServerUnavailableError", "later"),
+    ("CANCELLED", "upstream channel reset", "ServerUnavailableError", "later"),
     ("UNAVAILABLE", "no healthy upstream", "ServerUnavailableError", "another server"),
+    # Envoy 1.40's: of a server that is gone, of a circuit breaker, of a rate limit, and of its own timeout.
+    ("UNAVAILABLE", f"{ENVOYS} remote connection failure", "ServerUnavailableError", "another server"),
+    ("UNAVAILABLE", f"{ENVOYS} overflow", "ServerOverloadedError", "later"),
+    ("UNAVAILABLE", "local_rate_limited", "ServerOverloadedError", "later"),
+    ("UNAVAILABLE", "upstream request timeout", "ServerTimeoutError", "busy"),
     ("INVALID_ARGUMENT", "unexpected inference input 'lengths' for model 'x'", "ProtocolError", "ClickBERT"),
     ("UNIMPLEMENTED", "Method not found!", "ProtocolError", "not a Triton"),
     ("RESOURCE_EXHAUSTED", "Received message larger than max (5 vs. 4)", "ProtocolError", "larger"),

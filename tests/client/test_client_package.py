@@ -21,7 +21,7 @@ def test_the_public_names():
         *("Ranker", "AsyncRanker", "Connection", "RankedDocument"),
         *("ClickBertError", "InvalidInputError", "RankerClosedError", "ServerError", "ConnectionFailedError"),
         *("ServerTimeoutError", "ServerOverloadedError", "ServerUnavailableError", "AuthenticationError"),
-        *("ModelNotFoundError", "ProtocolError"),
+        *("ModelNotFoundError", "PermissionDeniedError", "ProtocolError"),
         "user_text",
     }
     assert all(hasattr(clickbert, name) for name in clickbert.__all__)

@@ -40,7 +40,16 @@ def roots(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def full(roots) -> Wider:
-    return Wider("grpcs://ranking.example:443", roots, SECRET, "other.example", "k3y")
+    certificate_file, key_file = roots, roots.with_name("authority.key")  # any certificate with its key does
+    return Wider(
+        "grpcs://ranking.example:443,grpcs://dns:///ranking.example:444",
+        ca_file=roots,
+        token=SECRET,
+        certificate_file=certificate_file,
+        key_file=key_file,
+        server_name="other.example",
+        api_key="k3y",
+    )
 
 
 def parse(kind: type[Connection], words: list[str], environment: dict[str, str]) -> Connection:
@@ -55,9 +64,12 @@ def test_a_connection_reaches_a_child_process_whole(full):
     assert pickle.loads(pickle.dumps(full)) == full
 
 
-@pytest.mark.parametrize("name", [each.name for each in fields(Wider) if each.name != "url"])
-def test_each_field_may_be_left_out(full, name):
-    partial = replace(full, **{name: None})
+OPTIONAL = [[each.name] for each in fields(Wider) if each.name not in ("url", "certificate_file", "key_file")]
+
+
+@pytest.mark.parametrize("names", [*OPTIONAL, ["certificate_file", "key_file"]], ids=",".join)
+def test_each_field_may_be_left_out(full, names):
+    partial = replace(full, **dict.fromkeys(names))
     assert parse(Wider, partial.to_arguments(), partial.to_environment()) == partial
 
 
@@ -139,7 +151,7 @@ def test_the_authoritys_certificate_is_read_once(tmp_path, roots):
     copy.write_bytes(roots.read_bytes())
     connection = Connection("grpcs://localhost:8001", copy)
     copy.unlink()
-    assert connection.roots == roots.read_bytes()
+    assert connection.credentials.roots == roots.read_bytes()
 
 
 def test_a_ranker_takes_a_connection_or_an_address(url, blocking):
@@ -153,6 +165,11 @@ def test_tritonclient_gets_the_same_connection(server, url, roots):
         "url": "a:1",
         "ssl": True,
         "root_certificates": str(roots),
+        "certificate_chain": None,
+        "private_key": None,
         "channel_args": [],
     }
-    assert Connection("grpcs://a:1", token=SECRET).headers == {"authorization": f"Bearer {SECRET}"}
+    assert Connection("grpcs://a:1", token=SECRET).headers == {
+        "authorization": f"Bearer {SECRET}",
+        "triton-grpc-protocol-clickbert-token": SECRET,
+    }

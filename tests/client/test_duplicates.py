@@ -27,7 +27,7 @@ def sent_pairs(server: FakeTriton) -> list[tuple[int, ...]]:
     return pairs
 
 
-@hypothesis.settings(max_examples=60, deadline=None)
+@hypothesis.settings(max_examples=60)
 @hypothesis.given(
     st.lists(st.tuples(texts, texts), min_size=1, max_size=8),
     st.data(),
@@ -45,7 +45,7 @@ def test_pairs_that_repeat_are_sent_once_and_scored_alike(distinct, data, limit)
     assert Counter(sent_pairs(server)) == one_by_one
 
 
-@hypothesis.settings(max_examples=60, deadline=None)
+@hypothesis.settings(max_examples=60)
 @hypothesis.given(texts, st.lists(texts, min_size=1, max_size=8), st.data(), st.sampled_from([None, 1, 5]))
 def test_documents_that_repeat_are_all_in_the_ranking(query, distinct, data, top_k):
     documents = data.draw(st.lists(st.sampled_from(distinct), min_size=1, max_size=20))

@@ -22,8 +22,8 @@ class Watched(Connection):
     def channels(self) -> list[Any]:
         return []
 
-    def open_channel(self, api: Any) -> Any:
-        self.channels.append(super().open_channel(api))
+    def open_channel(self, api: Any, target: str) -> Any:
+        self.channels.append(super().open_channel(api, target))
         return self.channels[-1]
 
     @property

@@ -89,7 +89,7 @@ raw = st.one_of(
 )
 
 
-@hypothesis.settings(max_examples=200, deadline=None)
+@hypothesis.settings(max_examples=200)
 @hypothesis.given(raw)
 def test_any_bytes_give_a_release_or_a_protocol_error(content):
     server = FakeTriton()

@@ -11,10 +11,10 @@ from itertools import pairwise
 
 import pytest
 
-from clickbert import AsyncRanker, Ranker
+from clickbert import AsyncRanker, Ranker, ServerTimeoutError
 from clickbert.calls.session import MAX_IN_FLIGHT
 from clickbert.wire.tokenization import PairTokenizer
-from tests.client.fakes import FakeTriton, grpc_server
+from tests.client.fakes import FakeTriton, calls, grpc_server
 
 DOCUMENTS = ["a " * length + "bar" for length in random.Random(0).sample(range(1, 25), 24)]
 
@@ -100,3 +100,43 @@ def test_the_query_is_tokenized_once_a_request(blocking, tokenized):
     with grpc_server(server) as url:
         rank(url, blocking, DOCUMENTS)
     assert sum(texts.count("coffee near me") for texts in tokenized) == 4
+
+
+LATE = 0.5  # seconds
+
+
+def test_after_the_deadline_a_call_neither_waits_for_a_mask_nor_tokenizes(server, blocking, tokenized):
+    def mask(text: str) -> str:
+        if text == "slow":
+            time.sleep(LATE)
+        return text
+
+    with calls(server, blocking, mask=mask) as call:
+        call("rank", "tea", ["a bar"])
+        del tokenized[:]
+        began = time.monotonic()
+        with pytest.raises(ServerTimeoutError, match="no result within"):
+            call("rank", "tea", ["slow"], timeout=0.1)
+        took = time.monotonic() - began
+    assert tokenized == []
+    assert (took < LATE) == (not blocking), "a blocking call finishes the text"
+
+
+def test_after_the_deadline_a_call_does_not_wait_for_the_tokenizer(server, blocking, monkeypatch):
+    encode = PairTokenizer._encode
+
+    def slow(self, texts):
+        if "slow" in texts:
+            time.sleep(LATE)
+        return encode(self, texts)
+
+    monkeypatch.setattr(PairTokenizer, "_encode", slow)
+    with calls(server, blocking) as call:
+        call("rank", "tea", ["a bar"])
+        asked = len(server.requests)
+        began = time.monotonic()
+        with pytest.raises(ServerTimeoutError, match="no result within"):
+            call("rank", "tea", ["slow"], timeout=0.1)
+        took = time.monotonic() - began
+    assert len(server.requests) == asked
+    assert (took < LATE) == (not blocking), "a blocking call finishes the text"

@@ -10,7 +10,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, normalizers, processors
+from tokenizers import Encoding, Tokenizer, normalizers, processors
 
 from clickbert.wire.packing import PackedPairs
 from clickbert.wire.tokenization import PairTokenizer, longest_first
@@ -58,6 +58,7 @@ def test_truncation_is_the_librarys_for_all_small_lengths():
 
 
 LONG = [(0, 5000), (5000, 0), (600, 3000), (3000, 600), (3000, 3001), (3001, 3000), (3000, 3000)]
+LONG += [(1166, 3000), *((3000, around) for around in (1165, 1166, 1167))]  # of 3,000 words 1,166 are tokenized first
 
 
 @pytest.mark.parametrize("lengths, limits", [((30, 31), (16, 17)), *((lengths, (512, 513)) for lengths in LONG)])
@@ -93,10 +94,37 @@ def test_a_long_text_is_tokenized_once_and_no_further_than_can_matter(monkeypatc
     monkeypatch.setattr(tokenizer, "_encode", lambda texts: tokenized.extend(texts) or encode(texts))
     long = "cheap coffee near me " * 50_000
     tokenizer.pack(long, ["a bar"] * 200)
-    assert tokenized.count(long) == 1
+    assert len(tokenized) == 201 and max(map(len, tokenized)) < len(long) / 10
     tokenized.clear()
     tokenizer.pack("a bar", [long] * 20)
     assert max(map(len, tokenized)) < len(long) / 10, "what is cut off anyway is not tokenized"
+
+
+def test_of_many_long_texts_the_library_holds_only_some_at_a_time(monkeypatch: pytest.MonkeyPatch):
+    tokenizer = PairTokenizer(tokenizer_json(), 512)
+    texts = [*TEXTS, *("\u4e2d" * 90_000 for _ in range(5)), "\u4e2d" * 250_000, *TEXTS]
+    batches: list[int] = []
+
+    class Noting:
+        def encode_batch_fast(self, batch: list[str], **options: bool) -> list[Encoding]:
+            batches.append(sum(map(len, batch)))
+            return whole.encode_batch_fast(batch, **options)
+
+    whole = tokenizer._tokenizer
+    expected = [whole.encode(text, add_special_tokens=False).ids for text in texts]
+    monkeypatch.setattr(tokenizer, "_tokenizer", Noting())
+    assert tokenizer._encode(texts) == expected
+    assert sum(batches) == sum(map(len, texts)) and sorted(batches)[-2] < 200_000 < max(batches) < 350_000
+
+
+def test_what_is_kept_of_a_long_text_depends_only_on_whether_it_is_the_longer_one():
+    for room in range(12):
+        for second in range(40):
+            for is_longer in (False, True):
+                firsts = [first for first in range(room + 1, 40) if (first > second) == is_longer]
+                assert len({longest_first(first, second, room) for first in firsts}) <= 1
+            if room % 2 == 0:
+                assert len({longest_first(first, second, room) for first in range(room + 1, 40)}) == 1
 
 
 def test_truncation_and_padding_in_the_file_are_ignored():

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from clickbert import InvalidInputError
 from clickbert.wire.packing import PackedPairs, PackedUsers
 from clickbert.wire.tokenization import PairTokenizer
 from tests.client.fake_model import tokenizer_json
@@ -88,7 +89,7 @@ def tokenizers(request, tmp_path_factory):
     return load(request.param, tmp_path_factory.mktemp("tiny"))
 
 
-@hypothesis.settings(max_examples=100, deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
+@hypothesis.settings(max_examples=100, suppress_health_check=list(hypothesis.HealthCheck))
 @hypothesis.given(st.lists(texts([1]), min_size=1, max_size=3), st.data())
 def test_ids_types_and_truncation_equal_hugging_face(tokenizers, queries, data):
     reference, content = tokenizers
@@ -115,7 +116,22 @@ def test_ids_types_and_truncation_equal_hugging_face(tokenizers, queries, data):
     assert alone.lengths.tolist() == [len(expected["input_ids"][index]) for index in first]
 
 
-@hypothesis.settings(max_examples=30, deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
+@hypothesis.settings(max_examples=60, suppress_health_check=list(hypothesis.HealthCheck))
+@hypothesis.given(texts([1]), st.lists(texts([1, 7, 60]), min_size=1, max_size=5), st.sampled_from([16, 31, 128]))
+def test_truncation_of_documents_alone_equals_hugging_face(tokenizers, query, documents, max_length):
+    reference, content = tokenizers
+    tokenizer = PairTokenizer(content, max_length)
+    pairs = [(query, document) for document in documents]
+    if len(reference(query, add_special_tokens=False)["input_ids"]) > max_length - 4:
+        with pytest.raises(InvalidInputError, match=f"more than {max_length - 4} tokens") as caught:
+            tokenizer.pack_pairs(pairs, keep_queries=True)
+        assert not query or query not in str(caught.value)
+        return
+    expected = reference([query] * len(pairs), documents, truncation="only_second", max_length=max_length)["input_ids"]
+    assert unpacked(tokenizer.pack_pairs(pairs, keep_queries=True)) == expected
+
+
+@hypothesis.settings(max_examples=30, suppress_health_check=list(hypothesis.HealthCheck))
 @hypothesis.given(st.lists(texts([1, 7, 60]), min_size=1, max_size=5), st.sampled_from([3, 4, 7, 16, 128, 512]))
 def test_single_texts_equal_hugging_face(tokenizers, singles, max_length):
     reference, content = tokenizers

@@ -9,6 +9,7 @@ from contextlib import closing, contextmanager
 import pytest
 
 from clickbert import Connection, ConnectionFailedError, ServerTimeoutError
+from clickbert.channels.proxies import proxy_variable
 from tests.client.certificates import Authority
 from tests.client.fakes import grpc_server, rank_once
 
@@ -142,7 +143,8 @@ A, B, C = (f"http://127.0.0.1:{port}" for port in (1, 2, 3))
 def test_which_proxy_counts_is_what_grpc_says(monkeypatch, url, environment, expected):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert Connection(url).proxy_variable == expected
+    (target,) = Connection(url).targets
+    assert proxy_variable(target) == expected
 
 
 def test_an_error_without_a_proxy_does_not_speak_of_one(monkeypatch, dead_proxy, blocking):

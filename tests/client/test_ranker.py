@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from clickbert import InvalidInputError, RankedDocument, Ranker, RankerClosedError, ServerTimeoutError
-from clickbert.calls import session
+from clickbert import AsyncRanker, InvalidInputError, RankedDocument, Ranker, RankerClosedError, ServerTimeoutError
+from clickbert.calls import running
 from tests.client.fake_model import Published
 from tests.client.fakes import FakeTransport, FakeTriton, held
 
@@ -83,14 +83,14 @@ def test_at_most_four_requests_are_in_flight(server, url):
     lock, four = threading.Lock(), threading.Barrier(4, timeout=30)
 
     class Counting(FakeTransport):
-        def infer(self, request, *, timeout):
+        def infer(self, request, **options):
             nonlocal running, peak
             with lock:
                 running += 1
                 peak = max(peak, running)
             if request.model == "clickbert_onnx":
                 four.wait()  # none is answered before three others are in flight
-            answer = super().infer(request, timeout=timeout)
+            answer = super().infer(request, **options)
             with lock:
                 running -= 1
             return answer
@@ -140,11 +140,14 @@ def test_too_many_documents_are_refused_with_the_limit(server):
         *({"timeout": seconds} for seconds in (0, -1, float("nan"), float("inf"), "1", True, 1e300, 10**400)),
         *({"max_documents": number} for number in (0, 1.5, True)),
         *({"model": name} for name in ("", None, "\ud800")),
+        {"mask": "x"},
+        *({"observers": observers} for observers in (5, None, "x", [5], [object()])),
     ],
 )
 def test_bad_settings_are_refused(settings):
-    with pytest.raises(InvalidInputError, match=next(iter(settings))):
-        Ranker("localhost:8001", **settings)
+    for kind in (Ranker, AsyncRanker):
+        with pytest.raises(InvalidInputError, match=next(iter(settings))):
+            kind("localhost:8001", **settings)
 
 
 def test_changing_the_list_meanwhile_changes_nothing(server):
@@ -168,7 +171,7 @@ def test_the_timeout_is_one_deadline_for_the_whole_call(server, monkeypatch):
         nonlocal now
         now += 1.0
 
-    monkeypatch.setattr(session, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(running, "time", SimpleNamespace(monotonic=lambda: now))
     server.before_infer = spend_a_second
     with Ranker("localhost:8001", timeout=10, transport=transport) as ranker:
         ranker.rank("tea", [f"bar {number}" for number in range(64)])

@@ -88,8 +88,10 @@ def test_an_http_server_does_not_speak_tls(authority, blocking):
 
 
 def test_a_server_with_tls_that_is_asked_plainly(guarded, blocking):
+    # Of localhost, gRPC may tell the other address's refusal.
+    url = guarded.replace("grpcs://localhost", "127.0.0.1")
     with pytest.raises(clickbert.ConnectionFailedError, match="if it wants TLS, write grpcs://"):
-        rank_once(guarded.removeprefix("grpcs://"), blocking)
+        rank_once(url, blocking)
 
 
 def test_the_token_goes_with_every_call(guard, guarded, authority, blocking):
@@ -98,13 +100,19 @@ def test_the_token_goes_with_every_call(guard, guarded, authority, blocking):
     assert {sent for _, sent in guard.calls} == {f"Bearer {SECRET}"}
 
 
-@pytest.mark.parametrize("status", [grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED])
+@pytest.mark.parametrize(
+    "status, error",
+    [
+        (grpc.StatusCode.UNAUTHENTICATED, clickbert.AuthenticationError),
+        (grpc.StatusCode.PERMISSION_DENIED, clickbert.PermissionDeniedError),
+    ],
+)
 @pytest.mark.parametrize("token", ["wr0ng-t0ken", None])
-def test_a_refused_token_is_an_authentication_error_that_does_not_show_it(
-    guard, guarded, authority, blocking, status, token, caplog, capfd
+def test_a_refused_token_has_an_error_that_does_not_show_it(
+    guard, guarded, authority, blocking, status, error, token, caplog, capfd
 ):
     guard.status = status
-    with pytest.raises(clickbert.AuthenticationError, match="CLICKBERT_TOKEN") as caught:
+    with pytest.raises(error, match="token") as caught:
         rank_once(Connection(guarded, ca_file=authority.file, token=token), blocking)
     # This server repeats what it was sent. The whole trace is searched, with the errors behind the error.
     assert "not with" in str(caught.value)

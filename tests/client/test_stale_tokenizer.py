@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from clickbert import AsyncRanker, ModelNotFoundError, ProtocolError, Ranker, ServerError
+from clickbert.wire.protocol import CALL_HEADER
 from tests.client.fake_model import WORDS, FakeStatusError, Published, tokenizer_json
 from tests.client.fakes import AsyncFakeTransport, FakeTransport, FakeTriton
 
@@ -157,6 +158,45 @@ def test_a_version_that_is_gone_at_the_second_try_is_an_error_not_a_mix(kind):
     server.before_infer = retire
     with pytest.raises(ModelNotFoundError, match="version 2"):
         client.score(PAIRS[:5])
+
+
+@pytest.mark.parametrize("model", ["clickbert_tokenizer", "clickbert_onnx"])
+def test_a_version_that_is_rolled_back_amid_a_call_has_it_begin_anew(kind, model):
+    server = FakeTriton({1: Published()})
+    client = kind(server)
+    client.score()
+    server.published[2], server.serving = Published(OTHER, shift=0.5), 2
+
+    def roll_back(request):
+        if (request.model, request.version) == (model, "2"):
+            server.published.pop(2, None)
+            server.serving = 1
+
+    server.before_infer = roll_back
+    assert client.score(PAIRS[:5]) == from_version(server, 1, PAIRS[:5])
+
+
+def test_the_first_version_listed_is_rolled_back_before_its_tokenizer_is_fetched(kind):
+    server = FakeTriton({1: Published(), 2: Published(OTHER, shift=0.5)})
+
+    def roll_back(request):
+        server.published.pop(2, None)
+        server.serving = 1
+
+    server.before_infer = roll_back
+    assert kind(server).score(PAIRS[:5]) == from_version(server, 1, PAIRS[:5])
+
+
+def test_requests_of_a_call_have_one_number_and_another_call_has_another():
+    transport = FakeTransport(FakeTriton())
+    ranker = Ranker("localhost:8001", transport=transport)
+    numbers = []
+    for _ in range(2):
+        transport.headers.clear()
+        ranker.score_pairs(PAIRS)
+        numbers.append({each[CALL_HEADER] for each in transport.headers})
+    assert [len(each) for each in numbers] == [1, 1] and numbers[0] != numbers[1]
+    assert all(0 <= int(each) < 2**64 for found in numbers for each in found)
 
 
 def test_a_server_that_ignores_the_pinned_version_is_an_error(kind):

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from clickbert import InvalidInputError, Ranker, RankerClosedError
+from clickbert import InvalidInputError, ProtocolError, Ranker, RankerClosedError
 from tests.client.fake_model import Published, sigmoid
 from tests.client.fakes import FakeTransport, FakeTriton, call_once, calls, grpc_server
 
@@ -45,6 +45,21 @@ def test_topics_come_with_their_probability_the_most_probable_first(server, url,
         assert topics == pytest.approx(dict(zip(HEADS["topics"], expected, strict=True)), abs=1e-6)
         assert list(topics.values()) == sorted(topics.values(), reverse=True)
     assert sent(server) == [(("topic_logits",), len(TEXTS))]
+
+
+@pytest.mark.parametrize("length", [0.0, 0.98, 1.02, 3.0])
+@pytest.mark.parametrize("method, arguments", [("embed", (TEXTS,)), ("similarity", ("a bar", TEXTS))])
+def test_an_embedding_whose_length_is_not_one_is_refused(server, url, blocking, method, arguments, length):
+    """One of them; the others' are right."""
+
+    def scale_the_last(answer):
+        if "embedding" in answer.outputs:
+            answer.outputs["embedding"][0, -1] *= length
+        return answer
+
+    server.after_infer = scale_the_last
+    with pytest.raises(ProtocolError, match="an embedding has the length"):
+        call_once(url, blocking, method, *arguments)
 
 
 def test_embeddings_are_rows_in_the_order_of_the_texts(server, url, blocking):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -58,6 +59,28 @@ def test_a_large_call_has_a_query_in_each_of_its_requests(server, url, blocking)
         {index: server.published[3].expected("cheap coffee", document) for index, document in enumerate(documents)}
     )
     assert sorted(request["user_pairs"] for request in sent(server)) == [[2], [4], [4]]
+
+
+def test_a_tensorrt_model_is_told_the_longest_query_and_the_longest_document(server, url, blocking):
+    describe = server.describe
+    server.describe = lambda model: replace(
+        described := describe(model), inputs=(*described.inputs, "longest", "longest_user")
+    )
+    call_once(url, blocking, "score_pairs", list(product(QUERIES, DOCUMENTS)))
+    call_once(url, blocking, "rank", "", DOCUMENTS)
+    call_once(url, blocking, "embed", DOCUMENTS)
+    asked = [request.inputs for request in server.requests if request.model == "clickbert_onnx"]
+    assert len(asked) == 3
+    for inputs in asked:
+        assert not inputs["longest"].any()
+        assert not inputs["longest_user"].any()
+        assert inputs["longest"].shape == (1, inputs["lengths"].max())
+    assert [inputs["longest_user"].shape for inputs in asked] == [(1, 7), (1, 1), (1, 1)], "never empty"
+
+
+def test_a_model_of_another_backend_is_not(server, url, blocking):
+    call_once(url, blocking, "rank", "tea", DOCUMENTS)
+    assert not {"longest", "longest_user"} & server.requests[-1].inputs.keys()
 
 
 def test_single_texts_have_no_query(server, url, blocking):

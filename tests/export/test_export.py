@@ -31,6 +31,7 @@ def run(checkpoint: Path, repository: Path, evaluation: Path, *options: str) -> 
     return main([*map(str, paths), "--min-auc", "0", *engine, *options])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind",
     [
@@ -74,6 +75,9 @@ def test_any_bert_is_exported_proved_and_published(tmp_path: Path, kind: dict, c
     assert json.loads(served["labels_json"].tobytes()) == list(manifest.labels)
     assert manifest.labels[served["click_label"][0]] == "click"
     assert json.loads(text)["truncation"] is None
+    assert manifest.expected
+    assert tokenizer.expected is None
+    assert json.loads(served["heads_json"].tobytes())["expected"] == manifest.expected.of_inputs()
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +140,7 @@ def test_a_checkpoint_that_cannot_be_served_is_refused(tmp_path: Path, log: Path
     assert not list((tmp_path / "repository").glob("*/1"))
 
 
+@pytest.mark.slow
 def test_the_label_that_means_a_click_ranks_wherever_it_stands(tmp_path: Path) -> None:
     """The same model twice, its two labels swapped: both exports rank by the click."""
     log = make_click_log(tmp_path / "log.jsonl")
@@ -164,8 +169,8 @@ def test_a_failed_proof_publishes_nothing(tmp_path: Path, log: Path, capsys, mon
     checkpoint = make_checkpoint(tmp_path / "checkpoint")
     write = export.pipeline.write_click_model
 
-    def corrupted(model: BertForSequenceClassification, path: Path, heads: Heads) -> None:
-        write(model, path, heads)
+    def corrupted(model: BertForSequenceClassification, path: Path, heads: Heads, *, by_shapes: bool) -> None:
+        write(model, path, heads, by_shapes=by_shapes)
         graph = onnx.load(path)
         weight = next(tensor for tensor in graph.graph.initializer if tensor.name == "classifier.weight")
         weight.CopyFrom(

@@ -11,7 +11,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from export.publish import STAGING, TEMPLATES, PublishError, staged
-from release.lock import LockError
+from release.lock import LockError, locked
 from release.names import (
     CONFIG_FILE,
     EMBEDDING,
@@ -24,6 +24,8 @@ from release.names import (
     TOPIC_LOGITS,
     VARIANTS,
 )
+from release.versions import withdraw
+from tests.waiting import eventually
 
 MODELS = [TOKENIZER_MODEL, ONNX_MODEL]
 CLICK = {LOGITS: 1}
@@ -237,11 +239,51 @@ def test_what_a_killed_export_left_is_cleared_away(tmp_path: Path) -> None:
 
 def test_two_exports_at_once_are_refused(tmp_path: Path) -> None:
     with staged(tmp_path, MODELS, CLICK) as (_, folders):
-        with pytest.raises(LockError, match="another export"):
-            publish(tmp_path)
+        before = tree(tmp_path)
+        with (
+            pytest.raises(LockError, match=r"another export is at work in .*end it \(Ctrl-C: it publishes nothing\)"),
+            staged(tmp_path, [*MODELS, "clickbert_onnx_int8"], CLICK),
+        ):
+            pytest.fail("the block ran")
+        assert tree(tmp_path) == before
         for folder in folders.values():  # and the refused one did not touch the first one's folders
             (folder / MODEL_FILE).write_bytes(b"x")
     assert (tmp_path / ONNX_MODEL / "1" / MODEL_FILE).read_bytes() == b"x"
+    assert publish(tmp_path) == 2
+
+
+def test_an_export_begins_and_fails_without_changing_what_a_load_has_renamed(tmp_path: Path) -> None:
+    publish(tmp_path)
+    publish(tmp_path)
+    with pytest.raises(ZeroDivisionError), staged(tmp_path, MODELS, CLICK):
+        with locked(tmp_path):  # as a rollback does
+            withdraw(tmp_path / ONNX_MODEL / "2")
+        raise ZeroDivisionError
+    assert publish(tmp_path) == 3, "the number of what was withdrawn is not used again"
+    assert not list(tmp_path.rglob(STAGING))
+
+
+def test_the_end_of_an_export_waits_for_a_load(tmp_path: Path) -> None:
+    code = (
+        "from pathlib import Path; from export.publish import staged\n"
+        f"with staged(Path({str(tmp_path)!r}), {MODELS!r}, {CLICK!r}) as (number, folders):\n"
+        "    (folders['clickbert_onnx'] / 'model.onnx').write_bytes(b'x'); print('written', flush=True); input()"
+    )
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe, text=True) as export:
+        assert export.stdout and export.stdin and export.stdout.readline() == "written\n"
+        with locked(tmp_path):
+            export.stdin.write("\n")
+            export.stdin.flush()
+            eventually(lambda: f" {export.pid} " in waiting_for_locks())
+            assert not (tmp_path / ONNX_MODEL / "1").exists()
+        assert export.wait() == 0
+    assert (tmp_path / ONNX_MODEL / "1").is_dir()
+
+
+def waiting_for_locks() -> str:
+    """What the kernel says of who waits for a lock, with the process's id."""
+    return "".join(line for line in Path("/proc/locks").read_text().splitlines(True) if "-> FLOCK" in line)
 
 
 def test_a_file_size_limit_stands_for_a_full_disk(tmp_path: Path) -> None:

@@ -9,23 +9,35 @@ import onnx
 import onnxruntime
 import pytest
 from google.protobuf import text_format
+from transformers import BertForSequenceClassification
 from tritonclient.grpc import model_config_pb2
 
+from export import pipeline
 from export.builder import EngineBuilder
 from export.configs import ConfigError, change_config
-from export.engines import find_engines
+from export.engines import find_engines, find_gates
 from export.engines.base import Engine
+from export.graph.session import open_graph
 from export.publish import TEMPLATES
+from export.tensorrt.build import read_limits
+from export.verify.saved_gate import gate
+from finetune.checkpoint.heads import Heads
+from release.manifest import read_manifest
 from release.names import (
     CONFIG_FILE,
     EMBEDDING,
     HEADS_JSON,
     KEPT_INPUTS,
     LOGITS,
+    LONGEST,
+    LONGEST_SHAPE,
+    LONGEST_USER,
+    LONGEST_USER_SHAPE,
     MODEL_FILE,
     ONCE_COUNT_INPUTS,
     ONCE_GRAPH_INPUTS,
     ONCE_REQUEST_INPUTS,
+    ONCE_TENSORRT_INPUTS,
     ONNX_MODEL,
     TOKENIZER_MODEL,
     USER_TOKENS,
@@ -33,16 +45,13 @@ from release.names import (
 )
 from tests.export.command import WIDE, engines, run
 from tests.export.spoiled import spoil
-from tests.tiny import JOINT, make_once_checkpoint
+from tests.tiny import ONCE_USER_TOKENS
 
 MODELS = (ONNX_MODEL, "clickbert_onnx_int8")
+TENSORRT = ("clickbert_trt_fp16", "clickbert_trt_int8")
 CONFIGS = [Path(model) / name for model in MODELS for name in (CONFIG_FILE, f"{VARIANTS}/onnxruntime.pbtxt")]
+CONFIGS += [Path(model) / CONFIG_FILE for model in TENSORRT]
 CLICK = {LOGITS: 1}
-
-
-@pytest.fixture(scope="module")
-def once_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_once_checkpoint(tmp_path_factory.mktemp("once") / "checkpoint", user_tokens=9, heads=JOINT)
 
 
 def read(config: Path) -> model_config_pb2.ModelConfig:
@@ -55,23 +64,37 @@ def heads_of(repository: Path, version: int) -> dict:
     return json.loads(bytes(found))
 
 
+@pytest.mark.slow
 def test_it_is_proved_published_and_replaced_by_a_plain_one(
     once_checkpoint: Path, checkpoint: Path, log: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     repository = tmp_path / "repository"
-    assert run(once_checkpoint, repository, log, *engines("onnx", "onnx_int8"), *WIDE) == 0
+    every = engines("onnx", "onnx_int8", "trt_fp16", "trt_int8")
+    assert run(once_checkpoint, repository, log, *every, *WIDE) == 0
     models = json.loads(capsys.readouterr().out.splitlines()[-1])["models"]
-    assert set(models) == set(MODELS)
+    assert set(models) == {*MODELS, *TENSORRT}
     assert models[ONNX_MODEL]["parity"]["max_abs_diff"] < 1e-5
     assert models["clickbert_onnx_int8"]["comparison"]["mean_abs_diff"] < 0.1
-    assert heads_of(repository, 1)[USER_TOKENS] == 9
-    for model in MODELS:
-        graph = onnx.load(repository / model / "1" / MODEL_FILE).graph
-        assert tuple(value.name for value in graph.input) == ONCE_GRAPH_INPUTS + KEPT_INPUTS
+    parity = models["clickbert_trt_fp16"]["parity"]
+    assert parity == models["clickbert_trt_int8"]["parity"]
+    assert parity["max_abs_diff"] < 1e-5
+    assert parity["mean_abs_diff"] != models[ONNX_MODEL]["parity"]["mean_abs_diff"], "of the graph they are made of"
+    assert models["clickbert_trt_fp16"]["comparison"]["mean_abs_diff"] < 0.002
+    assert models["clickbert_trt_int8"]["comparison"]["mean_abs_diff"] < 0.1
+    assert heads_of(repository, 1)[USER_TOKENS] == ONCE_USER_TOKENS
+    for model in (*MODELS, *TENSORRT):
+        version = repository / model / "1"
+        assert read_manifest(version).user_tokens == ONCE_USER_TOKENS
+        graph = onnx.load(version / MODEL_FILE).graph
+        inputs = ONCE_TENSORRT_INPUTS if model in TENSORRT else ONCE_GRAPH_INPUTS + KEPT_INPUTS
+        assert tuple(value.name for value in graph.input) == inputs
+        if model in TENSORRT:
+            gate(version, open_graph(version / MODEL_FILE, for_gpu=True), find_gates())
+            assert read_limits(version).shapes()["longest_user_shape"][2] == ONCE_USER_TOKENS + 1
         for value in read(repository / model / CONFIG_FILE).model_warmup[0].inputs.values():
             file = repository / model / "warmup" / value.input_data_file
             assert value.zero_data or file.stat().st_size == 4 * value.dims[0]
-    assert run(checkpoint, repository, log, *engines("onnx", "onnx_int8"), *WIDE) == 0
+    assert run(checkpoint, repository, log, *every, *WIDE) == 0
     assert heads_of(repository, 2)[USER_TOKENS] is None
     for config in CONFIGS:
         assert (repository / config).read_text() == (TEMPLATES / config).read_text()
@@ -85,17 +108,25 @@ def test_the_config_has_the_inputs_of_the_checkpoint(tmp_path: Path, path: Path,
     for _ in range(2):
         config.write_text(change_config(config, path.parts[0], widths, once=True))
         found = read(config)
-        assert tuple(value.name for value in found.input) == ONCE_REQUEST_INPUTS
+        shapes = {LONGEST: LONGEST_SHAPE, LONGEST_USER: LONGEST_USER_SHAPE} if path.parts[0] in TENSORRT else {}
+        names = (*ONCE_REQUEST_INPUTS, *shapes)
+        assert tuple(value.name for value in found.input) == names
         assert all(value.allow_ragged_batch and list(value.dims) == [-1] for value in found.input)
         counts = {name: list(value.source_input) for value in found.batch_input for name in value.target_name}
-        assert counts == {count: [name] for count, name in zip(ONCE_COUNT_INPUTS, ONCE_REQUEST_INPUTS, strict=True)}
+        targets = zip((*ONCE_COUNT_INPUTS, *shapes.values()), names, strict=True)
+        assert counts == {target: [name] for target, name in targets}
+        kinds = {value.target_name[0]: value.kind for value in found.batch_input}
+        as_shape = model_config_pb2.BatchInput.BATCH_MAX_ELEMENT_COUNT_AS_SHAPE
+        assert {name for name, kind in kinds.items() if kind == as_shape} == set(shapes.values())
         limits = {name.removeprefix("max_elements.") for name in found.parameters if name.startswith("max_elements.")}
-        assert limits == set(ONCE_REQUEST_INPUTS)
+        assert limits == set(names)
+        pairs = {found.parameters[f"max_elements.{name}"].string_value for name in ONCE_REQUEST_INPUTS[1:]}
+        assert pairs == {"128" if "chunk_by" in found.parameters else "32"}
         prefixes = {key: found.parameters[key].string_value for key in ("prefix_lengths", "prefix_shares")}
         chunked = "chunk_by" in found.parameters
         assert list(prefixes.values()) == (list(ONCE_REQUEST_INPUTS[1:3]) if chunked else ["", ""])
         (warmup,) = found.model_warmup
-        assert set(warmup.inputs) == set(ONCE_REQUEST_INPUTS)
+        assert set(warmup.inputs) == set(names)
         assert [output.name for output in found.output] == list(widths)
     assert change_config(config, path.parts[0], CLICK, once=False) == plain
 
@@ -165,7 +196,32 @@ def test_limit_and_chunks_are_what_the_config_says_not_how(tmp_path: Path) -> No
     config.write_text(change_config(config, ONNX_MODEL, CLICK, once=True))
     found = {key: value.string_value for key, value in read(config).parameters.items()}
     assert found["prefix_lengths"] == ONCE_REQUEST_INPUTS[1]
-    assert found["max_elements.user_lengths"] == found["max_elements.lengths"] == "7"
+    assert found["max_elements.user_lengths"] == found["max_elements.lengths"] == "28"
+
+
+@pytest.mark.parametrize(
+    ("pairs", "tokens", "allowed"),
+    [("32", "65536", "128"), ("64", "65536", "128"), ("200", "65536", "200"), ("32", "20000", "39"), ("a", "9", "a")],
+)
+def test_a_request_has_no_more_pairs_than_its_tokens_surely_hold(
+    tmp_path: Path, pairs: str, tokens: str, allowed: str
+) -> None:
+    """The client divides a call by pairs alone, whose tokens it has not counted yet."""
+    config = tmp_path / CONFIG_FILE
+    text = TEMPLATE.replace(
+        '"max_elements.lengths" value { string_value: "32"', f'"max_elements.lengths" value {{ string_value: "{pairs}"'
+    )
+    config.write_text(
+        text.replace(
+            '"max_elements.input_ids" value { string_value: "65536"',
+            f'"max_elements.input_ids" value {{ string_value: "{tokens}"',
+        )
+    )
+    plain = config.read_text()
+    config.write_text(change_config(config, ONNX_MODEL, CLICK, once=True))
+    found = {key: value.string_value for key, value in read(config).parameters.items()}
+    assert [found[f"max_elements.{name}"] for name in ONCE_REQUEST_INPUTS] == [tokens, *[allowed] * 3]
+    assert change_config(config, ONNX_MODEL, CLICK, once=False) == plain
 
 
 @pytest.mark.parametrize("mine", ["#full attention is slower\n", "#clickbert-full: mine\n"])
@@ -192,10 +248,20 @@ def test_an_engine_whose_chunks_cannot_share_a_user_text_is_refused(
     assert not repository.exists()
 
 
-def test_the_tensorrt_engines_refuse_it_before_the_work(
-    once_checkpoint: Path, log: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+def test_a_graph_for_tensorrt_that_is_wrong_is_refused(
+    once_checkpoint: Path, log: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    write = pipeline.write_click_model
+
+    def write_spoiled(model: BertForSequenceClassification, path: Path, heads: Heads, *, by_shapes: bool) -> None:
+        write(model, path, heads, by_shapes=by_shapes)
+        if by_shapes:
+            graph = onnx.load(path)
+            (weight,) = (tensor for tensor in graph.graph.initializer if tensor.name == "pooler.dense.weight")
+            weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) * 1.01, weight.name))
+            onnx.save(graph, path)
+
+    monkeypatch.setattr(pipeline, "write_click_model", write_spoiled)
     assert run(once_checkpoint, tmp_path / "repository", log, *engines("onnx", "trt_fp16")) == 1
-    error = capsys.readouterr().err
-    assert "which trt_fp16 cannot do yet; give --engine onnx --engine onnx_int8" in error
+    assert "parity failed at" in capsys.readouterr().err
     assert not (tmp_path / "repository").exists()

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
-import serving.checks
+import serving.repository.models
 import serving.server
 from release.hardware import query_gpus
+from release.names import CONFIG_FILE
 from serving.triton import Triton, find_triton, lay_out_backends
 
 BACKEND = Path(__file__).parent / "plan_backend"
@@ -32,8 +33,15 @@ def serve_plans(patch: pytest.MonkeyPatch) -> None:
         shutil.copytree(BACKEND, folder / "tensorrt")
 
     patch.setattr(serving.server, "lay_out_backends", with_plans)
-    patch.setattr(serving.checks, "look_for_gpus", lambda _: (None, query_gpus()))
+    patch.setattr(serving.repository.models, "look_for_gpus", lambda _: (None, query_gpus()))
     patch.setitem(os.environ, "CLICKBERT_ROOT", str(Path(__file__).parents[2]))
+
+
+def serve_on_cpu(model: Path) -> None:
+    """Lets packed_cpu compute a TensorRT model's graph, by the plan's own protocol: its config with another backend."""
+    config = model / CONFIG_FILE
+    text = config.read_text(encoding="utf-8").replace('backend: "tensorrt"', 'backend: "packed_cpu"')
+    config.write_text(text.replace('kind: KIND_GPU profile: [ "0" ]', "kind: KIND_CPU"), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from tests.client.fakes import FakeTriton, grpc_server
 from tests.client.test_pair_tokenizer_parity import bert_folders, load, texts
 from tests.tiny import WORDS
 
-PROPERTY = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+PROPERTY = settings(max_examples=60, suppress_health_check=list(HealthCheck))
 
 
 @pytest.fixture(scope="module", params=bert_folders(), ids=lambda folder: "real" if folder else "tiny")

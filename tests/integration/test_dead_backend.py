@@ -14,6 +14,7 @@ from clickbert import ConnectionFailedError, Ranker, ServerError
 from tests.integration.scores import PATIENCE
 from tests.processes import children
 from tests.serving.test_server import Command, left_of_servers
+from tests.waiting import eventually
 
 DOCUMENTS = [f"w{number} w2 w3" for number in range(32)]
 CALLERS = 8
@@ -33,6 +34,13 @@ def backend_of(command: Command, model: str) -> int:
 
     (found,) = [each for each in children(command.triton()) if f"/{model}/" in arguments(each)]
     return found
+
+
+def answers(ranker: Ranker) -> bool:
+    try:
+        return len(ranker.rank("w1", DOCUMENTS)) == len(DOCUMENTS)
+    except ConnectionFailedError:
+        return False
 
 
 def test_the_tokenizers_process_is_looked_after_too(published_repository: Path, tmp_path: Path, state: Path) -> None:
@@ -75,6 +83,7 @@ def test_calls_in_flight_end_within_a_second_and_the_server_comes_back(
             printed = command.process.stdout
             assert printed
             assert "ready" in printed.readline()  # a second time
+            eventually(lambda: answers(ranker))  # gRPC tries to connect twice a second
             assert ranker.score_pairs([("w1", document) for document in DOCUMENTS]) == pytest.approx(expected)
         log = command.log_file.read_text()
         assert f"the process of clickbert_onnx.1.{backend} died" in log

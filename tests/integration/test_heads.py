@@ -15,6 +15,7 @@ from tritonclient.utils import np_to_triton_dtype
 from export.verify.evaluation import Checkpoint, choose_texts, read_checkpoint
 from finetune.data.clicklog import read_click_log
 from finetune.evaluation.scoring import score_passages, score_rows, score_texts, tokenize_pairs
+from release.manifest import read_manifest, write_manifest
 from release.names import EMBEDDING, HEAD_OUTPUTS, HEADS_JSON, LOGITS, PASSAGE_LOGITS, TOKENIZER_MODEL, TOPIC_LOGITS
 from serving.server import Server
 from tests.published import serve
@@ -38,6 +39,7 @@ def server(joint_engines: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
     del model.graph.output[:]
     model.graph.output.extend(kept)
     onnx.save(model, former / "model.onnx")
+    write_manifest(former, read_manifest(former))
     with serve(folder) as server:
         yield server
 

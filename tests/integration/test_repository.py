@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import tritonclient.grpc as triton
 from google.protobuf import text_format
 from onnx import TensorProto
 from tritonclient.grpc import model_config_pb2
 
-from clickbert.wire import protocol
+from clickbert.wire import inputs, protocol
 from clickbert.wire.packing import PackedPairs, PackedUsers
 from export.engines import find_engines
 from export.engines.trt import TensorRTEngine
 from export.publish import TEMPLATES
-from release import names
+from release import expected, names
+from release.manifest import read_manifest
 from serving.server import Server
 
 CLICK_MODELS = {path.parent.name for path in TEMPLATES.glob("*/config.pbtxt")} - {names.TOKENIZER_MODEL}
@@ -133,6 +136,17 @@ def test_the_client_speaks_of_the_same_tensors() -> None:
     assert config.parameters[protocol.MAX_PAIRS_PARAMETER].string_value.isdecimal()
     tokenizer = read(protocol.TOKENIZER_MODEL)
     assert {entry.name for entry in tokenizer.output} == set(protocol.TOKENIZER_OUTPUTS)
+
+
+def test_the_client_has_the_manifests_classes(published_repository: Path) -> None:
+    assert (inputs.CANDIDATES, inputs.TOKENS) == (expected.CANDIDATES, expected.TOKENS)
+    of_the_log = read_manifest(published_repository / names.ONNX_MODEL / "1").expected
+    assert of_the_log
+    session = onnxruntime.InferenceSession(published_repository / names.TOKENIZER_MODEL / "1" / names.MODEL_FILE)
+    (heads,) = session.run([names.HEADS_JSON], {})
+    found = inputs.read_expected(json.loads(heads.tobytes()))
+    assert found
+    assert vars(found) == of_the_log.of_inputs()
 
 
 def test_triton_serves_the_published_config_as_it_is(published_server: Server, published_repository: Path) -> None:

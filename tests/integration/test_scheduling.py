@@ -14,20 +14,18 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import pytest
 
 from benchmarks.load_gen.metrics import total
 from clickbert import Ranker, ServerOverloadedError, ServerTimeoutError
-from clickbert.errors import ProtocolError
 from clickbert.wire.protocol import InferRequest
 from clickbert.wire.transport import AsyncGrpcTransport
-from release.names import COUNT_INPUTS, LOGITS, MODEL_FILE, ONNX_MODEL, REQUEST_INPUTS
+from release.names import LOGITS, ONNX_MODEL, REQUEST_INPUTS
 from serving.backends.packed_cpu.figures import PERIOD
-from serving.server import Server, open_directly
+from serving.server import Server
 from tests.integration.scores import PATIENCE, as_rows, in_pytorch
-from tests.published import publish, serve
-from tests.serving.busy_cores import busy_cores, needs_bound_cores, waiting_in_the_schedule
+from tests.published import load_newest, publish, serve
+from tests.serving.busy_cores import busy_cores, give_up, needs_bound_cores, waiting_in_the_schedule
 from tests.tiny import WORDS, make_checkpoint
 from tests.waiting import eventually
 
@@ -53,88 +51,14 @@ def draw(chance: random.Random, number: int) -> dict[str, np.ndarray]:
     return {name: np.array([each], np.int32) for name, each in zip(REQUEST_INPUTS, values, strict=True)}
 
 
-def in_process(graph: Path, requests: list[dict[str, np.ndarray]]) -> list[np.ndarray]:
-    """What the graph itself answers, of many requests at a time."""
-    session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
-    answers: list[np.ndarray] = []
-    for batch in (requests[first : first + 50] for first in range(0, len(requests), 50)):
-        feed = {name: np.concatenate([request[name][0] for request in batch]) for name in REQUEST_INPUTS}
-        for count, name in zip(COUNT_INPUTS, REQUEST_INPUTS, strict=True):
-            feed[count] = np.array([request[name].size for request in batch], np.int32)
-        (logits,) = session.run([LOGITS], feed)
-        answers += np.split(logits, np.cumsum([request[LENGTHS].size for request in batch])[:-1])
-    return answers
-
-
-def test_of_ten_thousand_requests_each_gets_its_own_answer(
-    published_server: Server, published_repository: Path
-) -> None:
-    chance = random.Random(5)
-    requests = [draw(chance, number) for number in range(10_000)]
-    expected = in_process(published_repository / ONNX_MODEL / "1" / MODEL_FILE, requests)
-    kinds = chance.choices(["good", "malformed", "cancelled"], [85, 5, 10], k=len(requests))
-    found: list[np.ndarray | str] = [""] * len(requests)
-
-    async def run() -> None:
-        transport, turns = AsyncGrpcTransport(published_server.addresses.grpc), iter(range(len(requests)))
-
-        async def caller() -> None:
-            for number in turns:
-                inputs = requests[number]
-                if kinds[number] == "malformed":
-                    inputs = inputs | {LENGTHS: inputs[LENGTHS] + 1}
-                patience = chance.random() * 0.02 if kinds[number] == "cancelled" else None
-                try:
-                    async with asyncio.timeout(patience):
-                        request = InferRequest(ONNX_MODEL, "", inputs, (LOGITS,))
-                        answer = await transport.infer(request, timeout=PATIENCE)
-                    found[number] = answer.outputs[LOGITS][0]
-                except TimeoutError:
-                    found[number] = "cancelled"
-                except ProtocolError as exc:
-                    assert "malformed request: 'lengths' adds up to" in str(exc)
-                    found[number] = "malformed"
-
-        await asyncio.gather(*(caller() for _ in range(100)))
-        await transport.close()
-
-    before = figure(published_server, "clickbert_requests_total", model=ONNX_MODEL)
-    asyncio.run(run())
-    for kind, answer, right in zip(kinds, found, expected, strict=True):
-        if isinstance(answer, str):
-            assert answer == kind
-        else:
-            assert kind != "malformed"
-            assert np.allclose(answer, right, atol=1e-4)
-    assert len({answer.tobytes() for answer in found if not isinstance(answer, str)}) > 8_000, "no two are alike"
-    # Cancelled calls that had not left the client are none of the server's.
-    sent = len(requests) - kinds.count("cancelled")
-    eventually(lambda: figure(published_server, "clickbert_requests_total", model=ONNX_MODEL) - before >= sent)
-    eventually(lambda: waiting_in_the_schedule(published_server, ONNX_MODEL) == 0)
-    assert figure(published_server, "clickbert_requests_total", model=ONNX_MODEL) - before <= len(requests), (
-        "none twice"
-    )
-    assert any(isinstance(answer, str) and answer == "cancelled" for answer in found)
-
-
 @needs_bound_cores
 def test_a_call_that_is_given_up_is_not_computed(published_server: Server) -> None:
     request = InferRequest(ONNX_MODEL, "", draw(random.Random(1), 1), (LOGITS,))
     chunks = chunks_of(published_server)  # it waits until the figures of what was asked before are out
     cancelled = outcomes(published_server, "cancelled")
 
-    async def give_up() -> None:
-        transport = AsyncGrpcTransport(published_server.addresses.grpc)
-        call = asyncio.create_task(transport.infer(request, timeout=PATIENCE))
-        while waiting_in_the_schedule(published_server, ONNX_MODEL) < 1:
-            await asyncio.sleep(0.05)
-        call.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await call
-        await transport.close()
-
     with busy_cores(published_server):
-        asyncio.run(give_up())
+        asyncio.run(give_up(published_server, request))
         time.sleep(1)  # until Triton has heard of it
     eventually(lambda: outcomes(published_server, "cancelled") == cancelled + 1)
     assert chunks_of(published_server) == chunks
@@ -199,6 +123,7 @@ def ask_without_pause(ranker: Ranker, pairs: list, stop: threading.Event, check:
     return count
 
 
+@pytest.mark.slow
 def test_a_version_that_goes_answers_what_it_has_taken(
     published_checkpoint: Path, published_log: Path, published_repository: Path, tmp_path: Path
 ) -> None:
@@ -220,9 +145,7 @@ def test_a_version_that_goes_answers_what_it_has_taken(
             try:
                 eventually(lambda: seen[0] > 20)
                 publish(successor, repository, published_log)
-                for model in ("clickbert_tokenizer", ONNX_MODEL):
-                    url = f"{server.addresses.http}/v2/repository/models/{model}/load"
-                    open_directly(url, method="POST", timeout=PATIENCE).close()
+                load_newest(server)
                 eventually(lambda: seen[1] > 20)
             finally:
                 stop.set()

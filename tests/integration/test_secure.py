@@ -1,20 +1,22 @@
-"""The client and a real tritonserver with TLS. (Triton checks no bearer token; tests/client has a server that does.)"""
+"""The client and a real tritonserver with TLS, with client certificates, and with a token."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from clickbert import AuthenticationError, Connection, ConnectionFailedError, Ranker
+from clickbert import AuthenticationError, Connection, ConnectionFailedError
 from serving.server import Server
 from tests.client.certificates import Authority
 from tests.client.fakes import rank_once
 from tests.integration.scores import PATIENCE
 from tests.published import serve, serve_with_tls
+from tests.serving.certs import make_certs
 
 EITHER = pytest.mark.parametrize("blocking", [True, False], ids=["blocking", "asyncio"])
 
@@ -51,7 +53,7 @@ def test_each_mismatch_says_what_it_is(
         (Connection(f"grpcs://{secure.addresses.grpc}"), "not trusted"),
         (secure.addresses.grpc, "if it wants TLS, write grpcs://"),
         (Connection(f"grpcs://{plain}", authority.file), "does not speak TLS"),
-        (Connection(f"grpcs://127.0.0.1:{secure.addresses.http_port}", authority.file), "does not speak TLS"),
+        (Connection(f"grpcs://127.0.0.1:{secure.addresses.metrics_port}", authority.file), "does not speak TLS"),
     ]:
         with pytest.raises(ConnectionFailedError, match=message):
             rank_once(connection, blocking, timeout=PATIENCE)
@@ -65,10 +67,22 @@ def test_the_command_ranks_over_tls(secure: Server, authority: Authority, tmp_pa
     assert "w1 w2" in done.stdout
 
 
-def test_tritons_own_restriction_is_an_authentication_error(published_repository: Path, tmp_path: Path) -> None:
-    # It cannot stand in for a gateway's token: Triton wants its header as `triton-grpc-protocol-authorization`.
-    restricted = "--grpc-restricted-protocol=inference:authorization=Bearer t0ken"
-    with serve(published_repository, restricted, log=tmp_path / "triton.log") as server:
-        with Ranker(Connection(server.addresses.grpc, token="t0ken"), timeout=PATIENCE) as ranker:
-            with pytest.raises(AuthenticationError, match="through a gateway"):
-                ranker.rank("w1", ["w2"])
+@EITHER
+def test_a_server_that_wants_certificates_and_a_token_is_told_both(
+    published_repository: Path, tmp_path: Path, blocking: bool
+) -> None:
+    certs = make_certs(tmp_path / "certs")
+    with serve(published_repository, log=tmp_path / "triton.log", secure=certs) as server:
+        connection = Connection(
+            f"grpcs://{server.addresses.grpc}",
+            ca_file=certs / "ca.pem",
+            certificate_file=certs / "client.pem",
+            key_file=certs / "client.key",
+            token=(certs / "token").read_text().strip(),
+        )
+        assert len(rank_once(connection, blocking, timeout=PATIENCE)) == 2
+        for wrong in (None, "another"):
+            with pytest.raises(AuthenticationError, match="clickbert-token"):
+                rank_once(replace(connection, token=wrong), blocking, timeout=PATIENCE)
+        with pytest.raises(ConnectionFailedError, match="client certificate"):
+            rank_once(replace(connection, certificate_file=None, key_file=None), blocking, timeout=PATIENCE)

@@ -12,6 +12,7 @@ import numpy as np
 from clickbert import Ranker
 from finetune.data.clicklog import ClickRow
 from serving.server import Server
+from tests.integration.plans import serve_on_cpu
 from tests.integration.scores import PATIENCE, score_at_once
 from tests.published import serve
 from tests.serving.busy_cores import busy_cores, needs_bound_cores
@@ -39,10 +40,7 @@ def test_a_tensorrt_graph_gets_the_longest_pair_as_a_shape(
     repository = tmp_path / "repository"
     for model in ("clickbert_trt_fp16", "clickbert_tokenizer"):
         shutil.copytree(published_engines / model, repository / model)
-    config = repository / "clickbert_trt_fp16" / "config.pbtxt"
-    text = config.read_text(encoding="utf-8").replace('backend: "tensorrt"', 'backend: "packed_cpu"')
-    text = text.replace('kind: KIND_GPU profile: [ "0" ]', "kind: KIND_CPU")
-    config.write_text(text, encoding="utf-8")
+    serve_on_cpu(repository / "clickbert_trt_fp16")
     pairs = [(row.query, row.document) for row in rows[:96]]
     with serve(repository) as server:
         scores, executions = score_at_once(server, "clickbert_trt_fp16", pairs)

@@ -13,25 +13,24 @@ from export.tensorrt.runtime import load_tensorrt
 from finetune.data.clicklog import ClickRow
 from release.stamp import PlanError, find_machine
 from tests.integration.plans import serve_plans
-from tests.integration.scores import PATIENCE, score_at_once
+from tests.integration.scores import PATIENCE, in_pytorch, score_at_once
 from tests.published import publish, serve
+from tests.tiny import make_checkpoint, make_once_checkpoint
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("attention", ["full", "user_once"])
 def test_served_plans_answer_merged_requests_as_pytorch_does(
-    published_checkpoint: Path,
-    published_log: Path,
-    rows: list[ClickRow],
-    expected: np.ndarray,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    published_log: Path, rows: list[ClickRow], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attention: str
 ) -> None:
     try:
         find_machine(str(load_tensorrt().__version__))
     except PlanError as exc:
         pytest.skip(str(exc))
     repository = tmp_path / "repository"
-    publish(published_checkpoint, repository, published_log, "trt_fp16", "trt_int8")
+    checkpoint = (make_checkpoint if attention == "full" else make_once_checkpoint)(tmp_path / "checkpoint")
+    expected = in_pytorch(checkpoint, rows[:96])
+    publish(checkpoint, repository, published_log, "trt_fp16", "trt_int8")
     versions = newest_versions(repository, None)
     assert all((version / "model.plan").exists() for version in versions.values())
     serve_plans(monkeypatch)
@@ -44,4 +43,4 @@ def test_served_plans_answer_merged_requests_as_pytorch_does(
             merged, executions = score_at_once(server, model, pairs)
             assert executions < len(pairs), "requests with different longest pairs were merged"
             assert np.allclose(merged, alone, atol=tolerance)
-            assert np.abs(merged - expected[:96]).mean() < tolerance
+            assert np.abs(merged - expected).mean() < tolerance

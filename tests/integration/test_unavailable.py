@@ -21,13 +21,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import tritonclient.grpc as triton
 
 from clickbert import ConnectionFailedError, ModelNotFoundError, Ranker, ServerError, ServerUnavailableError
 from clickbert.wire.protocol import tokenizer_request
 from clickbert.wire.transport import GrpcTransport
-from serving.server import Server, open_directly
+from serving.server import Server
 from tests.integration.scores import PATIENCE
-from tests.published import serve
+from tests.published import as_admin, serve
 
 
 @pytest.fixture
@@ -44,9 +45,8 @@ def ranker(own_server: Server) -> Iterator[Ranker]:
 
 
 def control(server: Server, action: str) -> None:
-    url = f"{server.addresses.http}/v2/repository/models/clickbert_onnx/{action}"
-    with open_directly(url, method="POST", timeout=PATIENCE) as answer:
-        assert answer.status == 200
+    client = triton.InferenceServerClient(server.addresses.grpc)
+    getattr(client, f"{action}_model")("clickbert_onnx", headers=as_admin(server), client_timeout=PATIENCE)
 
 
 def test_a_draining_server_is_unavailable_until_it_is_gone(own_server: Server, ranker: Ranker) -> None:

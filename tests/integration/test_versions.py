@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import urllib.error
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from clickbert import Ranker
-from serving.server import Server, open_directly
+from release.versions import published
+from serving.repository.loading import load
+from serving.triton import ServingError
 from tests.integration.scores import PATIENCE, as_rows, in_pytorch
-from tests.published import publish, serve
-from tests.tiny import WORDS, make_checkpoint, make_once_checkpoint
+from tests.published import load_newest, publish, serve
+from tests.tiny import WORDS, make_checkpoint
 
 
 @pytest.fixture
@@ -24,9 +25,11 @@ def repository(published_repository: Path, tmp_path: Path) -> Path:
     return shutil.copytree(published_repository, tmp_path / "repository", ignore=ignored)
 
 
-def load(server: Server, model: str) -> None:
-    with open_directly(f"{server.addresses.http}/v2/repository/models/{model}/load", method="POST", timeout=PATIENCE):
-        pass
+def copy_version(source: Path, repository: Path, number: int) -> None:
+    """Copies version 1 of fp32 and its tokenizer, with their configs, from where they were exported."""
+    for model in ("clickbert_tokenizer", "clickbert_onnx"):
+        shutil.copytree(source / model / "1", repository / model / str(number))
+        shutil.copy(source / model / "config.pbtxt", repository / model / "config.pbtxt")
 
 
 def test_a_new_version_with_another_vocabulary_and_the_way_back(
@@ -37,52 +40,40 @@ def test_a_new_version_with_another_vocabulary_and_the_way_back(
     with serve(repository) as server, Ranker(server.addresses.grpc, timeout=PATIENCE) as ranker:
         assert np.allclose(ranker.score_pairs(pairs), in_pytorch(published_checkpoint, as_rows(pairs)), atol=1e-5)
         publish(successor, repository, published_log)
-        for model in ("clickbert_tokenizer", "clickbert_onnx"):
-            load(server, model)
+        load_newest(server)
         assert np.allclose(ranker.score_pairs(pairs), in_pytorch(successor, as_rows(pairs)), atol=1e-5)
-        # And back again, as the runbook says.
-        (repository / "clickbert_onnx" / "2").rename(tmp_path / "withdrawn")
-        load(server, "clickbert_onnx")
+        load(repository, server.addresses, None, "clickbert_onnx", 1)
         assert np.allclose(ranker.score_pairs(pairs), in_pytorch(published_checkpoint, as_rows(pairs)), atol=1e-5)
 
 
 def test_a_new_version_that_computes_user_texts_once_and_the_way_back(
-    published_checkpoint: Path, published_log: Path, repository: Path, tmp_path: Path
+    published_checkpoint: Path,
+    published_repository: Path,
+    once_checkpoint: Path,
+    once_repository: Path,
+    repository: Path,
 ) -> None:
-    """The config changes with the version: the way back is another export."""
-    successor = make_once_checkpoint(tmp_path / "successor", user_tokens=9)
+    """The config changes with the version: the way back is the older one's config, too, under a new number."""
     pairs = [("w1 w2", "w3 w4"), ("w5", "w6"), ("w1 w2", "w7")]
     with serve(repository) as server, Ranker(server.addresses.grpc, timeout=PATIENCE) as ranker:
         assert np.allclose(ranker.score_pairs(pairs), in_pytorch(published_checkpoint, as_rows(pairs)), atol=1e-5)
-        for checkpoint in (successor, published_checkpoint):
-            publish(checkpoint, repository, published_log)
-            for model in ("clickbert_tokenizer", "clickbert_onnx"):
-                load(server, model)
+        successors = {once_checkpoint: once_repository, published_checkpoint: published_repository}
+        for number, (checkpoint, source) in enumerate(successors.items(), 2):
+            copy_version(source, repository, number)
+            load_newest(server)
             assert np.allclose(ranker.score_pairs(pairs), in_pytorch(checkpoint, as_rows(pairs)), atol=1e-5)
 
 
 def test_an_older_version_of_the_other_kind_is_not_loaded_and_the_newer_one_serves_on(
-    published_log: Path, repository: Path, tmp_path: Path
+    once_repository: Path, repository: Path
 ) -> None:
-    successor = make_once_checkpoint(tmp_path / "successor", user_tokens=9)
-    publish(successor, repository, published_log)
+    copy_version(once_repository, repository, 2)
     with serve(repository) as server, Ranker(server.addresses.grpc, timeout=PATIENCE) as ranker:
         expected = ranker.score_pairs([("w1", "w2")])
-        (repository / "clickbert_onnx" / "2").rename(tmp_path / "withdrawn")
-        with pytest.raises(urllib.error.HTTPError) as caught:
-            load(server, "clickbert_onnx")
-        assert "config.pbtxt has the inputs" in caught.value.read().decode()
+        with pytest.raises(ServingError, match=r"version 1 is not loaded, 2 serves on: .*config.pbtxt has the inputs"):
+            load(repository, server.addresses, None, "clickbert_onnx", 1)
         assert ranker.score_pairs([("w1", "w2")]) == pytest.approx(expected)
-
-
-def test_a_broken_new_version_leaves_the_old_one_serving(repository: Path) -> None:
-    with serve(repository) as server, Ranker(server.addresses.grpc, timeout=PATIENCE) as ranker:
-        expected = ranker.score_pairs([("w1", "w2")])
-        shutil.copytree(repository / "clickbert_onnx" / "1", repository / "clickbert_onnx" / "2")
-        (repository / "clickbert_onnx" / "2" / "model.onnx").write_bytes(b"no graph")
-        with pytest.raises(urllib.error.HTTPError):
-            load(server, "clickbert_onnx")
-        assert ranker.score_pairs([("w1", "w2")]) == pytest.approx(expected)
+        assert [path.name for path in published(repository, "clickbert_onnx")] == ["2"], "what the next start serves"
 
 
 def test_a_cleaner_of_temporary_files_does_not_keep_a_new_version_from_being_loaded(
@@ -99,5 +90,5 @@ def test_a_cleaner_of_temporary_files_does_not_keep_a_new_version_from_being_loa
         assert not (tmp_path / "state" / "clickbert" / "old").exists()
         for model in ("clickbert_tokenizer", "clickbert_onnx"):
             shutil.copytree(repository / model / "1", repository / model / "2")
-            load(server, model)
+        load_newest(server)
         assert ranker.score_pairs([("w1", "w2")]) == pytest.approx(expected)

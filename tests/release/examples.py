@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+from release.expected import CANDIDATES, SCORES, TOKENS, Expected
 from release.manifest import CheckpointRecord, EvaluationRecord, GateRecord, Manifest, Proof
 
+EXPECTED = Expected(
+    scores=dict.fromkeys(SCORES, 0.05),
+    candidates=dict.fromkeys(CANDIDATES, 0.0) | {"5": 0.25, "10": 0.75},
+    tokens=dict.fromkeys(TOKENS, 0.0) | {"32": 1.0},
+    truncated=0.125,
+    unknown=0.01,
+)
 MANIFEST = Manifest(
     model="clickbert_onnx_int8",
     version=7,
@@ -26,4 +34,5 @@ MANIFEST = Manifest(
         bytes=12_345,
         cpu_pairs_per_second=None,
     ),
+    expected=EXPECTED,
 )

@@ -9,7 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from release.versions import LARGEST, is_number, left_behind, newest, next_number, published
+from release.versions import (
+    LARGEST,
+    bring_back,
+    is_number,
+    left_behind,
+    list_withdrawn,
+    newest,
+    next_number,
+    published,
+    withdraw,
+)
 
 MODEL = "clickbert_onnx"
 numbers = st.integers(0, 10**6) | st.sampled_from([LARGEST])
@@ -80,3 +90,33 @@ def test_a_model_is_left_behind_once_its_tokenizer_is_no_longer_kept(
     make(tmp_path / "unpublished" / "1", empty=True)
     models = ["tokenizer", "new", "old", "unpublished", "not there"]
     assert left_behind(tmp_path, models, "tokenizer", kept) == behind
+
+
+def test_a_withdrawn_version_is_not_published_keeps_its_number_and_comes_back(tmp_path: Path) -> None:
+    model = tmp_path / MODEL
+    for number in (1, 7):
+        make(model / str(number))
+    withdrawn = withdraw(model / "7")
+    assert newest(tmp_path, MODEL) == model / "1"
+    assert list_withdrawn(model) == [withdrawn]
+    assert not withdrawn.name[0].isdigit(), "Triton takes a folder named 7.anything for version 7"
+    assert next_number(tmp_path) == 8
+    assert bring_back(model, 1) is None
+    assert bring_back(model, 7) == model / "7" == newest(tmp_path, MODEL)
+    assert list_withdrawn(model) == []
+
+
+def test_a_version_is_withdrawn_though_copies_of_its_number_were(tmp_path: Path) -> None:
+    model = tmp_path / MODEL
+    for copy in range(3):
+        make(model / "7")
+        (model / "7" / "copy").write_text(str(copy))
+        withdraw(model / "7")
+    assert {path.name: (path / "copy").read_text() for path in model.iterdir()} == {
+        "withdrawn.7": "2",
+        "withdrawn.7.1": "0",
+        "withdrawn.7.2": "1",
+    }
+    assert list_withdrawn(model) == [model / "withdrawn.7"]
+    assert next_number(tmp_path) == 8
+    assert bring_back(model, 7) == model / "7" and (model / "7" / "copy").read_text() == "2"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import os
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from contextlib import ExitStack, contextmanager
 import pytest
 
 from benchmarks.load_gen.metrics import total
+from clickbert.wire.protocol import InferRequest
+from clickbert.wire.transport import AsyncGrpcTransport
 from serving.backends.packed_cpu.cores import usable_cores
 from serving.server import Server
 
@@ -33,3 +36,15 @@ def busy_cores(server: Server) -> Iterator[None]:
 def waiting_in_the_schedule(server: Server, model: str) -> int:
     """How many requests wait there, by the backend's own figures."""
     return int(total(server.metrics(), "clickbert_waiting_requests", model=model))
+
+
+async def give_up(server: Server, request: InferRequest) -> None:
+    """Sends a request whose chunks nobody begins (`busy_cores`), and cancels it once it waits in the schedule."""
+    transport = AsyncGrpcTransport(server.addresses.grpc)
+    call = asyncio.create_task(transport.infer(request, timeout=60))
+    while waiting_in_the_schedule(server, request.model) < 1:
+        await asyncio.sleep(0.05)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    await transport.close()

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
 from onnx import helper
+
+from release.manifest import write_manifest
+from tests.release.examples import MANIFEST
 
 
 def write_model(
@@ -16,6 +20,7 @@ def write_model(
     onnx.checker.check_model(model)
     (repository / name / "1").mkdir(parents=True)
     onnx.save(model, repository / name / "1" / "model.onnx")
+    write_manifest(repository / name / "1", replace(MANIFEST, model=name, version=1))
     (repository / name / "config.pbtxt").write_text(f'name: "{name}" backend: "packed_cpu"\n{config}')
 
 

@@ -12,7 +12,8 @@ import pytest
 
 from release import hardware
 from serving.__main__ import main
-from serving.checks import PACKAGES, check_triton, published_models
+from serving.checks import PACKAGES, check_triton
+from serving.repository.models import published_models
 from serving.server import Addresses, Server
 from serving.triton import PACKED_CPU, ServingError, Triton, environment
 
@@ -99,12 +100,14 @@ def test_by_its_variant_the_same_model_needs_no_python(
 ) -> None:
     triton = make_triton(tmp_path / "triton", CPP)
     put_on_path(monkeypatch, triton)
-    monkeypatch.setattr("serving.checks.has_vnni", lambda: True)
+    monkeypatch.setattr("serving.repository.models.has_vnni", lambda: True)
     server = Server(repository, Addresses.free(), config="onnxruntime")
     assert server.models == ["click"]
     assert not server.needs_python
     command = server.prepare()
-    assert server.folder is None
+    assert server.folder
+    assert [path.name.rpartition("-")[0] for path in server.folder.path.iterdir()] == ["admin-token-127.0.0.1"]
+    server.kill()
     assert f"--backend-directory={triton.backends}" in command
     assert "--model-config-name=onnxruntime" in command
 
@@ -151,7 +154,7 @@ def test_int8_without_vnni_concerns_the_cpp_backend_alone(
 ) -> None:
     (tmp_path / "cpuinfo").write_text("flags: avx2\n")
     monkeypatch.setattr(hardware, "CPUINFO", tmp_path / "cpuinfo")
-    monkeypatch.setattr("serving.checks.machine", lambda: "x86_64")
+    monkeypatch.setattr("serving.repository.models.machine", lambda: "x86_64")
     triton = make_triton(tmp_path / "triton", "python", CPP)
     assert published_models(repository, triton) == ["click"]
     with pytest.raises(ServingError, match=r"its integer products would saturate.*packed_cpu backend computes them"):
@@ -162,7 +165,7 @@ def test_a_name_that_a_shell_would_change_is_refused_where_a_shell_sees_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put_on_path(monkeypatch, make_triton(tmp_path / "triton", "python", CPP))
-    monkeypatch.setattr("serving.checks.has_vnni", lambda: True)
+    monkeypatch.setattr("serving.repository.models.has_vnni", lambda: True)
     write_model(tmp_path / "repository", "two words", CPP)
     assert Server(tmp_path / "repository", Addresses.free()).models == ["two words"]
     write_model(tmp_path / "repository", "three small words", PACKED_CPU)
@@ -198,4 +201,6 @@ def test_the_interpreter_comes_first_on_path_for_python_alone(tmp_path: Path) ->
     triton = make_triton(tmp_path / "triton", "python", CPP)
     first = environment(triton, needs_python=True)["PATH"].split(":")[0]
     assert first == str(Path(sys.executable).parent)
-    assert environment(triton, needs_python=False) == dict(os.environ)
+    assert environment(triton, needs_python=False) == {
+        name: value for name, value in os.environ.items() if name != "GRPC_ENABLE_FORK_SUPPORT"
+    }

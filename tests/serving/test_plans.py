@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
 import shutil
-import signal
-import subprocess
-import time
 from pathlib import Path
 
 import pytest
 
 from export.publish import TEMPLATES
-from serving.checks import published_models, read_backend
+from serving.repository.models import published_models, read_backend
 from serving.triton import ServingError, Triton, find_triton
 from tests.export.tensorrt.fake_gpu import MODEL, Gpu, command, nvidia_smi
 
@@ -132,69 +127,3 @@ def test_the_newest_version_counts(repository: Path, with_tensorrt: Triton) -> N
 def test_the_backend_is_read_through_comments_and_any_spacing(tmp_path: Path, text: str, backend: str) -> None:
     (tmp_path / "config.pbtxt").write_text(text)
     assert read_backend(tmp_path / "config.pbtxt") == backend
-
-
-class EntryPoint:
-    """The gpu container's entry point in a process, with a `python3` that notes what it is asked for."""
-
-    def __init__(self, folder: Path, *arguments: str, plan: str = "exit 0") -> None:
-        self.log = folder / "log"
-        self.log.touch()
-        (folder / "bin").mkdir()
-        python = folder / "bin" / "python3"
-        python.write_text(
-            f'#!/bin/sh\necho "$$ $*" >> {self.log}\ncase "$2" in export) {plan};; serving) exec sleep 60;; esac\n'
-        )
-        python.chmod(0o755)
-        text = re.sub(r"\\\n", "", (ROOT / "Dockerfile").read_text(encoding="utf-8"))
-        (words,) = re.findall(r'^ENTRYPOINT (\["/opt/nvidia/nvidia_entrypoint.sh".*)', text, re.MULTILINE)
-        _, *shell = json.loads(words)
-        environment = os.environ | {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}"}
-        self.process = subprocess.Popen([*shell, *arguments], env=environment)
-
-    def lines(self, count: int) -> list[list[str]]:
-        """What python3 was called with, once that was `count` times: [process id, argument, ...]."""
-        deadline = time.monotonic() + 20
-        while len(lines := self.log.read_text().splitlines()) < count and time.monotonic() < deadline:
-            time.sleep(0.02)
-        return [line.split() for line in lines]
-
-    def end(self) -> int:
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(timeout=20)
-
-
-def test_the_container_builds_plans_and_then_becomes_the_server(tmp_path: Path) -> None:
-    container = EntryPoint(tmp_path, "--grpc-port=9001", "--", "--log-verbose=1")
-    build, serve = container.lines(2)
-    assert " ".join(build[1:]) == "-m export plan --repository /models"
-    assert serve[0] == str(container.process.pid)
-    given = "--grpc-port=9001 -- --log-verbose=1"
-    assert " ".join(serve[1:]) == f"-m serving --repository /models --address 0.0.0.0 {given}"
-    assert container.end() == -signal.SIGTERM  # the server itself got it
-
-
-def test_the_container_does_not_serve_what_could_not_be_built(tmp_path: Path) -> None:
-    container = EntryPoint(tmp_path, plan="exit 1")
-    assert container.process.wait(timeout=20) == 1
-    assert len(container.lines(1)) == 1
-
-
-def test_sigterm_ends_the_container_while_it_builds(tmp_path: Path) -> None:
-    container = EntryPoint(tmp_path, plan="exec sleep 60")
-    ((build, *_),) = container.lines(1)
-    time.sleep(0.2)  # the trap is set right after the start of the build
-    assert container.end() == 128 + signal.SIGTERM
-    deadline = time.monotonic() + 20
-    while runs(int(build)) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert not runs(int(build))
-    assert len(container.lines(1)) == 1
-
-
-def runs(process: int) -> bool:
-    """Whether it lives; one that has ended, but was not waited for, does not."""
-    try:
-        return "State:\tZ" not in Path(f"/proc/{process}/status").read_text()
-    except OSError:
-        return False

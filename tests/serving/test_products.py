@@ -15,7 +15,7 @@ from export.graph.session import open_on_cpu
 from release import hardware
 from serving.backends.packed_cpu.graph import Graph
 from serving.backends.packed_cpu.settings import Settings
-from serving.checks import published_models
+from serving.repository.models import published_models
 from serving.triton import ServingError, Triton, find_triton
 
 OPTION = "session.x64quantprecision"
@@ -105,7 +105,7 @@ def repository(tmp_path: Path) -> Path:
 @pytest.fixture
 def with_onnxruntime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Triton:
     """A Triton with the C++ backend, as far as the checks look at it, on x86."""
-    monkeypatch.setattr("serving.checks.machine", lambda: "x86_64")
+    monkeypatch.setattr("serving.repository.models.machine", lambda: "x86_64")
     library = tmp_path / "triton" / "backends" / "onnxruntime" / "libtriton_onnxruntime.so"
     library.parent.mkdir(parents=True)
     library.touch()
@@ -129,7 +129,7 @@ def test_tritons_own_backend_does_not_serve_int8_without_vnni(
     cpuinfo.write_text(WITH["AVX-512"])
     assert published_models(repository, with_onnxruntime) == ["clickbert_onnx_int8"]
     cpuinfo.write_text(WITHOUT)
-    monkeypatch.setattr("serving.checks.machine", lambda: "aarch64")
+    monkeypatch.setattr("serving.repository.models.machine", lambda: "aarch64")
     assert published_models(repository, with_onnxruntime) == ["clickbert_onnx_int8"]
 
 

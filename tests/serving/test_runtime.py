@@ -182,7 +182,7 @@ def test_a_temporary_folder_is_enough(tmp_path: Path) -> None:
 
 def test_no_place_to_write_and_execute_is_one_sentence(small_repository: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "serving", f"--repository={small_repository}"]
-    command += ["--http-port=18000", "--grpc-port=18001", "--metrics-port=18002"]
+    command += ["--grpc-port=18001", "--metrics-port=18002"]
     done = in_a_container(tmp_path, "noexec", *command)
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()

@@ -5,16 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
+import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 import pytest
@@ -29,15 +26,9 @@ from serving.server import Addresses, Server, why_not_ready
 from serving.triton import ServingError, find_triton
 from tests.processes import children, paused
 from tests.published import serve
-from tests.serving.command import options
+from tests.serving.command import PROXIES, Command
 from tests.serving.small_models import value, write_model
 from tests.waiting import eventually
-
-# Nothing listens there: whatever asks loopback by a proxy fails.
-PROXIES = {f"{kind}_proxy": "http://127.0.0.1:1" for kind in ("http", "https", "all", "grpc")}
-# Undoes what nohup or a shell's background job, should the tests run in one, would hand on: ignored signals. (Not by
-# preexec_fn: with it Python forks, and gRPC, which other tests of this process use, may abort the child.)
-LISTENING = ("env", "--default-signal=HUP,INT,TERM")
 
 
 @pytest.fixture
@@ -64,42 +55,6 @@ def slow_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-class Command:
-    """`python -m serving` in a process of its own, started and ready."""
-
-    def __init__(self, repository: Path, folder: Path, *more: str) -> None:
-        self.addresses = Addresses.free()
-        self.log_file = folder / "log"
-        self.log = self.log_file.open("w")
-        command = [*LISTENING, sys.executable, "-m", "serving", *options(repository, self.addresses), *more]
-        environment = os.environ | PROXIES
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self.log, text=True, env=environment)
-        assert self.process.stdout
-        self.printed = [self.process.stdout.readline() for _ in range(2)]
-
-    def triton(self) -> int:
-        """tritonserver's process id."""
-        (process,) = children(self.process.pid)
-        return process
-
-    def end(self, number: signal.Signals) -> int:
-        self.process.send_signal(number)
-        return self.process.wait(timeout=60)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """A test that failed half-way leaves no server behind either: the second signal ends it at once."""
-        while self.process.poll() is None:
-            self.process.terminate()
-            try:
-                self.process.wait(timeout=0.2)
-            except subprocess.TimeoutExpired:
-                continue
-        self.log.close()
-
-
 def processes_of(state: Path) -> list[str]:
     """Command lines of processes that name the state folder: tritonserver and its backends' processes."""
     lines = subprocess.run(["ps", "-ww", "-eo", "args"], capture_output=True, text=True, check=True).stdout.splitlines()
@@ -120,7 +75,7 @@ def test_it_serves_prints_the_addresses_passes_flags_on_and_leaves_nothing_behin
         addresses = command.addresses
         assert command.printed == [
             "serving: small ready\n",
-            f"serving: gRPC {addresses.grpc}  HTTP {addresses.http}  metrics {addresses.metrics}\n",
+            f"serving: gRPC {addresses.grpc}  metrics {addresses.metrics}\n",
         ]
         (folder,) = state.iterdir()
         regions = f"{folder.name}-*"
@@ -170,16 +125,33 @@ def test_a_second_signal_ends_it_at_once(small_repository: Path, state: Path, tm
     with Command(small_repository, tmp_path) as command:
         os.kill(command.process.pid, signal.SIGTERM)
         eventually(lambda: "Waiting for in-flight requests" in command.log_file.read_text())
-        assert command.end(signal.SIGTERM) == 1, "it did not drain"
+        while command.process.poll() is None:  # further ones, whenever they come, change nothing more
+            command.process.send_signal(signal.SIGTERM)
+            time.sleep(0.002)
+        assert command.process.returncode == 1, "it did not drain"
         assert "All models are unloaded" not in command.log_file.read_text()
         assert not left_of_servers(state)
 
 
-def test_a_server_that_dies_is_reported(small_repository: Path, state: Path, tmp_path: Path) -> None:
-    with Command(small_repository, tmp_path) as command:
-        os.kill(command.triton(), signal.SIGKILL)
-        assert command.process.wait(timeout=30) == 247  # -9
-        assert "ended by itself with code -9" in command.log_file.read_text()
+def test_a_server_that_crashes_comes_back_but_not_again_and_again(
+    small_repository: Path, state: Path, tmp_path: Path
+) -> None:
+    """And it comes back with what was published meanwhile, but for what is damaged of that."""
+    repository = shutil.copytree(small_repository, tmp_path / "repository")
+    with Command(repository, tmp_path) as command:
+        other = shutil.copytree(repository / "small", repository / "other")
+        (other / "config.pbtxt").write_text((other / "config.pbtxt").read_text().replace("small", "other"))
+        damaged = shutil.copytree(repository / "small" / "1", repository / "small" / "2")
+        (damaged / "model.onnx").write_bytes(b"half a copy")
+        os.kill(command.triton(), signal.SIGSEGV)
+        assert command.process.stdout
+        assert command.process.stdout.readline() == "serving: other, small ready\n"  # a second time
+        log = command.log_file.read_text()
+        assert "tritonserver died of SIGSEGV" in log
+        assert "small version 2 is refused: " in log and f"It lies in {damaged.with_name('withdrawn.2')}; " in log
+        os.kill(command.triton(), signal.SIGSEGV)  # soon after the last time
+        assert command.process.wait(timeout=30) == 1
+        assert "not started again" in command.log_file.read_text()
         assert not left_of_servers(state)
 
 
@@ -215,50 +187,45 @@ def test_any_path_of_a_repository_is_served(small_repository: Path, tmp_path: Pa
             server.kill()
 
 
-@contextmanager
-def http_server(status: int) -> Iterator[Addresses]:
-    """It answers everything with one status."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(status)
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with HTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield Addresses("127.0.0.1", server.server_port)
-        server.shutdown()
-
-
-def health(addresses: Addresses) -> tuple[int, str]:
+def health(addresses: Addresses, *more: str) -> tuple[int, list[str]]:
     """What a container's health check finds, in a container with proxies."""
-    words = [sys.executable, "-m", "serving", "--health", f"--http-port={addresses.http_port}"]
+    words = [sys.executable, "-m", "serving", "--health", f"--grpc-port={addresses.grpc_port}", *more]
     done = subprocess.run(
         words, capture_output=True, text=True, check=False, env=os.environ | PROXIES | {"no_proxy": ""}
     )
     assert not done.stderr
-    return done.returncode, done.stdout
+    return done.returncode, done.stdout.splitlines()
 
 
 def test_the_health_check_finds_a_ready_server_whatever_proxies_there_are(
-    small_repository: Path, tmp_path: Path
+    small_repository: Path, state: Path, tmp_path: Path
 ) -> None:
     with serve(small_repository, log=tmp_path / "log") as server:
-        assert health(server.addresses) == (0, f"serving: {server.addresses.http} is ready\n")
-        code, printed = health(Addresses(http_port=server.addresses.grpc_port))
-        assert code == 1, "gRPC is not HTTP"
-        assert printed.startswith(f"serving: http://127.0.0.1:{server.addresses.grpc_port} is not ready: ")
+        ready = f"serving: {server.addresses.grpc} is ready"
+        assert health(server.addresses) == (0, [ready, "serving: small 1 READY"])
+        assert health(server.addresses, "--model=small") == (0, [ready, "serving: small 1 READY"])
+        code, (line,) = health(server.addresses, "--model=small", "--model=unpublished")
+        assert code == 1 and "unpublished" in line, "the server itself is ready"
+        (token,) = state.glob("*/admin-token-*")
+        assert token.stat().st_mode & 0o777 == 0o600
+        token.write_text("another")
+        assert health(server.addresses) == (0, [ready]), "what it serves is for who has the admin token"
+        code, (line,) = health(Addresses(grpc_port=server.addresses.metrics_port))
+        assert code == 1, "that is not gRPC"
+        assert line.startswith(f"serving: 127.0.0.1:{server.addresses.metrics_port} is not ready: ")
+    assert not token.exists()
 
 
 def test_the_health_check_says_why_a_server_is_not_ready() -> None:
-    with http_server(400) as addresses:
-        assert health(addresses) == (1, f"serving: {addresses.http} is not ready: it answers 400\n")
-    code, printed = health(Addresses.free())
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        code, (line,) = health(Addresses(grpc_port=silent.getsockname()[1]))
+        assert code == 1
+        assert "Deadline Exceeded" in line
+    code, (line,) = health(Addresses.free())
     assert code == 1
-    assert "Connection refused" in printed
+    assert "Connection refused" in line
 
 
 def test_missing_libraries_are_found_by_the_loader(tmp_path: Path) -> None:

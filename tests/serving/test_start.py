@@ -19,7 +19,17 @@ from tests.serving.command import options
 
 @pytest.mark.parametrize(
     "flag",
-    ["--http-port=1", "--model-repository=x", "--model-store=x", "--load-model=y", "--model-config-name=z"],
+    [
+        "--grpc-port=1",
+        "--http-port=1",
+        "--allow-http=true",
+        "--model-repository=x",
+        "--model-store=x",
+        "--load-model=y",
+        "--model-config-name=z",
+        "--grpc-restricted-protocol=health:a=b",
+        "--grpc-use-ssl=true",
+    ],
 )
 def test_flags_that_have_an_option_of_their_own_are_refused(small_repository: Path, flag: str, capsys) -> None:
     assert main([*options(small_repository, Addresses.free()), "--", flag]) == 1

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from release.names import HEADS_JSON, TOKENIZER_MODEL
-from serving.checks import published_models
+from serving.repository.models import published_models
 from serving.triton import ServingError, Triton
 
 

@@ -14,9 +14,11 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from clickbert.calls.arguments import DOCUMENT
 from clickbert.calls.steps import Compute
 from clickbert.errors import InvalidInputError
 from clickbert.wire.heads import ATTENTION, Passages, aggregate, topic_probabilities
+from clickbert.wire.inputs import Inputs
 from clickbert.wire.packing import Packed
 from clickbert.wire.protocol import (
     EMBEDDING,
@@ -24,7 +26,7 @@ from clickbert.wire.protocol import (
     PASSAGE_LOGITS,
     TOPIC_LOGITS,
     Release,
-    click_probability,
+    click_log_odds,
 )
 from clickbert.wire.tokenization import Window
 
@@ -36,10 +38,10 @@ Item = TypeVar("Item", Pair, str)
 
 @dataclass(frozen=True)
 class Batch:
-    """What goes into one request; `pack` tokenizes and packs it when the request's turn comes."""
+    """What goes into one request; `pack` tokenizes and packs it when the request's turn comes, and counts it."""
 
     rows: int  # pairs or texts, each a row of every output
-    pack: Callable[[], Packed]
+    pack: Callable[[Inputs | None], Packed]
 
 
 @dataclass(frozen=True)
@@ -51,14 +53,15 @@ class Question(Generic[Result]):
     read: Callable[[Rows], Result]
 
 
-def about_clicks(pairs: Sequence[Pair], release: Release) -> Question[list[float]]:
-    """Ask for the click probability of each pair, cut where it is too long."""
+def about_clicks(pairs: Sequence[Pair], truncate: str, release: Release) -> Question[npt.NDArray[np.float64]]:
+    """Ask for the log-odds of a click of each pair, cut where it is too long as `truncate` says."""
     order = _length_of_pair if release.heads.user_tokens is None else _query_and_length
-    distinct, batches = _by_length(pairs, order, release, release.tokenizer.pack_pairs)
+    pack = partial(release.tokenizer.pack_pairs, keep_queries=truncate == DOCUMENT)
+    distinct, batches = _by_length(pairs, order, release, pack)
 
-    def read(rows: Rows) -> list[float]:
-        scores = dict(zip(distinct, click_probability(rows[LOGITS], release.click_label).tolist(), strict=True))
-        return [scores[pair] for pair in pairs]
+    def read(rows: Rows) -> npt.NDArray[np.float64]:
+        log_odds = dict(zip(distinct, click_log_odds(rows[LOGITS], release.click_label), strict=True))
+        return np.array([log_odds[pair] for pair in pairs])
 
     return Question((LOGITS,), batches, read)
 
@@ -90,10 +93,10 @@ def about_embeddings(texts: Sequence[str], release: Release) -> Question[npt.NDA
 
 
 def about_passages(pairs: Sequence[Pair], release: Release) -> Compute:
-    """Ask for the click probability of each pair, its document read in passages.
+    """Ask for the log-odds of a click of each pair, its document read in passages.
 
     How many passages a document has is known only when all are tokenized. That takes a while, so this is a step, whose
-    reply is a `Question[list[float]]`.
+    reply is a `Question` as that of `about_clicks`.
     """
     passages = release.heads.passages
     if passages is None:
@@ -108,7 +111,9 @@ def _lacks(release: Release, what: str, next_step: str) -> InvalidInputError:
     return InvalidInputError(f"version {release.version} of the model {what}: {next_step}")
 
 
-def _tokenized_passages(pairs: Sequence[Pair], release: Release, passages: Passages) -> Question[list[float]]:
+def _tokenized_passages(
+    pairs: Sequence[Pair], release: Release, passages: Passages
+) -> Question[npt.NDArray[np.float64]]:
     distinct = list(dict.fromkeys(pairs))
     split = release.tokenizer.split_into_windows(distinct, passages.overlap)
     windows = [window for of_one in split for window in of_one]
@@ -123,19 +128,21 @@ def _tokenized_passages(pairs: Sequence[Pair], release: Release, passages: Passa
     places = np.argsort(order)  # of each window's row among the answers
     ends = np.cumsum([len(of_one) for of_one in split])[:-1]
 
-    def read(rows: Rows) -> list[float]:
+    def read(rows: Rows) -> npt.NDArray[np.float64]:
         by_pair = {name: np.split(rows[name][places, 0], ends) for name in outputs}
         weights = by_pair.get(PASSAGE_LOGITS, [None] * len(split))
         found = [aggregate(*of_one, passages) for of_one in zip(by_pair[LOGITS], weights, strict=True)]
-        probabilities = click_probability(np.array(found)[:, np.newaxis], release.click_label).tolist()
-        scores = dict(zip(distinct, probabilities, strict=True))
-        return [scores[pair] for pair in pairs]
+        log_odds = dict(zip(distinct, found, strict=True))
+        return np.array([log_odds[pair] for pair in pairs])
 
     return Question(outputs, batches, read)
 
 
 def _by_length(
-    items: Sequence[Item], order: Callable[[Item], Any], release: Release, pack: Callable[[list[Item]], Packed]
+    items: Sequence[Item],
+    order: Callable[[Item], Any],
+    release: Release,
+    pack: Callable[[list[Item], Inputs | None], Packed],
 ) -> tuple[list[Item], tuple[Batch, ...]]:
     """Divide the distinct items into requests, in an order of their lengths; returns them in that order, too.
 
@@ -143,7 +150,8 @@ def _by_length(
     Lengths are in characters: they cost nothing, and tokens are not counted yet.
     """
     distinct = sorted(dict.fromkeys(items), key=order)
-    size = release.max_pairs
+    # However long its pairs are, a request keeps the server's limit of tokens.
+    size = int(max(min(release.max_pairs, release.max_tokens // release.tokenizer.max_length), 1))
     parts = [distinct[first : first + size] for first in range(0, len(distinct), size)]
     return distinct, tuple(Batch(len(part), partial(pack, part)) for part in parts)
 

@@ -8,9 +8,12 @@ all of them come from one version, and if their requests were made with that ver
 Not known here: a version number that is published twice with different contents. The exporter never does that.
 """
 
-import threading
-import time
-from collections.abc import Callable, Generator, Sequence
+import logging
+import math
+import reprlib
+import secrets
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -20,15 +23,17 @@ import numpy.typing as npt
 
 from clickbert.calls.arguments import (
     PASSAGES,
-    check_long_documents,
+    Mask,
+    apply_mask,
     check_pairs,
+    check_reading,
     check_settings,
     check_text,
     check_texts,
+    check_timeout,
     check_top_k,
 )
 from clickbert.calls.questions import (
-    Batch,
     Pair,
     Question,
     Rows,
@@ -37,15 +42,24 @@ from clickbert.calls.questions import (
     about_passages,
     about_topics,
 )
+from clickbert.calls.releases import Releases
+from clickbert.calls.retries import RetryBudget
+from clickbert.calls.running import Asked, Running
 from clickbert.calls.steps import Compute, DescribeModel, GetRelease, Infer, Step
-from clickbert.errors import InvalidInputError, ProtocolError, RankerClosedError, ServerError, ServerTimeoutError
+from clickbert.errors import InvalidInputError, ModelNotFoundError, ProtocolError, RankerClosedError, ServerError
+from clickbert.telemetry.observer import Call, Observer
+from clickbert.telemetry.watching import Observers
 from clickbert.wire.heads import cosines
+from clickbert.wire.inputs import Inputs
 from clickbert.wire.protocol import (
+    CALL_HEADER,
     TOKENIZER_MODEL,
     InferRequest,
     InferResponse,
     ModelDescription,
     Release,
+    click_probability,
+    is_number,
     model_request,
     newest_version,
     read_release,
@@ -54,95 +68,138 @@ from clickbert.wire.protocol import (
 )
 
 MAX_IN_FLIGHT = 4  # requests of one call at a time
-_KEPT_RELEASES = 4  # as many as the server keeps
+_logger = logging.getLogger("clickbert")
 
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class RankedDocument:
-    """One document of a ranking: its index in the list passed, its text, and its click probability in [0, 1]."""
+    """One document of a ranking: its index in the list passed, its text, and its score.
+
+    The score is the click probability in [0, 1], or with `raw_scores` its log-odds, which is the logit of a model with
+    one label.
+    In a ranking that fell back to the caller's own order, `score` is NaN and `is_fallback` is true.
+    """
 
     index: int
     text: str
     score: float
-
-
-class Releases:
-    """The releases that a ranker knows, by version, and the one that answered last. Safe to share between threads."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._known: dict[str, Release] = {}
-        self._current: Release | None = None
-
-    def find(self, version: str | None) -> Release | None:
-        """Return a version's release if it is known; for None, the one that answered last."""
-        with self._lock:
-            return self._current if version is None else self._known.get(version)
-
-    def remember(self, release: Release) -> None:
-        """Keep a release, and let the next call try it first."""
-        with self._lock:
-            self._known[release.version] = self._current = release
-            while len(self._known) > _KEPT_RELEASES:
-                del self._known[next(iter(self._known))]
+    is_fallback: bool = False
 
 
 class Session:
-    """What a ranker keeps between calls: its settings and the releases it knows. `timeout` is in seconds."""
+    """What a ranker keeps between calls: its settings, the releases it knows, and its budget of retries."""
 
-    def __init__(self, url: str, model: str, timeout: float, max_documents: int) -> None:
-        self.url = url
-        check_settings(model, timeout, max_documents)
-        self.model, self.timeout, self.max_documents = model, timeout, max_documents
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        *,
+        timeout: float,
+        max_documents: int,
+        retries: int,
+        mask: Mask | None,
+        observers: Sequence[Observer],
+    ) -> None:
+        check_settings(model, timeout, max_documents, retries, mask, observers)
+        self.url, self.model, self.max_documents = url, model, max_documents
         self.releases = Releases()
         self.closed = False
+        self._timeout, self._retries, self._mask = timeout, retries, mask
+        self._budget = RetryBudget()
+        self._observers = Observers(observers)
 
     def rank(
-        self, query: str, documents: Sequence[str], top_k: int | None, long_documents: str
-    ) -> Generator[Step, Any, list[RankedDocument]]:
-        """Check the arguments, and return the flow of `rank`."""
+        self,
+        query: str,
+        documents: Sequence[str],
+        top_k: int | None,
+        *,
+        long_documents: str,
+        truncate: str,
+        raw_scores: bool,
+        fallback: bool,
+    ) -> Asked[list[RankedDocument]]:
+        """Check the arguments of `rank`."""
         self._check_open()
         check_text(query, "query")
         check_top_k(top_k)
-        check_long_documents(long_documents)
+        check_reading(long_documents, truncate)
         texts = check_texts(documents, "documents", self.max_documents)
+        call = Call("rank", self.model, len(texts))
 
         def flow() -> Generator[Step, Any, list[RankedDocument]]:
-            scores = yield from self._score([(query, text) for text in texts], long_documents)
-            # A stable sort: the earlier document wins a tie.
-            order = sorted(range(len(texts)), key=lambda index: -scores[index])[:top_k]
+            try:
+                pairs = [(query, text) for text in texts]
+                log_odds = yield from self._score(pairs, long_documents, truncate, call)
+            except ServerError as exc:
+                if not fallback:
+                    raise
+                call.error, call.is_fallback = type(exc).__name__, True
+                _logger.warning("ranking fell back to the caller's order: %s: %s", type(exc).__name__, exc)
+                return [RankedDocument(index, text, math.nan, True) for index, text in enumerate(texts)][:top_k]
+            # By the log-odds: probabilities near 1 are the same number. A stable sort: the earlier document wins a tie.
+            order = np.argsort(-log_odds, kind="stable")[:top_k].tolist()
+            scores = log_odds.tolist() if raw_scores else call.scores
             return [RankedDocument(index, texts[index], scores[index]) for index in order]
 
-        return flow()
+        return Asked(call, flow())
 
-    def score_pairs(self, pairs: Sequence[Pair], long_documents: str) -> Generator[Step, Any, list[float]]:
-        """Check the arguments, and return the flow of `score_pairs`."""
+    def score_pairs(
+        self, pairs: Sequence[Pair], *, long_documents: str, truncate: str, raw_scores: bool
+    ) -> Asked[list[float]]:
+        """Check the arguments of `score_pairs`."""
         self._check_open()
-        check_long_documents(long_documents)
-        return self._score(check_pairs(pairs, self.max_documents), long_documents)
+        check_reading(long_documents, truncate)
+        checked = check_pairs(pairs, self.max_documents)
+        call = Call("score_pairs", self.model, len(checked))
 
-    def classify(self, texts: Sequence[str]) -> Generator[Step, Any, list[dict[str, float]]]:
-        """Check the arguments, and return the flow of `classify`."""
+        def flow() -> Generator[Step, Any, list[float]]:
+            log_odds = yield from self._score(checked, long_documents, truncate, call)
+            return log_odds.tolist() if raw_scores else list(call.scores)
+
+        return Asked(call, flow())
+
+    def classify(self, texts: Sequence[str]) -> Asked[list[dict[str, float]]]:
+        """Check the arguments of `classify`."""
         self._check_open()
-        return self._ask(partial(about_topics, check_texts(texts, "texts", self.max_documents)))
+        checked = check_texts(texts, "texts", self.max_documents)
+        call = Call("classify", self.model, len(checked))
+        return Asked(call, self._ask_of_texts(about_topics, checked, call))
 
-    def embed(self, texts: Sequence[str]) -> Generator[Step, Any, npt.NDArray[np.float32]]:
-        """Check the arguments, and return the flow of `embed`."""
+    def embed(self, texts: Sequence[str]) -> Asked[npt.NDArray[np.float32]]:
+        """Check the arguments of `embed`."""
         self._check_open()
-        return self._ask(partial(about_embeddings, check_texts(texts, "texts", self.max_documents)))
+        checked = check_texts(texts, "texts", self.max_documents)
+        call = Call("embed", self.model, len(checked))
+        return Asked(call, self._ask_of_texts(about_embeddings, checked, call))
 
-    def similarity(self, text: str, others: Sequence[str]) -> Generator[Step, Any, list[float]]:
-        """Check the arguments, and return the flow of `similarity`."""
+    def similarity(self, text: str, others: Sequence[str]) -> Asked[list[float]]:
+        """Check the arguments of `similarity`."""
         self._check_open()
         check_text(text, "text")
         texts = (text, *check_texts(others, "others", self.max_documents))
+        call = Call("similarity", self.model, len(texts))
 
         def flow() -> Generator[Step, Any, list[float]]:
-            return cosines((yield from self._ask(partial(about_embeddings, texts))))
+            return cosines((yield from self._ask_of_texts(about_embeddings, texts, call)))
 
-        return flow()
+        return Asked(call, flow())
+
+    @contextmanager
+    def running(self, call: Call, timeout: float | None) -> Iterator[Running]:
+        """Run a call, watched by the observers. Its deadline begins now; None is the ranker's own timeout."""
+        if timeout is None:
+            timeout = self._timeout
+        check_timeout(timeout)
+        with self._observers.watch(call) as headers:
+            numbered = {CALL_HEADER: str(secrets.randbits(63)), **headers}
+            running = Running(call, self._where, timeout, numbered, self._retries, self._budget)
+            try:
+                yield running
+            finally:
+                running.end()
 
     def fetch_release(self, version: str | None) -> Generator[Step, Any, Release]:
         """Fetch a version's tokenizer and limits; None is the newest version of the model on the server."""
@@ -154,23 +211,6 @@ class Session:
         self.releases.remember(release)
         return release
 
-    def deadline(self) -> float:
-        """Return when a call that starts now must be over, on the clock of `time.monotonic`."""
-        return time.monotonic() + self.timeout
-
-    def time_left(self, deadline: float) -> float:
-        """Return the seconds left of a call, or raise `ServerTimeoutError`."""
-        left = deadline - time.monotonic()
-        if left <= 0:
-            raise self.timeout_error()
-        return left
-
-    def timeout_error(self) -> ServerTimeoutError:
-        """Return the error of a call that ran out of time."""
-        return ServerTimeoutError(
-            f"{self._where}: no result within {self.timeout:g} s; allow a longer timeout or send fewer documents"
-        )
-
     @property
     def _where(self) -> str:
         return f"{self.model} at {self.url}"
@@ -179,11 +219,50 @@ class Session:
         if self.closed:
             raise RankerClosedError("this ranker was closed: make a new one")
 
-    def _score(self, pairs: Sequence[Pair], long_documents: str) -> Generator[Step, Any, list[float]]:
-        return self._ask(partial(about_passages if long_documents == PASSAGES else about_clicks, pairs))
+    def _score(
+        self, pairs: Sequence[Pair], long_documents: str, truncate: str, call: Call
+    ) -> Generator[Step, Any, npt.NDArray[np.float64]]:
+        """Return the pairs' log-odds; the call has their probabilities."""
+        queries, documents = zip(*pairs, strict=True)
+        masked = yield from self._masked((*queries, *documents))
+        pairs = list(zip(masked[: len(pairs)], masked[len(pairs) :], strict=True))
+        make = partial(about_passages, pairs) if long_documents == PASSAGES else partial(about_clicks, pairs, truncate)
+        log_odds: npt.NDArray[np.float64] = yield from self._ask(make, call)
+        call.scores = click_probability(log_odds).tolist()
+        return log_odds
 
-    def _ask(self, make: Callable[[Release], Question[Result] | Compute]) -> Generator[Step, Any, Result]:
-        """Ask the model a question, made for the release that answers; returns what the question reads from it."""
+    def _ask_of_texts(
+        self,
+        about: Callable[[Sequence[str], Release], Question[Result]],
+        texts: Sequence[str],
+        call: Call,
+    ) -> Generator[Step, Any, Result]:
+        masked = yield from self._masked(texts)
+        return (yield from self._ask(partial(about, masked), call))
+
+    def _masked(self, texts: Sequence[str]) -> Generator[Step, Any, Sequence[str]]:
+        if self._mask is None:
+            return texts
+        masked: list[str] = yield Compute(partial(apply_mask, self._mask, texts))
+        return masked
+
+    def _ask(self, make: Callable[[Release], Question[Result] | Compute], call: Call) -> Generator[Step, Any, Result]:
+        """Ask the model a question, made for the release that answers; returns what the question reads from it.
+
+        A version that has answered, or was listed, may be gone at the next request: it was rolled back. So the call
+        begins anew, once, when one is not found.
+        """
+        try:
+            return (yield from self._ask_once(make, call))
+        except ModelNotFoundError as exc:
+            if not exc.is_version:
+                raise
+            call.retries += 1
+            return (yield from self._ask_once(make, call))
+
+    def _ask_once(
+        self, make: Callable[[Release], Question[Result] | Compute], call: Call
+    ) -> Generator[Step, Any, Result]:
         release: Release = self.releases.find(None) or (yield GetRelease(None))
         try:
             question = yield from _made(make, release)
@@ -191,9 +270,13 @@ class Session:
             release = yield from self._successor(exc, release)
             question = yield from _made(make, release)
         answers: list[InferResponse] = []
+        counts = _no_counts(call)
         try:
             answers = yield Infer(
-                tuple(partial(self._request, "", batch, question.outputs, release) for batch in question.batches)
+                tuple(
+                    partial(self._request, "", question, index, release, counts)
+                    for index in range(len(question.batches))
+                )
             )
         except ServerError as exc:
             successor = yield from self._successor(exc, release)
@@ -206,23 +289,45 @@ class Session:
             usable = {index: answer for index, answer in enumerate(answers) if answer.version == successor.version}
         else:
             question = yield from _made(make, successor)
+            counts = _no_counts(call)  # threads may still be busy with the former requests, and count them
         outputs, batches = question.outputs, question.batches
         missing = [index for index in range(len(batches)) if index not in usable]
         if missing:
             # Only once, and from exactly this version: the answers fit now, or the call fails.
             again = yield Infer(
                 tuple(
-                    partial(self._request, successor.version, batches[index], outputs, successor) for index in missing
+                    partial(self._request, successor.version, question, index, successor, counts) for index in missing
                 )
             )
             usable |= zip(missing, again, strict=True)
         rows = [self._read(usable[index], batch.rows, outputs, successor) for index, batch in enumerate(batches)]
         result = question.read({name: np.concatenate([part[name] for part in rows]) for name in outputs})
         self.releases.remember(successor)
+        call.version, call.expected = successor.version, successor.expected
+        if call.inputs is not None and counts is not None:
+            for index in range(len(batches)):
+                call.inputs.add(counts[index])
         return result
 
-    def _request(self, version: str, batch: Batch, outputs: tuple[str, ...], release: Release) -> InferRequest:
-        return model_request(self.model, version, batch.pack(), outputs, takes_longest=release.takes_longest)
+    def _request(
+        self,
+        version: str,
+        question: Question[Any],
+        index: int,
+        release: Release,
+        counts: dict[int, Inputs] | None,
+    ) -> InferRequest:
+        inputs = None if counts is None else Inputs()
+        packed = question.batches[index].pack(inputs)
+        if counts is not None and inputs is not None:
+            counts[index] = inputs  # in place of those of a request that was answered by another version
+        if packed.input_ids.size > release.max_tokens:
+            raise ProtocolError(
+                f"{self._where}: a request has {packed.input_ids.size} tokens, but the server takes"
+                f" {release.max_tokens:g} (max_elements.input_ids in config.pbtxt): raise that to the"
+                f" {release.tokenizer.max_length} that a pair may have, or more"
+            )
+        return model_request(self.model, version, packed, question.outputs, takes_longest=release.takes_longest)
 
     def _successor(self, error: ServerError | InvalidInputError, release: Release) -> Generator[Step, Any, Release]:
         """Return the newer release that explains why a question was refused, here or by the server, or raise the error.
@@ -260,14 +365,20 @@ def _made(
     return question
 
 
+def _no_counts(call: Call) -> dict[int, Inputs] | None:
+    """Return where the inputs of each request are to be counted; None if no observer asks for them."""
+    return None if call.inputs is None else {}
+
+
 def _agreed_version(answers: Sequence[InferResponse], release: Release, where: str) -> str:
     """Return the version that all scores must come from.
 
     If several versions answered, the server changed versions during the call, so it is not the one known before.
     """
     versions = {answer.version for answer in answers}
-    if not all(version.isdecimal() for version in versions):
+    if not all(is_number(version) for version in versions):
         raise ProtocolError(
-            f"{where}: versions {sorted(versions)} answered, but numbers were expected; is it a Triton server?"
+            f"{where}: versions {reprlib.repr(sorted(versions))} answered, but numbers were expected;"
+            " is it a Triton server?"
         )
     return max(versions - {release.version} or versions, key=int)

@@ -18,7 +18,8 @@ import numpy.typing as npt
 
 from clickbert.errors import ProtocolError
 from clickbert.wire.heads import Heads, read_heads
-from clickbert.wire.packing import Packed
+from clickbert.wire.inputs import Expected, read_expected
+from clickbert.wire.packing import Packed, PackedUsers
 from clickbert.wire.tokenization import PairTokenizer
 
 TOKENIZER_MODEL = "clickbert_tokenizer"
@@ -27,15 +28,23 @@ INPUT_IDS, TOKEN_TYPE_IDS, LENGTHS, LOGITS = "input_ids", "token_type_ids", "len
 USER_LENGTHS = "user_lengths"
 # Further outputs, of a model that was trained jointly.
 TOPIC_LOGITS, EMBEDDING, PASSAGE_LOGITS = "topic_logits", "embedding", "passage_logits"
-LONGEST = "longest"  # TensorRT models only: as many zeros as the request's longest pair has tokens
+# TensorRT models only: as many zeros as the request's longest pair has tokens; where each query is sent once, as its
+# longest document and its longest query have.
+LONGEST = "longest"
+LONGEST_USER = "longest_user"
 TOKENIZER_JSON, TOKENIZER_SHA256 = "tokenizer_json", "tokenizer_sha256"
 MAX_LENGTH, LABELS_JSON, CLICK_LABEL = "max_length", "labels_json", "click_label"
 HEADS_JSON = "heads_json"  # servers of an older release lack it
 TOKENIZER_OUTPUTS = (TOKENIZER_JSON, TOKENIZER_SHA256, MAX_LENGTH, LABELS_JSON, CLICK_LABEL, HEADS_JSON)
 
+# A random number, the same for all requests of a call: a gateway in front of servers of two versions sends them to one.
+CALL_HEADER = "clickbert-call"
+
 MAX_PAIRS_PARAMETER = "max_elements.lengths"
 DEFAULT_MAX_PAIRS = 64
 MAX_TOKENS_PARAMETER = "max_elements.input_ids"
+
+_LENGTH_TOLERANCE = 1e-2  # of an embedding's length, which half precision and INT8 blur
 
 Array = npt.NDArray[Any]
 
@@ -78,8 +87,9 @@ class Release:
     click_label: int
     max_pairs: int  # in one request
     max_tokens: float  # in one request; infinite if the model's configuration does not say
-    takes_longest: bool  # whether a request has the input LONGEST
+    takes_longest: bool  # whether a request has the input LONGEST, and LONGEST_USER where each query is sent once
     heads: Heads
+    expected: Expected | None = None  # how the evaluation log's inputs were distributed; None: it does not say
 
     def is_interchangeable_with(self, other: "Release") -> bool:
         """Tell whether both releases turn texts into the same requests, and outputs into the same results."""
@@ -100,12 +110,20 @@ def model_request(
 ) -> InferRequest:
     """Ask `model` for these outputs of packed pairs or texts: the fields of `packed`, int32 [1, size] each.
 
-    Where the model takes it, also int32 [1, longest]: TensorRT must know the longest pair as a shape.
+    Where the model takes it, also int32 [1, longest]: TensorRT must know the longest pair as a shape, or the longest
+    document and the longest query (at least 1: single texts have none, but an input may not be empty).
     """
     inputs = {name: array[np.newaxis] for name, array in vars(packed).items()}
     if takes_longest:
         inputs[LONGEST] = np.zeros((1, int(packed.lengths.max())), np.int32)
+        if isinstance(packed, PackedUsers):
+            inputs[LONGEST_USER] = np.zeros((1, int(packed.user_lengths.max(initial=1))), np.int32)
     return InferRequest(model, version, inputs, outputs)
+
+
+def is_number(text: str) -> bool:
+    """Tell whether a server's text is a whole number, and not one of thousands of digits."""
+    return text.isdecimal() and len(text) < 20
 
 
 def newest_version(description: ModelDescription, where: str) -> str:
@@ -113,9 +131,9 @@ def newest_version(description: ModelDescription, where: str) -> str:
 
     Raises `ProtocolError` when there is none, or one that is not a number.
     """
-    if not description.versions or not all(version.isdecimal() for version in description.versions):
+    if not description.versions or not all(is_number(version) for version in description.versions):
         raise ProtocolError(
-            f"{where}: the server lists the versions {list(description.versions)}, but numbers were expected;"
+            f"{where}: the server lists the versions {reprlib.repr(description.versions)}, but numbers were expected;"
             " check that the model is loaded"
         )
     return max(description.versions, key=int)
@@ -126,8 +144,10 @@ def read_limit(description: ModelDescription, parameter: str, default: float, wh
     if parameter not in description.parameters:
         return default
     text = description.parameters[parameter].strip()
-    if not text.isdecimal() or int(text) < 1:
-        raise ProtocolError(f"{where}: parameter {parameter} is {text!r} in config.pbtxt, expected a number from 1 up")
+    if not is_number(text) or int(text) < 1:
+        raise ProtocolError(
+            f"{where}: parameter {parameter} is {reprlib.repr(text)} in config.pbtxt, expected a number from 1 up"
+        )
     return int(text)
 
 
@@ -144,11 +164,15 @@ def read_release(response: InferResponse, version: str, description: ModelDescri
     actual = hashlib.sha256(content).hexdigest()
     if actual != expected:
         raise ProtocolError(
-            f"{where}: {TOKENIZER_JSON} has SHA-256 {actual} but {expected!r} was announced;"
+            f"{where}: {TOKENIZER_JSON} has SHA-256 {actual} but {reprlib.repr(expected)} was announced;"
             " the published tokenizer is damaged: publish it again"
         )
     labels = _labels(response, where)
-    heads = read_heads(_json(response, HEADS_JSON, where), where) if HEADS_JSON in response.outputs else Heads()
+    further: object = None
+    heads = Heads()
+    if HEADS_JSON in response.outputs:
+        further = _json(response, HEADS_JSON, where)
+        heads = read_heads(further, where)
     if (heads.user_tokens is not None) != (USER_LENGTHS in description.inputs):
         says = "has no" if heads.user_tokens is None else f"has {heads.user_tokens}"
         raise ProtocolError(
@@ -166,7 +190,18 @@ def read_release(response: InferResponse, version: str, description: ModelDescri
     max_pairs = int(read_limit(description, MAX_PAIRS_PARAMETER, DEFAULT_MAX_PAIRS, where))
     max_tokens = read_limit(description, MAX_TOKENS_PARAMETER, math.inf, where)
     takes_longest = LONGEST in description.inputs
-    return Release(version, actual, tokenizer, labels, click_label, max_pairs, max_tokens, takes_longest, heads)
+    return Release(
+        version,
+        actual,
+        tokenizer,
+        labels,
+        click_label,
+        max_pairs,
+        max_tokens,
+        takes_longest,
+        heads,
+        read_expected(further),
+    )
 
 
 def read_rows(
@@ -174,7 +209,8 @@ def read_rows(
 ) -> dict[str, npt.NDArray[np.float32]]:
     """Read outputs [1, rows, size] and return them as [rows, size], by name.
 
-    Raises `ProtocolError` on a wrong shape or dtype, and on values that are not finite numbers.
+    Raises `ProtocolError` on a wrong shape or dtype, on values that are not finite numbers, and on embeddings whose
+    length is not 1.
     """
     heads = release.heads
     sizes = {
@@ -191,17 +227,32 @@ def read_rows(
                 f"{where}: the {name} of {bad} of {rows} pairs are not finite: the model could not read the request,"
                 " or it overflows; see the server's log"
             )
+    if EMBEDDING in found:
+        lengths = np.linalg.norm(found[EMBEDDING].astype(np.float64), axis=1)
+        worst = float(lengths[np.argmax(np.abs(lengths - 1))])
+        if abs(worst - 1) > _LENGTH_TOLERANCE:
+            raise ProtocolError(
+                f"{where}: an embedding has the length {worst:.3g}, expected 1: publish the model again, with an export"
+                " of this project"
+            )
     return found
 
 
-def click_probability(logits: npt.NDArray[np.floating[Any]], click_label: int) -> npt.NDArray[np.float64]:
-    """Turn logits [pairs, labels] into click probabilities [pairs]: sigmoid of one label, softmax of more."""
+def click_log_odds(logits: npt.NDArray[np.floating[Any]], click_label: int) -> npt.NDArray[np.float64]:
+    """Turn logits [pairs, labels] into the log-odds [pairs] of a click: of one label the logit itself.
+
+    Of more labels, whose probabilities are their softmax, the click's logit less the logarithm of the others' sum.
+    """
     wide = logits.astype(np.float64)
     if wide.shape[1] == 1:
-        log_probability = -np.logaddexp(0.0, -wide[:, 0])
-    else:
-        log_probability = wide[:, click_label] - np.logaddexp.reduce(wide, axis=1)
-    probability: npt.NDArray[np.float64] = np.exp(log_probability)
+        return wide[:, 0]
+    others: npt.NDArray[np.float64] = np.logaddexp.reduce(np.delete(wide, click_label, axis=1), axis=1)
+    return wide[:, click_label] - others
+
+
+def click_probability(log_odds: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Turn the log-odds of clicks into their probabilities, by the sigmoid."""
+    probability: npt.NDArray[np.float64] = np.exp(-np.logaddexp(0.0, -log_odds))
     return probability
 
 

@@ -12,7 +12,7 @@ Not known here: truncation from the left (`truncation_side`), and pairs of anoth
 import json
 import os
 from collections.abc import Sequence
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import Any, NamedTuple
 
 # The tokenizers library starts threads of its own for batches, warns on every fork after that, and reads this variable
@@ -21,13 +21,15 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from tokenizers import Encoding, Tokenizer
 
+from clickbert.errors import InvalidInputError
+from clickbert.wire.inputs import Inputs
 from clickbert.wire.packing import Packed, TokenPair, pack_pairs, pack_texts, pack_users
 
 # Characters that no BERT token spans, and that do not change the tokens before them. The last two end clauses in
 # Chinese, which has no spaces.
 _BREAKS = " \t\n\r\uff0c\u3002"
 
-_BATCH = 32  # long texts at a time: the library's own form of a token takes over a hundred bytes
+_BATCH = 100_000  # characters at a time, or one text: the library's own form of a token takes over a hundred bytes
 
 
 class Window(NamedTuple):
@@ -37,6 +39,7 @@ class Window(NamedTuple):
     document: list[int]
     start: int
     stop: int
+    is_query_cut: bool = False
 
     @property
     def tokens(self) -> int:
@@ -71,29 +74,53 @@ class PairTokenizer:
         self.user_tokens = user_tokens
         if user_tokens is not None and not 1 <= user_tokens <= self._room:
             raise ValueError(f"user_tokens is {user_tokens}, but a pair has room for 1 to {self._room}")
-        self._word_local = _is_word_local(json.loads(tokenizer_json))
+        parsed = json.loads(tokenizer_json)
+        self._word_local = _is_word_local(parsed)
+        name = (parsed.get("model") or {}).get("unk_token")
+        self._unknown = self._tokenizer.token_to_id(name) if isinstance(name, str) else None
 
     def pack(self, query: str, documents: Sequence[str]) -> Packed:
         """Pack one query with each document."""
         return self.pack_pairs([(query, document) for document in documents])
 
-    def pack_pairs(self, pairs: Sequence[tuple[str, str]]) -> Packed:
-        """Pack (query, document) pairs, in order; a query that repeats is tokenized once."""
+    def pack_pairs(
+        self, pairs: Sequence[tuple[str, str]], inputs: Inputs | None = None, *, keep_queries: bool = False
+    ) -> Packed:
+        """Pack (query, document) pairs, in order; a query that repeats is tokenized once.
+
+        With `keep_queries` only documents are cut, as by Hugging Face's `truncation="only_second"`. Raises
+        `InvalidInputError` if a query leaves its document no room.
+
+        This and the other methods that pack count in `inputs` what the model is to read, if it is given.
+        """
         by_query: dict[str, list[int]] = {}
         for index, (query, _) in enumerate(pairs):
             by_query.setdefault(query, []).append(index)
         assembled: list[TokenPair] = [([], [])] * len(pairs)
-        for indices, query_ids in zip(by_query.values(), self._encode_queries(list(by_query)), strict=True):
-            documents = self._encode_documents([pairs[index][1] for index in indices], len(query_ids))
+        # Of a very long query only a start is tokenized; one token more than is kept shows that something is cut.
+        starts = self._encode_starts(list(by_query), (self.user_tokens or self._room) + 1)
+        for (query, indices), query_ids in zip(by_query.items(), starts, strict=True):
+            texts = [pairs[index][1] for index in indices]
+            documents = self._encode_documents(texts, query_ids)
+            if self._is_length_wanted(query, query_ids, documents, keep_queries):
+                (query_ids,) = self._encode([query])  # noqa: PLW2901
+                documents = self._encode_documents(texts, query_ids)
             for index, ids in zip(indices, documents, strict=True):
-                assembled[index] = self._cut(query_ids, ids)
-        return self._assemble(assembled)
+                assembled[index] = self._cut(query_ids, ids, keep_queries)
+                if inputs is not None:
+                    inputs.truncated += len(query_ids) + len(ids) > sum(map(len, assembled[index]))
+        return self._assemble(assembled, inputs)
 
-    def pack_texts(self, texts: Sequence[str]) -> Packed:
+    def pack_texts(self, texts: Sequence[str], inputs: Inputs | None = None) -> Packed:
         """Pack single texts, each `[CLS] text [SEP]` with token types 0, at most `max_length` tokens."""
         room = self.max_length - 2
-        encoded = [ids[:room] for ids in self._encode_starts(texts, room)]
-        return pack_texts(encoded, self._cls, self._sep, by_user=self.user_tokens is not None)
+        encoded = self._encode_starts(texts, room + 1)  # one more shows that something is cut
+        cut = [ids[:room] for ids in encoded]
+        packed = pack_texts(cut, self._cls, self._sep, by_user=self.user_tokens is not None)
+        if inputs is not None:
+            inputs.note(packed, self._unknown)
+            inputs.truncated += sum(len(ids) > room for ids in encoded)
+        return packed
 
     def split_into_windows(self, pairs: Sequence[tuple[str, str]], overlap: int) -> list[list[Window]]:
         """Tokenize pairs whose documents may be too long; returns one window or more for each.
@@ -104,17 +131,18 @@ class PairTokenizer:
         has the same rule (`finetune.evaluation.scoring.tokenize_passages`).
         """
         texts = list(dict.fromkeys(text for pair in pairs for text in pair))
-        tokens: dict[str, list[int]] = {}
-        for first in range(0, len(texts), _BATCH):
-            batch = texts[first : first + _BATCH]
-            tokens |= zip(batch, self._encode(batch), strict=True)
+        tokens = dict(zip(texts, self._encode(texts), strict=True))
         return [self._windows(tokens[query], tokens[document], overlap) for query, document in pairs]
 
-    def pack_windows(self, windows: Sequence[Window]) -> Packed:
+    def pack_windows(self, windows: Sequence[Window], inputs: Inputs | None = None) -> Packed:
         """Pack windows, in order."""
-        return self._assemble([(window.query, window.document[window.start : window.stop]) for window in windows])
+        if inputs is not None:  # a document that is cut into windows is read to its end
+            inputs.truncated += sum(window.is_query_cut and not window.start for window in windows)
+        pairs = [(window.query, window.document[window.start : window.stop]) for window in windows]
+        return self._assemble(pairs, inputs)
 
     def _windows(self, query: list[int], document: list[int], overlap: int) -> list[Window]:
+        whole = len(query)
         if self.user_tokens is not None:
             query = query[: self.user_tokens]
         elif len(query) + len(document) > self._room:
@@ -122,25 +150,40 @@ class PairTokenizer:
         size = self._room - len(query)
         step = max(size - overlap, 1)
         starts = range(0, max(len(document) - size, 0) + step, step)
-        return [Window(query, document, start, min(start + size, len(document))) for start in starts]
-
-    def _encode_queries(self, queries: list[str]) -> list[list[int]]:
-        if self.user_tokens is None:
-            return self._encode(queries)
-        return [ids[: self.user_tokens] for ids in self._encode_starts(queries, self.user_tokens)]
+        is_cut = len(query) < whole
+        return [Window(query, document, start, min(start + size, len(document)), is_cut) for start in starts]
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
-        # "fast" leaves out the character offsets, which nobody reads here.
-        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        return [encoding.ids for encoding in encodings]
+        ids = []
+        sized = zip(accumulate(map(len, texts)), texts, strict=True)
+        for _, batch in groupby(sized, lambda each: each[0] // _BATCH):
+            # "fast" leaves out the character offsets, which nobody reads here.
+            encodings = self._tokenizer.encode_batch_fast([text for _, text in batch], add_special_tokens=False)
+            ids += [encoding.ids for encoding in encodings]
+        return ids
 
-    def _encode_documents(self, documents: Sequence[str], query_length: int) -> list[list[int]]:
+    def _encode_documents(self, documents: Sequence[str], query: list[int]) -> list[list[int]]:
         """Tokenize the documents, but of a very long one only as much as can matter.
 
         Truncation drops what exceeds the room. The longer of two long texts gets the odd token, so a document must also
         be tokenized up to the query's length.
         """
+        query_length = min(len(query), self.user_tokens or len(query))
         return self._encode_starts(documents, max(self._room, query_length) + 1)
+
+    def _is_length_wanted(self, query: str, start: list[int], documents: list[list[int]], keep_query: bool) -> bool:
+        """Tell whether it matters how long the query is of which this start was tokenized.
+
+        `longest_first` looks only at which text is the longer one as soon as one of them exceeds the room, and not even
+        at that if both do and the room is even. A document that is shorter than the start is the shorter one.
+        """
+        return (
+            self.user_tokens is None
+            and not keep_query
+            and self._room % 2 == 1
+            and any(len(ids) >= len(start) > self._room for ids in documents)
+            and len(self._head(query, self._room + 1)) < len(query)
+        )
 
     def _encode_starts(self, texts: Sequence[str], enough: int) -> list[list[int]]:
         """Tokenize texts, but of a very long one only a start of this many tokens or more."""
@@ -163,16 +206,26 @@ class PairTokenizer:
         ends = [end for mark in _BREAKS if (end := text.find(mark, reach, 2 * reach)) > 0]
         return text[: min(ends)] if ends else text
 
-    def _cut(self, query: list[int], document: list[int]) -> TokenPair:
-        if self.user_tokens is not None:
-            return query, document[: self._room - len(query)]
-        first, second = longest_first(len(query), len(document), self._room)
-        return query[:first], document[:second]
+    def _cut(self, query: list[int], document: list[int], keep_query: bool) -> TokenPair:
+        if self.user_tokens is None and not keep_query:
+            first, second = longest_first(len(query), len(document), self._room)
+            return query[:first], document[:second]
+        longest = self._room - 1 if self.user_tokens is None else self.user_tokens
+        if keep_query and len(query) > longest:
+            raise InvalidInputError(
+                f"a query has more than {longest} tokens, and truncate='document' cuts none: shorten it, or leave"
+                " truncate out"
+            )
+        query = query[:longest]
+        return query, document[: self._room - len(query)]
 
-    def _assemble(self, pairs: Sequence[TokenPair]) -> Packed:
+    def _assemble(self, pairs: Sequence[TokenPair], inputs: Inputs | None) -> Packed:
         """Pack pairs of token ids that fit."""
         pack = pack_pairs if self.user_tokens is None else pack_users
-        return pack(pairs, self._cls, self._sep)
+        packed = pack(pairs, self._cls, self._sep)
+        if inputs is not None:
+            inputs.note(packed, self._unknown)
+        return packed
 
 
 def longest_first(first: int, second: int, room: int) -> tuple[int, int]:

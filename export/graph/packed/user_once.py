@@ -13,7 +13,7 @@ among themselves a small one for each pair, both under one softmax.
 A user text's keys and values in each layer are an output, too, and can be given instead of the text's tokens: so a
 request that is cut into chunks computes it once (`serving/backends/packed_cpu`).
 
-Requests are guarded from each other as in `packed_bert` (`segments`).
+Requests are guarded from each other as in `packed_bert` (`segments`). `once_by_shapes` has the same for TensorRT.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torch import Tensor
 from export.graph.packed.indexing import between, bounds, count, pick, take
 from export.graph.packed.layers import PackedLayer, lay_side_by_side
 from export.graph.packed.packed_bert import MASKED, PackedBert
-from export.graph.packed.segments import Brought, find_segments
+from export.graph.packed.segments import Brought, find_segments, find_tokens
 
 
 class OnceLayout(NamedTuple):
@@ -225,25 +225,16 @@ class OnceBert(PackedBert):
             dim=-1,
         )
 
-        # The way back. A segment of a malformed request has no tokens. It may start where the next one does, but never
-        # later.
-        token_index = torch.arange(tokens)
+        # The way back.
         place_of_pair = torch.arange(pairs) - pick(texts.first_pairs, texts.user_of_pair)
         slots = between(pick(block_start, texts.user_of_pair) * block + place_of_pair, blocks * block)
-        pair_of_token = between(count(token_index[:, None] >= texts.starts, 1) - 1, pairs)
-        user_of_token = between(count(token_index[:, None] >= texts.user_starts, 1) - 1, users)
-        user_length = pick(texts.user_lengths, user_of_token)
-        user_offset = token_index - pick(texts.user_starts, user_of_token)
-        is_user = user_offset < pick(texts.own_lengths, user_of_token)
-        offset = token_index - pick(texts.starts, pair_of_token)
-        position = torch.where(is_user, user_offset + 1, torch.where(offset < 1, 0, user_length + offset))
-        user_place = user_of_token * own + between(user_offset, own)
-        pair_place = pick(slots, pair_of_token) * long + between(offset, long)
-        candidate = (offset > 0) & (user_length > 0) & ~is_user
+        found = find_tokens(texts, tokens)
+        user_place = found.user * own + between(found.user_offset, own)
+        pair_place = pick(slots, found.pair) * long + between(found.offset, long)
         return OnceLayout(
             input_ids=torch.where(wrong_id, 0, ids),
-            token_type_ids=between(candidate.long(), self.types),
-            positions=between(position, self.max_length),
+            token_type_ids=between(found.token_type_ids, self.types),
+            positions=between(found.positions, self.max_length),
             starts=between(texts.starts, tokens),
             own_grid=between(texts.user_starts[:, None] + own_offsets, tokens),
             own_mask=torch.where(own_there, 0.0, MASKED)[:, None, None, :].expand(-1, -1, own, -1),
@@ -252,8 +243,8 @@ class OnceBert(PackedBert):
             mask=torch.where(there, 0.0, MASKED),
             pair_grid=pair_grid,
             slots=slots,
-            is_user=is_user,
-            places=torch.where(is_user, user_place, pair_place),
+            is_user=found.is_user,
+            places=torch.where(found.is_user, user_place, pair_place),
             known=known_of_block > 0,
             kept=kept.reshape(-1, kept.shape[4]),
             kept_grid=kept_grid,

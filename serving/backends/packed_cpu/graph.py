@@ -15,7 +15,7 @@ What this module does not know: Triton, and when a request is computed.
 
 from __future__ import annotations
 
-from math import prod
+from math import inf, prod
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ import numpy as np
 import onnxruntime
 
 from release.hardware import keep_products_whole
-from release.names import KEPT, KEPT_EARLIER, KEPT_INPUTS, KEPT_PREFIXES
+from release.names import KEPT, KEPT_EARLIER, KEPT_INPUTS, KEPT_PREFIXES, MAX_LENGTH
 from serving.backends.packed_cpu.segments import Array, Arrays, side_by_side
 from serving.backends.packed_cpu.settings import COUNTS, DTYPES, Settings, UnsupportedError
 
@@ -51,6 +51,8 @@ class Graph:
         wanted = {entry["name"] for entry in settings.inputs}
         wanted |= {name for entry in settings.counted for name in entry["target_name"]}
         check_names("inputs", wanted, {value.name for value in self.session.get_inputs()}, path)
+        # Of a segment, with its prefix. Graphs of former releases do not say it.
+        self.longest = float(self.session.get_modelmeta().custom_metadata_map.get(MAX_LENGTH, inf))
         found = {value.name for value in self.session.get_outputs()}
         missing = settings.optional - found
         self.outputs = [entry["name"] for entry in settings.outputs if entry["name"] not in missing]

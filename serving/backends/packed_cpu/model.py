@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,12 @@ import triton_python_backend_utils as pb_utils
 from serving.backends.packed_cpu import figures
 from serving.backends.packed_cpu.graph import Graph
 from serving.backends.packed_cpu.presence import Presence
+from serving.backends.packed_cpu.scores import read_scoring
 from serving.backends.packed_cpu.segments import Array, Arrays
 from serving.backends.packed_cpu.service import Service
 from serving.backends.packed_cpu.settings import Settings, UnsupportedError
+from serving.backends.packed_cpu.warm_up import warm_up_requests
+from serving.backends.packed_cpu.wild_shapes import is_wild, survive_wild_shapes
 
 HERE = Path(__file__).parent  # the server's own copy
 CONSUMED = b"used_dltensor"  # the name that numpy looks for; kept alive here for as long as any capsule
@@ -46,16 +50,23 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Opens the graph as the config says. An error here keeps the version from being served."""
+        survive_wild_shapes()
         try:
-            self.settings = Settings.of(json.loads(args["model_config"]))
-            self.graph = Graph(self.settings, Path(args["model_repository"]) / args["model_version"])
+            config, folder = json.loads(args["model_config"]), Path(args["model_repository"])
+            self.settings = Settings.of(config)
+            self.graph = Graph(self.settings, folder / args["model_version"])
         except UnsupportedError as exc:
             raise pb_utils.TritonModelException(str(exc)) from exc
+        for name, inputs in warm_up_requests(config, folder):
+            (answer,) = self.graph.answer([inputs], [list(self.graph.outputs)])
+            if isinstance(answer, str):
+                raise pb_utils.TritonModelException(f"warm-up {name!r}: {answer}")
         if self.settings.chunk_by:
-            self.figures = figures.Published(
-                open_metric, {"model": args["model_name"], "version": args["model_version"]}
+            labels = {"model": args["model_name"], "version": args["model_version"]}
+            self.figures = figures.Published(open_metric, labels, read_scoring(folder / args["model_version"]))
+            self.service = Service(
+                self.settings, self.graph.answer, Responses(), self.figures, HERE, self.graph.longest
             )
-            self.service = Service(self.settings, self.graph.answer, Responses(), self.figures, HERE)
             self.figures.start(self.service.schedule)
         self.presence = Presence(HERE, f"{args['model_name']}.{args['model_version']}")
 
@@ -101,10 +112,14 @@ class TritonPythonModel:
                 if entry.get("optional"):
                     continue
                 return f"the request has no input {name!r}"
+            shape = tensor.shape()
+            if is_wild(shape):
+                return f"malformed request: input {name!r} has the shape {list(shape)}, which no memory holds"
+            size = prod(shape)
+            limit = self.settings.limits.get(name, size)
+            if size > limit:
+                return f"input {name!r} has {size} elements, at most {limit} are allowed; split it"
             array = np.from_dlpack(tensor)
-            limit = self.settings.limits.get(name, array.size)
-            if array.size > limit:
-                return f"input {name!r} has {array.size} elements, at most {limit} are allowed; split it"
             if name in self.settings.ragged and not array.size:
                 return f"malformed request: input {name!r} has no elements"
             arrays[name] = array.copy() if self.service else array
@@ -166,7 +181,7 @@ def open_metric(name: str, description: str, labels: dict[str, str]) -> Any:
         if name in figures.DURATIONS:
             kind = pb_utils.MetricFamily.HISTOGRAM
         else:
-            kind = pb_utils.MetricFamily.GAUGE if name in figures.LOADS else pb_utils.MetricFamily.COUNTER
+            kind = pb_utils.MetricFamily.GAUGE if name in figures.GAUGES else pb_utils.MetricFamily.COUNTER
         family = FAMILIES[name] = pb_utils.MetricFamily(name=name, description=description, kind=kind)
     if name in figures.DURATIONS:
         return family.Metric(labels=labels, buckets=list(figures.BOUNDS))

@@ -35,6 +35,7 @@ STRETCH = 0.5
 REMEMBERED = 256  # requests, whose median is the usual size
 MARGIN = 1.25  # predictions err: later small requests overtake, other processes take the cores
 MEASURED = 31  # chunks whose median is the pace
+TELLING = 0.25  # of the budget: smaller chunks take longer an element, and would have large requests refused in vain
 LOOK = 16  # requests at most that are looked at to fill a chunk
 
 
@@ -198,8 +199,9 @@ class Schedule:
         elements = sum(part.elements for part in parts)
         complete = []
         with self.changed:
-            self.paces.append((computing + waiting) / elements)
-            self.pace = median(self.paces)
+            if not self.paces or elements >= TELLING * self.budget:
+                self.paces.append((computing + waiting) / elements)
+                self.pace = median(self.paces)
             self.running -= elements
             for part in parts:
                 job = part.job

@@ -53,10 +53,6 @@ class Room:
         """Whether no further segment fits."""
         return bool(self.segments) and (self.segments + 1) * self.longest > self.budget
 
-    def close(self) -> None:
-        """Lets nothing more in."""
-        self.longest = max(self.longest, self.budget)
-
     def first_fit(self, lengths: Array) -> int:
         """The place of the longest of these segments that still fits, or their number. `lengths` descend."""
         if not self.segments:
@@ -101,18 +97,13 @@ class Segments:
     """The segments of one request that no chunk has taken yet.
 
     Args:
-        lengths: of all segments, in the request's order, each 1 or more; None for a request that stays whole.
-        size: elements of a request that stays whole. It is one segment then, in a chunk of its own: of a request of
-            several rows only the model knows which row a segment belongs to.
+        lengths: of all segments, in the request's order, each 1 or more.
         prefixes: elements of each prefix; one without elements need not be computed.
         shares: how many segments each prefix has; None: one has them all.
     """
 
-    def __init__(
-        self, lengths: Array | None, size: int = 0, prefixes: Array | None = None, shares: Array | None = None
-    ) -> None:
-        self.whole = lengths is None
-        counts = np.array([size]) if lengths is None else lengths.astype(np.int64)  # an unsigned one has no minus
+    def __init__(self, lengths: Array, prefixes: Array | None = None, shares: Array | None = None) -> None:
+        counts = lengths.astype(np.int64)  # an unsigned one has no minus
         self.places = np.argsort(-counts, kind="stable")
         self.lengths = counts[self.places]
         self.prefixes = np.zeros(1, np.int64) if prefixes is None else prefixes.astype(np.int64)
@@ -141,8 +132,6 @@ class Segments:
 
     def take(self, room: Room) -> Taken | None:
         """What a chunk takes: the longest that fit, first of those whose prefix is computed; None if none fits."""
-        if self.whole and room.segments:
-            return None
         states = self.state[self.owners]
         chosen = [self.fit(room, np.flatnonzero(states == READY))]
         begun = []
@@ -161,8 +150,6 @@ class Segments:
         taken = np.concatenate(chosen)
         if not len(taken):
             return None
-        if self.whole:
-            room.close()
         places = np.sort(self.places[taken])
         self.elements -= int(self.lengths[taken].sum())
         left = np.ones(len(self.places), np.bool_)
@@ -198,12 +185,10 @@ def owners_of(shares: Array) -> Array:
 
 def divide(request: Arrays, names: Names) -> Segments:
     """The segments of a request that has no `fault`."""
-    lengths = request[names.lengths]
-    if len(lengths) != 1:
-        return Segments(None, max(array.size for array in request.values()))
+    lengths = request[names.lengths][0]
     if not names.prefix_lengths:
-        return Segments(lengths[0])
-    return Segments(lengths[0], 0, request[names.prefix_lengths][0], request[names.prefix_shares][0])
+        return Segments(lengths)
+    return Segments(lengths, request[names.prefix_lengths][0], request[names.prefix_shares][0])
 
 
 def cut(request: Arrays, names: Names, budget: int) -> Iterator[Arrays]:
@@ -223,38 +208,38 @@ def fault(request: Arrays, names: Names) -> str | None:
     """Why a request cannot be cut; None if every segment has elements, and all of them as many as each other input.
 
     Computing it anyway could cost whatever its lengths claim: 32 segments of 512 elements, in a request of one element.
+    Of a request of several rows only the model knows which row a segment belongs to, so it could not be cut.
     """
     lengths = names.lengths
+    if rows := [array.shape for array in request.values() if array.ndim != 2 or len(array) != 1]:
+        return f"an input has the shape {rows[0]}, but a request has one row: [1, elements]"
     if not request[lengths].size:
         return f"{lengths!r} has no segment"
     if request[lengths].min() < 1:
         return f"{lengths!r} has a segment without elements"
-    totals = [sum(row.tolist()) for row in request[lengths]]  # in Python's integers: wild ones must not wrap around
+    total = sum(request[lengths][0].tolist())  # in Python's integers: wild ones must not wrap around
     counted = lengths
     if names.prefix_lengths:
         if reason := prefix_fault(request, names):
             return reason
         counted = f"{lengths} and {names.prefix_lengths}"
-        totals = [total + sum(row.tolist()) for total, row in zip(totals, request[names.prefix_lengths], strict=True)]
-    for place, total in enumerate(totals):
-        for name, array in request.items():
-            elements = array[place].size if place < len(array) else 0
-            if name not in names and elements != total:
-                return f"{counted!r} adds up to {total}, but {name!r} has {elements} elements"
+        total += sum(request[names.prefix_lengths][0].tolist())
+    for name, array in request.items():
+        if name not in names and array.size != total:
+            return f"{counted!r} adds up to {total}, but {name!r} has {array.size} elements"
     return None
 
 
 def prefix_fault(request: Arrays, names: Names) -> str | None:
     """Why a request's prefixes are wrong; None if each has segments, and each segment its prefix."""
     lengths, shares = request[names.prefix_lengths], request[names.prefix_shares]
-    if lengths.shape != shares.shape or len(lengths) != len(request[names.lengths]):
+    if lengths.shape != shares.shape:
         return f"{names.prefix_lengths!r} has the shape {lengths.shape}, but {names.prefix_shares!r} {shares.shape}"
     if not lengths.size or lengths.min() < 0 or shares.min() < 1:
         return f"{names.prefix_lengths!r} has a prefix of less than no element, or one without a segment"
-    for row, segments in zip(shares, request[names.lengths], strict=True):
-        total = sum(row.tolist())
-        if total != segments.size:
-            return f"{names.prefix_shares!r} adds up to {total}, but {names.lengths!r} has {segments.size} elements"
+    total, segments = sum(shares[0].tolist()), request[names.lengths].size
+    if total != segments:
+        return f"{names.prefix_shares!r} adds up to {total}, but {names.lengths!r} has {segments} elements"
     return None
 
 

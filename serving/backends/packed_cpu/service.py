@@ -17,8 +17,10 @@ import sys
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
+from math import inf
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
@@ -29,6 +31,11 @@ from serving.backends.packed_cpu.segments import Array, Arrays, divide, fault, j
 from serving.backends.packed_cpu.settings import Settings
 
 SWEEP = 0.05  # seconds between two looks at the deadlines
+# Triton before 25.04 may crash if a call is answered between the moment in which its caller goes and the one in which
+# Triton has noted that (triton-inference-server/server, issue 8034). A deadline is such a moment, and it is known. So
+# who is not answered `EDGE` seconds before his deadline is answered `SETTLE` seconds later: only Triton sees it then.
+EDGE = 0.002
+SETTLE = 0.1
 FAILED = 70  # exit code
 
 
@@ -51,6 +58,9 @@ class Figures(Protocol):
     def chunk(self, parts: Sequence[Part]) -> None:
         """A chunk was computed."""
 
+    def answered(self, answer: Arrays) -> None:
+        """A request was answered; told before it has `ended`."""
+
     def ended(self, outcome: str, job: Job | None, now: float) -> None:
         """A request ended; it has no job if it was never taken."""
 
@@ -68,13 +78,25 @@ class Service:
         answers: where they go.
         figures: who counts.
         turns: folder of the lock files with which the processes of a server take turns on a core (cores.py).
+        longest: elements that a segment may have, with its prefix. A longer one would be a chunk of any size, which
+            nobody could overtake, and then malformed.
     """
 
-    def __init__(self, settings: Settings, compute: Compute, answers: Answers, figures: Figures, turns: Any) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        compute: Compute,
+        answers: Answers,
+        figures: Figures,
+        turns: Any,
+        longest: float = inf,
+    ) -> None:
         self.settings, self.compute, self.answers, self.figures = settings, compute, answers, figures
+        self.longest = longest
         workers = settings.threads or usable_cores()
         self.schedule = Schedule(settings.chunk_elements, workers)
         self.outbox: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self.held_back: deque[tuple[float, Callable[[], None]]] = deque()  # with the times when they may be sent
         self.sender = threading.Thread(target=self.or_die, args=(self.send_answers,), daemon=True)
         self.sender.start()
         self.pool = start_workers(settings.threads, turns)
@@ -83,13 +105,18 @@ class Service:
 
     def submit(self, request: Any, inputs: Arrays, wanted: list[str], timeout: float) -> None:
         """Takes a request, or refuses it. `timeout`: seconds that its caller waits; 0: as long as the model allows."""
-        if reason := fault(inputs, self.settings.names):
+        reason = fault(inputs, self.settings.names)
+        if not reason:
+            segments = divide(inputs, self.settings.names)
+            if (longest := segments.longest()) > self.longest:
+                reason = f"a segment has {longest} elements with its prefix, the model takes {self.longest:g} at most"
+        if reason:
             self.refuse(request, "malformed", f"malformed request: {reason}")
             return
         now = self.schedule.clock()
         limit = min(timeout or self.settings.deadline, self.settings.deadline)
         try:
-            self.schedule.admit(Job(request, inputs, wanted, divide(inputs, self.settings.names), now, now + limit))
+            self.schedule.admit(Job(request, inputs, wanted, segments, now, now + limit))
         except OverloadedError as exc:
             if limit < self.settings.deadline:
                 reason = f"overloaded: the answer would take {exc.seconds:.2f} s, and its caller waits {limit:.2f} s"
@@ -99,7 +126,15 @@ class Service:
                 self.refuse(request, "full", reason)
 
     def refuse(self, request: Any, outcome: str, reason: str) -> None:
-        """Answers a request that was not taken."""
+        """Has a request answered that is not taken.
+
+        Not here: a caller that is answered before Triton has handed the request over sends the next one too early for
+        Triton 2.51, which then looks at it up to half a second later.
+        """
+        self.outbox.put(partial(self.tell_refused, request, outcome, reason))
+
+    def tell_refused(self, request: Any, outcome: str, reason: str) -> None:
+        """Sends the error of a request that was not taken."""
         self.send_error(request, outcome, reason)
         self.figures.ended(outcome, None, self.schedule.clock())
 
@@ -146,14 +181,13 @@ class Service:
         complete = self.schedule.finish(parts, time.perf_counter() - began, waited)
         self.figures.chunk(parts)  # before its requests are counted
         for job in complete:
-            self.outbox.put(partial(self.answer, job))
+            self.post(job, partial(self.answer, job))
         for job, reason in wrong:
-            self.outbox.put(partial(self.tell, job, "malformed", reason))
+            self.post(job, partial(self.tell, job, "malformed", reason))
 
     def inputs_of(self, part: Part) -> Arrays:
         """What a part brings to its chunk."""
-        job = part.job
-        return job.inputs if job.segments.whole else select(job.inputs, part.taken, self.settings.names, job.kept)
+        return select(part.job.inputs, part.taken, self.settings.names, part.job.kept)
 
     def keep(self, part: Part, kept: Array) -> None:
         """Keeps of a part's prefixes what other segments wait for: copies, so that the whole chunk's can be freed."""
@@ -167,10 +201,13 @@ class Service:
         """Sends a complete request's answer; what fails here is its own error, not its neighbours'."""
         outcome = "answered"
         try:
-            self.answers.send(job.request, join([places for places, _ in job.done], [each for _, each in job.done]))
+            answer = join([places for places, _ in job.done], [each for _, each in job.done])
+            self.answers.send(job.request, answer)
         except Exception as exc:  # no room in shared memory, an output of another shape, ...
             outcome = "failed"
             self.send_error(job.request, outcome, f"the answer cannot be put together: {exc}")
+        else:
+            self.figures.answered(answer)
         self.figures.ended(outcome, job, self.schedule.clock())
 
     def send_error(self, request: Any, outcome: str, reason: str) -> None:
@@ -189,13 +226,21 @@ class Service:
         """Tells the caller of a request that was dropped because its deadline has passed."""
         waited = job.deadline - job.arrived
         reason = f"request timeout expired: not answered within {waited:.2f} s"
-        self.outbox.put(partial(self.tell, job, "expired", reason))
+        self.post(job, partial(self.tell, job, "expired", reason))
 
     def tell(self, job: Job, outcome: str, reason: str) -> None:
         """Sends the error of a request that was taken and then dropped."""
         with job.telling:
             self.send_error(job.request, outcome, reason)
         self.figures.ended(outcome, job, self.schedule.clock())
+
+    def post(self, job: Job, message: Callable[[], None]) -> None:
+        """Has a message to a request's caller sent: at once, or some time after his deadline (`EDGE`)."""
+        now = self.schedule.clock()
+        if now < job.deadline - EDGE:
+            self.outbox.put(message)
+        else:
+            self.held_back.append((now + SETTLE, message))
 
     def send_answers(self) -> None:
         """What the sending thread does until the end."""
@@ -207,8 +252,12 @@ class Service:
                 pass
             else:
                 if task is None:
+                    for _, message in self.held_back:
+                        message()
                     return
                 task()
+            while self.held_back and self.held_back[0][0] <= self.schedule.clock():
+                self.held_back.popleft()[1]()
             if time.monotonic() - swept > SWEEP:
                 swept = time.monotonic()
                 for job in self.schedule.expired():

@@ -19,6 +19,7 @@ from tests.tiny import MAX_LENGTH, make_checkpoint, make_click_log
 REQUEST = Request("a query", ("one", "another"))
 
 
+@pytest.mark.slow
 def test_the_figures_fit_each_other(
     published_checkpoint: Path, published_repository: Path, published_log: Path
 ) -> None:

@@ -11,10 +11,12 @@ import torch
 
 from benchmarks.__main__ import main
 from benchmarks.baselines import gpu
+from export.graph.onnx_export import write_click_model
+from export.graph.session import open_graph
 from finetune.checkpoint.load import load_checkpoint
 from release.stamp import PlanError
 from tests.export.tensorrt.fake_gpu import nvidia_smi
-from tests.tiny import make_checkpoint, make_click_log
+from tests.tiny import make_checkpoint, make_click_log, make_once_checkpoint
 
 PAIRS = [{"input_ids": [2, 5 + n, 3, 9, 3], "token_type_ids": [0, 0, 0, 1, 1]} for n in range(20)]
 
@@ -22,9 +24,14 @@ PAIRS = [{"input_ids": [2, 5 + n, 3, 9, 3], "token_type_ids": [0, 0, 0, 1, 1]} f
 def test_every_contender_is_measured_on_the_same_pairs() -> None:
     seen: dict[str, list] = {"one": [], "other": []}
     contenders = {name: lambda pairs, name=name: seen[name].append(pairs) or np.zeros((1, 1)) for name in seen}
-    figures = gpu.measure(contenders, PAIRS, (1, 40), runs=12)
+    groups = [PAIRS[:3], PAIRS[3:12], PAIRS[12:]]
+    figures = gpu.measure(contenders, groups, (1, 40), runs=12)
     assert seen["one"] == seen["other"]
     assert [len(pairs) for pairs in seen["one"]] == [1] * (10 + 12) + [40] * (10 + 12)
+    for pairs in seen["one"]:
+        assert any(pairs[: len(group)] == group[: len(pairs)] for group in groups), (
+            "an impression's pairs, side by side"
+        )
     for one in figures:
         assert one.pairs_per_second == pytest.approx(1000 * one.pairs / one.latency["p50"])
     assert [line.split()[:2] for line in gpu.show_times(figures).splitlines()[1:]] == [
@@ -50,6 +57,19 @@ def test_a_plan_gets_requests_of_32_pairs_end_to_end() -> None:
     assert feeds[0]["lengths"].tolist() == [5] * 80
 
 
+@pytest.mark.slow
+def test_of_a_model_that_computes_the_user_text_once_both_sides_do(tmp_path: Path) -> None:
+    model, tokenizer, _ = load_checkpoint(make_once_checkpoint(tmp_path / "checkpoint", user_tokens=9))
+    write_click_model(model, tmp_path / "model.onnx", by_shapes=True)
+    graph = open_graph(tmp_path / "model.onnx", for_gpu=True)
+    feeds = []
+    plan = SimpleNamespace(run=lambda feed: feeds.append(feed) or graph(feed))
+    assert np.allclose(gpu.packed(plan, once=True)(PAIRS * 2), gpu.padded(model, tokenizer)(PAIRS * 2), atol=1e-5)
+    assert feeds[0]["user_pairs"].tolist() == [1] * 40
+    gpu.packed(plan, once=True)(PAIRS[:1] * 40)
+    assert feeds[1]["user_pairs"].tolist() == [32, 8]
+
+
 def test_without_tensorrt_and_a_gpu_it_says_so(
     capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, checkpoint_and_log: list[str]
 ) -> None:
@@ -72,7 +92,7 @@ def test_a_side_that_is_missing_leaves_the_other(
     nvidia_smi(monkeypatch, tmp_path, "NVIDIA L4, 8.9, 580.65.06")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(gpu, "load_tensorrt", lambda: SimpleNamespace(__version__="11.2"))
-    monkeypatch.setattr(gpu, "open_plans", lambda *_: {"a plan": lambda pairs: np.zeros((len(pairs), 1))})
+    monkeypatch.setattr(gpu, "open_plans", lambda *_, **__: {"a plan": lambda pairs: np.zeros((len(pairs), 1))})
     assert main(["gpu", *checkpoint_and_log]) == 0
     document = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert set(document["left_out"]) == {"PyTorch"}
@@ -88,4 +108,4 @@ def checkpoint_and_log(tmp_path: Path) -> list[str]:
 
 def test_a_repository_without_plans_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match="no published model for TensorRT"), ExitStack() as stack:
-        gpu.open_plans(None, tmp_path, stack)
+        gpu.open_plans(None, tmp_path, stack, once=False)

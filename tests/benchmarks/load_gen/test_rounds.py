@@ -106,6 +106,7 @@ def kept_recordings(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Recording]
         yield recordings
 
 
+@pytest.mark.slow
 def test_generators_send_in_their_rounds_and_pause_between_them(
     target: Target, load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -245,6 +246,7 @@ def test_a_stall_of_the_server_is_in_the_latencies_of_all_whom_it_met(
     assert np.median([sample.intended_start + sample.start_delay for sample in met]) < ended
 
 
+@pytest.mark.slow
 def test_two_generators_over_tls_with_a_token_that_no_command_line_shows(
     published_repository: Path, load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

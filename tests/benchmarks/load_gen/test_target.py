@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NoReturn
 
+import grpc
 import pytest
 from google.protobuf import text_format
-from tritonclient.grpc import model_config_pb2
+from tritonclient.grpc import model_config_pb2, service_pb2_grpc
 
+from benchmarks import BenchmarkError
 from benchmarks.load_gen.metrics import total
 from benchmarks.load_gen.target import Counts, Target, count_chunks, is_chunked
 from benchmarks.load_gen.workload import Request, Selection
@@ -15,6 +19,7 @@ from benchmarks.measure.recording import SMALL, Sample
 from benchmarks.measure.schema import Step
 from benchmarks.measure.stats import summarize
 from benchmarks.saturation.tokens import count_pairs, count_tokens, pack, published_tokenizer
+from clickbert.connection import Connection
 from release.names import TOKENIZER_MODEL
 from tests.benchmarks.conftest import MODEL
 
@@ -50,6 +55,24 @@ def test_a_metric_is_added_up_over_the_labels_that_are_not_given() -> None:
 def test_a_chunked_models_time_is_until_its_first_chunk_and_from_then_on() -> None:
     assert count_chunks(TEXT, "a") == Counts(requests=4, queue=0.75, compute=1.25, chunks=5, tokens=900)
     assert count_chunks("", "a") == Counts()
+
+
+def test_a_gateway_is_told_from_a_server_that_does_not_answer() -> None:
+    class Gateway(service_pb2_grpc.GRPCInferenceServiceServicer):
+        def ModelStatistics(self, _request: object, context: grpc.ServicerContext) -> NoReturn:  # noqa: N802
+            context.abort(grpc.StatusCode.PERMISSION_DENIED, "this gateway does not pass it on")
+
+    server = grpc.server(ThreadPoolExecutor(1))
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(Gateway(), server)
+    url = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    server.start()
+    try:
+        with pytest.raises(BenchmarkError, match=r"as a gateway does not: give a server's own address \(.*not pass it"):
+            Target(Connection(url)).models()
+    finally:
+        server.stop(None).wait()
+    with pytest.raises(BenchmarkError, match="does not answer"):
+        Target(Connection(url)).models()
 
 
 @pytest.mark.parametrize(

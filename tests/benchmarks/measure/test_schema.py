@@ -184,5 +184,5 @@ def test_an_objective_is_a_percentile_and_its_milliseconds(text: str) -> None:
     "text", ["", "p99", "p98=50ms", "p99=50", "p99=50s", "p99=0ms", "p99=-1ms", "p99=nanms", "p99=1e3ms", "p99=50ms "]
 )
 def test_nonsense_is_no_objective(text: str) -> None:
-    with pytest.raises(ValueError, match="is not an objective like p99=50ms"):
+    with pytest.raises(ValueError, match="is not an objective like p99=50ms: one of p50, p95, p99, in milliseconds"):
         Slo.parse(text)

@@ -13,24 +13,15 @@ from benchmarks.saturation.ceiling import cut_requests, open_ceiling, open_graph
 from benchmarks.saturation.tokens import count_pairs, count_tokens, pack, published_tokenizer
 from clickbert.wire.packing import Packed
 from release.names import MODEL_FILE, ONNX_MODEL
-from tests.published import publish
-from tests.tiny import make_once_checkpoint
 
 
 @pytest.fixture(scope="module")
-def repository(tmp_path_factory: pytest.TempPathFactory, published_log: Path) -> Path:
-    folder = tmp_path_factory.mktemp("once")
-    publish(make_once_checkpoint(folder / "checkpoint", user_tokens=9), folder / "repository", published_log, "onnx")
-    return folder / "repository"
+def packed(once_repository: Path, published_log: Path) -> list[Packed]:
+    return pack(published_tokenizer(once_repository), Selection(published_log).read()[:12])
 
 
-@pytest.fixture(scope="module")
-def packed(repository: Path, published_log: Path) -> list[Packed]:
-    return pack(published_tokenizer(repository), Selection(published_log).read()[:12])
-
-
-def test_chunks_give_the_logits_of_whole_requests(repository: Path, packed: list[Packed]) -> None:
-    run = open_graph(published_version(repository, ONNX_MODEL) / MODEL_FILE, 1)
+def test_chunks_give_the_logits_of_whole_requests(once_repository: Path, packed: list[Packed]) -> None:
+    run = open_graph(published_version(once_repository, ONNX_MODEL) / MODEL_FILE, 1)
     whole, cut = cut_requests(packed, None), cut_requests(packed, 100)
     assert len(whole) == len(cut) == len(packed)
     assert max(map(len, cut)) > 1, "a request of several chunks"
@@ -40,8 +31,8 @@ def test_chunks_give_the_logits_of_whole_requests(repository: Path, packed: list
         assert np.allclose(np.sort(run(one), axis=0), np.sort(run(parts), axis=0), atol=1e-5)
 
 
-def test_its_speed_is_measured_and_its_tokens_are_counted(repository: Path, packed: list[Packed]) -> None:
-    with open_ceiling(published_version(repository, ONNX_MODEL), packed) as found:
+def test_its_speed_is_measured_and_its_tokens_are_counted(once_repository: Path, packed: list[Packed]) -> None:
+    with open_ceiling(published_version(once_repository, ONNX_MODEL), packed) as found:
         found.measure(0)
     assert found.result().pairs_per_second > 0
     tokens = count_tokens(packed, 48)

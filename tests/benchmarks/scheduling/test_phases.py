@@ -44,6 +44,7 @@ def run(log: Path, *given: object) -> Ended:
     return command("scheduling", "--data", log, *given, seconds=1, overload_seconds=1)
 
 
+@pytest.mark.slow
 def test_a_server_that_is_started_here_has_all_figures(published_repository: Path, published_log: Path) -> None:
     ended = run(published_log, "--repository", published_repository, "--model", MODEL)
     assert ended.code == 0, ended.err
@@ -64,6 +65,7 @@ def test_a_server_that_is_started_here_has_all_figures(published_repository: Pat
     assert "work saved of calls given up, of what was left" in ended.out
 
 
+@pytest.mark.slow
 def test_of_a_server_elsewhere_the_repository_gives_the_tokenizer(
     published_server: Server, published_repository: Path, published_log: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -66,7 +66,12 @@ def test_a_fifth_engine_is_one_file(
     assert "allowed 0.25" in output
     assert json.loads(output.splitlines()[-1])["models"]["clickbert_fifth"]["engine"] == "fifth"
     version = repository / "clickbert_fifth" / "1"
-    assert {path.name for path in version.iterdir()} == {"model.onnx", "manifest.json", "pairs.txt"}
+    assert {path.name for path in version.iterdir()} == {
+        "model.onnx",
+        "manifest.json",
+        "manifest.json.sha256",
+        "pairs.txt",
+    }
     manifest = json.loads((version / "manifest.json").read_text())
     assert "loss of tau" in json.dumps(manifest)
     assert "pairs.txt" in manifest["files"]

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
@@ -18,7 +18,6 @@ from export.quantize.linears import find_linears
 from release.names import GRAPH_INPUTS
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(1, 512), min_size=FEWEST, max_size=1500), st.integers(1, 600))
 def test_the_chosen_pairs_cover_all_lengths_evenly(lengths: list[int], count: int) -> None:
     chosen = stratify(lengths, count)

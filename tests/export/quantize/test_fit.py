@@ -22,7 +22,7 @@ from tests.export.command import SOUND, engines, run
 from tests.export.quantize.layers import SIGNED, best_to_the_nearest, layer, layers, output, see
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(layers(), st.booleans())
 def test_the_best_parameters_are_taken_and_their_error_is_true(some, signed: bool) -> None:
     linear, seen = some

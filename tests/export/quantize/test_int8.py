@@ -36,7 +36,7 @@ def compute(linear: Linear, params: QuantParams, bias: np.ndarray, rows: np.ndar
 
 
 @SIGNED
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(layers(), st.sampled_from([(), (0,), (0, 2)]))
 def test_the_graph_computes_what_the_parameters_say(signed: bool, some, kept: tuple[int, ...]) -> None:
     linear, seen = some

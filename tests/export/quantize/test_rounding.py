@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from export.quantize.rounding import BLOCK, DAMPING, round_to_nearest, round_together
@@ -23,7 +23,6 @@ def change(steps: np.ndarray, weight: np.ndarray, scale: np.ndarray, rows: np.nd
     return float((((steps * scale[:, None] - weight) @ rows.T) ** 2).mean())
 
 
-@settings(deadline=None)
 @given(st.integers(0, 2**32), st.integers(16, 32), st.integers(24, 40), st.integers(60, 200))
 def test_the_output_changes_less_than_by_rounding_to_the_nearest(seed, outputs, inputs, rows) -> None:
     weight, scale, read = example(seed, outputs, inputs, rows)

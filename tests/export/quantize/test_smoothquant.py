@@ -12,7 +12,7 @@ from export.quantize.smoothquant import NONE, QuantParams, make_params, measure,
 from tests.export.quantize.layers import SIGNED, best_to_the_nearest, dequantized, layer, layers, see
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(layers(), st.sampled_from(ALPHAS), st.sampled_from(CLIPS), st.sets(st.integers(0, 11)), st.booleans())
 def test_the_product_is_as_near_as_its_steps_imply(some, alpha: float, clip: float, kept: set, signed: bool) -> None:
     linear, seen = some

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -14,9 +15,11 @@ from export import plan as plan_command
 from export.tensorrt.build import ExecutionLimits, build, check_graph, read_limits
 from export.tensorrt.runtime import LoadedPlan, load_tensorrt
 from release import hardware
-from release.names import PLAN_FILE, TENSORRT_INPUTS
+from release.manifest import write_manifest
+from release.names import ONCE_TENSORRT_INPUTS, PLAN_FILE, TENSORRT_INPUTS
 from release.stamp import STAMP_FILE, PlanError, PlanMachine, find_machine, misfit, read_stamp
 from tests.export.tensorrt.fake_gpu import FEED, MODEL, Gpu, command, nvidia_smi, tree, write_graph
+from tests.release.examples import MANIFEST
 
 pytest_plugins = ("tests.export.tensorrt.gpu_fixtures",)
 LIMITS = ExecutionLimits(requests=8, pairs=32, tokens=16384, longest=512)
@@ -30,7 +33,7 @@ def test_the_newest_version_gets_its_plan_and_then_fits(version: Path, gpu: Gpu,
     assert stamp.machine == PlanMachine(hardware.Gpu("NVIDIA L4", "8.9", "580.65.06"), "11.2.1.2")
     assert stamp.activation_bytes == 12345
     before = tree(version.parent)
-    files = {"manifest.json", "model.onnx"}
+    files = {"manifest.json", "manifest.json.sha256", "model.onnx"}
     assert {name[2:] for name in before if name.startswith("2/")} == files
     assert {name[3:] for name in before if name.startswith("10/")} == files | {"model.plan", "plan.json"}
     assert {name for name in before if "/" not in name} == {"config.pbtxt", "timing.cache"}
@@ -99,12 +102,51 @@ def test_the_profile_comes_from_config_and_manifest(version: Path, gpu: Gpu) -> 
     }
 
 
+def test_the_profile_of_a_model_that_computes_the_user_text_once(version: Path, gpu: Gpu) -> None:
+    write_graph(version / "model.onnx", ONCE_TENSORRT_INPUTS)
+    write_manifest(version, replace(MANIFEST, model=MODEL, max_length=512, user_tokens=254))
+    build(gpu.tensorrt, version / "model.onnx", read_limits(version), b"")
+    counts, users = (1, 8, 8), (1, 8, 8 * 32)
+    assert gpu.profile == {
+        "input_ids": (1, 8 * (32 + 16 * 16), 8 * 32 * 512),
+        "user_lengths": users,
+        "user_pairs": users,
+        "lengths": (1, 128, 256),
+        "longest": (1, 8 * 32, 8 * 512),
+        "longest_user": (1, 8 * 64, 8 * 255),
+        "token_counts": counts,
+        "user_counts": counts,
+        "user_pair_counts": counts,
+        "pair_counts": counts,
+        "longest_shape": (1, 32, 512),
+        "longest_user_shape": (1, 64, 255),
+    }
+
+
+@pytest.mark.parametrize(("inputs", "user_tokens"), [(TENSORRT_INPUTS, 254), (ONCE_TENSORRT_INPUTS, None)])
+def test_a_graph_of_the_other_kind_is_refused(version: Path, gpu: Gpu, capsys, inputs, user_tokens) -> None:
+    write_graph(version / "model.onnx", inputs)
+    write_manifest(version, replace(MANIFEST, model=MODEL, max_length=512, user_tokens=user_tokens))
+    assert command(version) == 1
+    assert "the graph's inputs are" in capsys.readouterr().err
+    assert not gpu.builds
+
+
 @pytest.mark.parametrize(
-    "limits", [ExecutionLimits(1, 1, 1, 1), ExecutionLimits(2, 3, 50, 48), ExecutionLimits(64, 100, 300, 512), LIMITS]
+    "limits",
+    [
+        ExecutionLimits(1, 1, 1, 1),
+        ExecutionLimits(2, 3, 50, 48),
+        ExecutionLimits(64, 100, 300, 512),
+        LIMITS,
+        ExecutionLimits(1, 1, 1, 3, 1),
+        ExecutionLimits(2, 3, 50, 48, 23),
+        replace(LIMITS, longest_user=255),
+    ],
 )
 def test_a_profile_is_in_order_and_no_smaller_than_the_batch(limits: ExecutionLimits) -> None:
     shapes = limits.shapes()
-    assert set(shapes) == set(TENSORRT_INPUTS)
+    assert set(shapes) == set(TENSORRT_INPUTS if limits.longest_user is None else ONCE_TENSORRT_INPUTS)
     assert all(1 <= low <= typical <= high for low, typical, high in shapes.values())
     assert shapes["token_counts"][2] == limits.requests
     assert shapes["input_ids"][2] <= limits.requests * limits.pairs * limits.longest
@@ -197,23 +239,24 @@ def test_a_graph_may_have_the_further_heads_and_no_other_outputs(version: Path, 
     value = onnx.helper.make_tensor_value_info
     model.graph.output.extend(value(name, TensorProto.FLOAT, dims) for name, dims in outputs.items())
     if fits:
-        check_graph(model, version)
+        check_graph(model, LIMITS, version)
         return
     with pytest.raises(PlanError, match="they must be logits and any of topic_logits, embedding, passage_logits"):
-        check_graph(model, version)
+        check_graph(model, LIMITS, version)
 
 
 @pytest.mark.gpu
-def test_both_plans_are_built_and_pass_their_gates(tmp_path: Path) -> None:
+@pytest.mark.parametrize("attention", ["full", "user_once"])
+def test_both_plans_are_built_and_pass_their_gates(tmp_path: Path, attention: str) -> None:
     try:
         machine = find_machine(str(load_tensorrt().__version__))
     except PlanError as exc:
         pytest.skip(str(exc))
     from export.__main__ import main
-    from tests.tiny import make_checkpoint, make_click_log
+    from tests.tiny import make_checkpoint, make_click_log, make_once_checkpoint
 
     repository = tmp_path / "repository"
-    checkpoint = make_checkpoint(tmp_path / "checkpoint")
+    checkpoint = (make_checkpoint if attention == "full" else make_once_checkpoint)(tmp_path / "checkpoint")
     log = make_click_log(tmp_path / "clicks.jsonl", groups=45)
     options = {"checkpoint": checkpoint, "repository": repository, "evaluation": log, "calibration": log}
     options |= {"report": tmp_path / "report.html", "min-auc": 0, "fp16-auc": 0.01}

@@ -17,9 +17,10 @@ from export.__main__ import main
 from export.tensorrt import build as plan
 from export.tensorrt.build import Run
 from export.tensorrt.runtime import LoadedPlan
-from release.lock import locked
+from release.lock import held, locked
 from release.names import PLAN_FILE, TENSORRT_INPUTS
 from release.stamp import STAMP_FILE, PlanError
+from release.versions import withdraw
 from tests.export.tensorrt.fake_gpu import FEED, MODEL, Gpu, command, nvidia_smi, tree, write_graph
 
 pytest_plugins = ("tests.export.tensorrt.gpu_fixtures",)
@@ -209,10 +210,24 @@ def test_an_unknown_model_is_refused(version: Path, gpu: Gpu, capsys) -> None:
     assert "no published model 'clickbert_onnx' for TensorRT (it has clickbert_trt_fp16)" in capsys.readouterr().err
 
 
-def test_two_builds_at_once_are_refused(version: Path, gpu: Gpu, capsys) -> None:
-    with locked(version.parent.parent):
+def test_two_builds_of_a_plan_at_once_are_refused(version: Path, gpu: Gpu, capsys) -> None:
+    with held(version, "unused"):
         assert command(version) == 1
-    assert "another export is publishing" in capsys.readouterr().err
+    assert f"a load of {version}, or another build of its plan, is at work" in capsys.readouterr().err
+
+
+def test_a_version_that_is_withdrawn_while_its_plan_is_built_stays_withdrawn(
+    version: Path, gpu: Gpu, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    def withdrawn_meanwhile(*_: object) -> None:
+        with locked(version.parent.parent):  # as a rollback does
+            withdraw(version)
+
+    monkeypatch.setattr(plan_command, "run_gate", withdrawn_meanwhile)
+    assert command(version) == 1
+    assert "the former plan, if there was one, is untouched" in capsys.readouterr().err
+    assert not version.exists()
+    assert not (version.with_name("withdrawn.10") / "model.plan").exists()
 
 
 def test_an_engine_refuses_what_is_not_the_plans(gpu: Gpu) -> None:

@@ -72,6 +72,7 @@ def test_no_product_of_attention_has_one_row_and_no_logit_changes(source: Path, 
     assert all(min(product.shape[2:]) > 1 for product in session.run(products, add_longest(feed)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "config",
     [{"num_attention_heads": 1}, {"num_hidden_layers": 1}, {"labels": 3}],
@@ -181,6 +182,7 @@ def overflowing(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_an_overflow_is_found_that_onnx_runtime_hides(feed: Feed, log: Path, tmp_path: Path, capsys) -> None:
     checkpoint = overflowing(tmp_path / "checkpoint")
     write_click_model(BertForSequenceClassification.from_pretrained(checkpoint).eval(), tmp_path / "model.onnx")

@@ -162,7 +162,7 @@ def draw_logits(data: st.DataObject, count: int) -> np.ndarray:
     return np.array(steps, dtype=np.float32) / 8
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(LOGS, st.data())
 def test_identical_logits_differ_in_nothing(rows: list[ClickRow], data: st.DataObject) -> None:
     logits = draw_logits(data, len(rows))
@@ -177,7 +177,7 @@ def test_identical_logits_differ_in_nothing(rows: list[ClickRow], data: st.DataO
     assert all(one.difference == 0 and one.low <= 0 <= one.high for one in found.metrics.values())
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(LOGS, st.data(), st.sampled_from([lambda x: 2 * x + 1, lambda x: x / 2 - 3, np.arctan, np.cbrt]))
 def test_a_monotone_transformation_changes_no_order(rows: list[ClickRow], data: st.DataObject, transform) -> None:
     logits = draw_logits(data, len(rows))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import BertForSequenceClassification
+from transformers import BertForSequenceClassification, PreTrainedTokenizerFast
 
 from export.verify.evaluation import (
     TokenizerError,
@@ -104,14 +104,22 @@ def test_the_served_tokenizer_is_proved_on_texts_of_every_kind(tmp_path: Path) -
     tokenizer = load_tokenizer(make_checkpoint(tmp_path / "checkpoint"))
     rows = odd_rows() + read_click_log(make_click_log(tmp_path / "log.jsonl"))
     pairs = tokenize_pairs(tokenizer, rows, MAX_LENGTH)
-    prove_tokenizer(served_tokenizer(tokenizer), rows, pairs, MAX_LENGTH)
+    cut = prove_tokenizer(served_tokenizer(tokenizer), rows, pairs, MAX_LENGTH)
+    assert cut == [length_of(tokenizer, row) > MAX_LENGTH for row in rows]
+
+
+def length_of(tokenizer: PreTrainedTokenizerFast, row: ClickRow) -> int:
+    """The tokens of a pair that nobody cuts."""
+    return len(tokenizer(row.query, row.document, truncation=False)["input_ids"])
 
 
 def test_the_served_tokenizer_is_proved_where_the_user_text_has_a_share_of_its_own(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(make_checkpoint(tmp_path / "checkpoint"))
     rows, kept = [*odd_rows(), ClickRow("g", "w1 " * 60, "w2 " * 60, 0, 1)], 10
     pairs = tokenize_pairs(tokenizer, rows, MAX_LENGTH, kept)
-    prove_tokenizer(served_tokenizer(tokenizer), rows, pairs, MAX_LENGTH, kept)
+    cut = prove_tokenizer(served_tokenizer(tokenizer), rows, pairs, MAX_LENGTH, kept)
+    lengths = [len(pair["input_ids"]) for pair in pairs]
+    assert cut == [length < length_of(tokenizer, row) for length, row in zip(lengths, rows, strict=True)]
     with pytest.raises(TokenizerError, match="differ from Hugging Face's"):
         prove_tokenizer(served_tokenizer(tokenizer), rows, pairs, MAX_LENGTH)
 

@@ -32,7 +32,7 @@ from export.verify.gates import (
 )
 from export.verify.saved_gate import LONE, MERGED, PAIRS_A_REQUEST, merge, save_gate
 from finetune.data.clicklog import ClickRow
-from release.names import GATE_FILE, LOGITS, TENSORRT_INPUTS
+from release.names import GATE_FILE, LOGITS, ONCE_TENSORRT_INPUTS, TENSORRT_INPUTS
 
 LIMITS = {"tolerance": 0.1, "fp16_auc": 0.01, "fp16_log_loss": 0.015}
 LIMITS |= {"int8_auc": 0.02, "int8_log_loss": 0.03, "int8_ndcg": 0.05, "int8_top1": 0.04}
@@ -146,6 +146,32 @@ def test_an_engine_meets_every_pair_once_in_order_and_with_all_inputs(version: P
     assert joined["lengths"] == LENGTHS
     assert joined["input_ids"] == [token for pair in PAIRS for token in pair["input_ids"]]
     assert joined["token_type_ids"] == [kind for pair in PAIRS for kind in pair["token_type_ids"]]
+
+
+def test_a_plan_that_computes_user_texts_once_gets_each_once(version: Path) -> None:
+    """The pairs, three to a user text, as the graph that computes a user text once has them."""
+    cls, sep, word = 1000, 1001, 1002
+    pairs = [
+        {"input_ids": [cls, word, word, word, index // 3, sep, word, index, sep], "token_type_ids": [0] * 6 + [1] * 3}
+        for index in range(150)
+    ]
+    save_gate(version, ROWS, pairs, REFERENCE, ["click"], INT8_GATES, LIMITS, once=True)
+    feeds: list[Feed] = []
+
+    def run(feed: Feed) -> np.ndarray:
+        feeds.append(feed)
+        return REFERENCE[feed["input_ids"][np.flatnonzero(feed["input_ids"] == cls) + 2]]
+
+    gate(version, run)
+    for feed in feeds:
+        assert set(feed) == set(ONCE_TENSORRT_INPUTS)
+        assert len(feed["longest"]) == len(feed["longest_shape"]) == 4
+        assert len(feed["longest_user"]) == len(feed["longest_user_shape"]) == 5
+    feeds, alone = feeds[:-LONE], feeds[-LONE:]
+    assert [feed["user_pairs"].tolist() for feed in alone] == [[1]] * LONE
+    # Requests of 16: a user text that lies across two is in both.
+    assert sum(len(feed["user_lengths"]) for feed in feeds) == 50 + 6
+    assert sum(feed["user_pairs"].sum() for feed in feeds) == 150
 
 
 @given(st.integers(1, 400))

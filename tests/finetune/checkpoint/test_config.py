@@ -169,7 +169,7 @@ def loads_or_is_refused(folder: Path, name: str, field: str, value: object) -> N
         path.write_text(before)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(data=st.data(), value=JSON)
 def test_any_value_in_config_json_loads_or_is_refused(shared: Path, data: st.DataObject, value: object) -> None:
     fields = [
@@ -183,7 +183,7 @@ def test_any_value_in_config_json_loads_or_is_refused(shared: Path, data: st.Dat
     loads_or_is_refused(shared, "config.json", field, value)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(field=st.sampled_from(TOKENIZER_SETTINGS), value=JSON)
 def test_any_value_in_tokenizer_config_json_loads_or_is_refused(shared: Path, field: str, value: object) -> None:
     loads_or_is_refused(shared, "tokenizer_config.json", field, value)

@@ -55,7 +55,7 @@ def logs(draw: st.DrawFn) -> list[Line]:
     return draw(st.permutations(lines))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     logs(), st.sampled_from(WAYS), st.sampled_from([0.0, 0.1, 0.3, 0.5]), st.sampled_from([0.1, 0.4]), st.integers(0, 3)
 )

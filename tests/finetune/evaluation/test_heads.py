@@ -98,7 +98,7 @@ def test_an_embedding_worked_out_by_hand() -> None:
     assert found.recall_at_10 == 1
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(0, 10_000), st.integers(11, 30), st.integers(1, 5))
 def test_retrieval_equals_a_plain_loop(seed: int, documents: int, groups: int) -> None:
     chance = np.random.default_rng(seed)

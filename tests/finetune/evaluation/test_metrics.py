@@ -91,7 +91,7 @@ GROUP = st.lists(st.sampled_from([0.0, 1.0]), min_size=2, max_size=5).filter(
 )
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(GROUP)
 def test_a_constant_scorer_gets_the_mean_over_all_orders(clicks: list[float]) -> None:
     constant = evaluate_ranking(rows(clicks), [0.5] * len(clicks))
@@ -108,7 +108,7 @@ def test_a_constant_scorer_is_measured_on_a_large_group() -> None:
     assert metrics["mrr"] == pytest.approx(math.log(2), abs=1e-3)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.lists(GROUP, min_size=1, max_size=4), st.data())
 def test_any_scores(groups: list[list[float]], data: st.DataObject) -> None:
     log = rows(*groups)

@@ -115,7 +115,7 @@ def test_the_roc_curve_has_the_auc_beneath_it() -> None:
     assert float(np.sum(np.diff(x) * (y[1:] + y[:-1]) / 2)) == pytest.approx(evaluation.metrics["auc"], abs=1e-3)
 
 
-@settings(deadline=None, max_examples=8)
+@settings(max_examples=8)
 @given(st.lists(st.sampled_from([0.0, 0.01, 0.02, 0.5, 1.0]), min_size=1, max_size=20))
 def test_calibration_and_scores_hold_every_impression(scores: list[float]) -> None:
     rows = [ClickRow("g", "q", "d", 1, 3) for _ in scores]

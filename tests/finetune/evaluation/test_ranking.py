@@ -23,7 +23,6 @@ def draw(data: st.DataObject, shape: tuple[int, int], values: list[float]) -> ND
     return np.array(data.draw(st.lists(group, min_size=groups, max_size=groups)))
 
 
-@settings(deadline=None)
 @given(SIZES, st.data())
 def test_ndcg_equals_scikit_learns_with_ties_and_beyond_the_cutoff(shape: tuple[int, int], data: st.DataObject) -> None:
     gains = draw(data, shape, [0.0, 0.125, 0.5, 1.0])
@@ -33,7 +32,7 @@ def test_ndcg_equals_scikit_learns_with_ties_and_beyond_the_cutoff(shape: tuple[
     assert ndcg(gains, scores).tolist() == pytest.approx(expected)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.tuples(st.integers(1, 3), st.integers(2, 5)), st.data())
 def test_a_reciprocal_rank_is_the_mean_over_all_orders_of_the_tied(shape: tuple[int, int], data: st.DataObject) -> None:
     clicked = draw(data, shape, [0.0, 1.0]) > 0
@@ -51,7 +50,7 @@ def test_a_pair_is_credited_by_its_order() -> None:
     assert order_credit(np.array([[0.9, 0.1], [0.5, 0.5]])).tolist() == [[[0.5, 1], [0, 0.5]], [[0.5, 0.5], [0.5, 0.5]]]
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=12), st.integers(0, 10_000), st.integers(1, 60))
 def test_each_group_of_a_log_is_measured_as_if_it_were_alone(sizes: list[int], seed: int, cells: int) -> None:
     chance = np.random.default_rng(seed)

@@ -38,7 +38,7 @@ def loop(log: list[ClickRow], scores: list[float]) -> tuple[float, int]:
 COUNTS = st.integers(1, 400).flatmap(lambda shown: st.tuples(st.integers(0, shown), st.just(shown)))
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(st.lists(st.tuples(st.sampled_from("ab"), COUNTS, st.sampled_from([0.1, 0.4, 0.9])), min_size=2, max_size=12))
 def test_equals_a_plain_loop(drawn: list[tuple[str, tuple[int, int], float]]) -> None:
     log = [ClickRow(group, "q", "d", clicks, shown) for group, (clicks, shown), _ in drawn]
@@ -53,7 +53,7 @@ def test_equals_a_plain_loop(drawn: list[tuple[str, tuple[int, int], float]]) ->
         assert "significant_pair_accuracy" not in metrics
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(st.lists(COUNTS, min_size=1, max_size=8))
 def test_is_symmetric_and_no_candidate_differs_from_itself(counts: list[tuple[int, int]]) -> None:
     clicks, impressions = np.array(counts, dtype=float).T

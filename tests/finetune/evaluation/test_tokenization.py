@@ -37,7 +37,7 @@ def size(tokenizer: PreTrainedTokenizerFast, text: str) -> int:
     return len(tokenizer.backend_tokenizer.encode(text, add_special_tokens=False))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(TEXTS, TEXTS, TEXTS, LENGTHS, st.data())
 def test_the_user_text_never_depends_on_the_candidate(
     tokenizer: PreTrainedTokenizerFast, user: str, document: str, other: str, length: int, data: st.DataObject
@@ -59,7 +59,7 @@ def test_the_user_text_never_depends_on_the_candidate(
             assert whole == tokenizer.backend_tokenizer.encode(document, add_special_tokens=False).ids
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(TEXTS, TEXTS, LENGTHS)
 def test_short_pairs_have_the_tokens_of_full_attention(
     tokenizer: PreTrainedTokenizerFast, user: str, document: str, length: int

@@ -129,6 +129,7 @@ def test_a_schedule_without_an_evaluation_behind_the_switch_is_refused(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_stopped_run_switches_where_it_would_have(base: Path, click_folder: Path, tmp_path: Path) -> None:
     weights = []
     for name, stops in (("whole", ()), ("before", (10,)), ("behind", (60,))):

@@ -19,7 +19,6 @@ ROOT = Path(os.environ["CLICKBERT_ROOT"])
 sys.path.insert(0, str(ROOT))
 
 from export.tensorrt.runtime import LoadedPlan, load_tensorrt  # noqa: E402 (found by the path above)
-from release.names import TENSORRT_INPUTS  # noqa: E402
 
 
 class PlanSession:
@@ -29,7 +28,7 @@ class PlanSession:
         self.plan = LoadedPlan(load_tensorrt(), Path(path).read_bytes())
 
     def get_inputs(self) -> list[SimpleNamespace]:
-        return [SimpleNamespace(name=name) for name in TENSORRT_INPUTS]
+        return [SimpleNamespace(name=name) for name in self.plan.inputs]
 
     def get_outputs(self) -> list[SimpleNamespace]:
         return [SimpleNamespace(name=name) for name in self.plan.outputs]

@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from release.expected import SCORES
 from serving.backends.packed_cpu import figures
 from serving.backends.packed_cpu.figures import Published, size_class
 from serving.backends.packed_cpu.schedule import Job, Schedule
+from serving.backends.packed_cpu.scores import Scoring
 from serving.backends.packed_cpu.segments import Segments
 from tests.waiting import eventually
 
@@ -102,6 +104,34 @@ def test_what_waits_is_shown_as_it_is_now(metrics: Metrics, published: Published
     schedule.take()
     published.publish(schedule)
     assert [metrics.of(name) for name in figures.LOADS] == [[3, 2], [300, 200], [1.5, 1.0]]
+
+
+def test_scores_of_answered_requests_are_counted_beside_those_to_expect(metrics: Metrics) -> None:
+    expected = dict.fromkeys(SCORES, 0.0) | {"0.50": 1.0}
+    published = Published(metrics.open, {"model": "m", "version": "3"}, Scoring(0, expected))
+    schedule = Schedule(100, 1)
+    published.publish(schedule)
+    assert [metrics.of(figures.SCORED, up_to=name) for name in SCORES] == [[0]] * len(SCORES), "every class is there"
+    published.answered({"logits": np.zeros((1, 3, 1), np.float32)})
+    published.answered({"logits": np.array([[[9.0], [0.0]]], np.float32), "embedding": np.ones((1, 2, 4))})
+    published.answered({"embedding": np.ones((1, 2, 4))})
+    published.publish(schedule)
+    published.publish(schedule)
+    assert {name: found[1:] for name in SCORES if (found := metrics.of(figures.SCORED, up_to=name))[1:]} == {
+        "0.50": [4],
+        "1.00": [1],
+    }
+    assert [metrics.of(figures.EXPECTED, up_to=name) for name in SCORES] == [[share] for share in expected.values()]
+
+
+def test_a_version_that_says_nothing_of_scores_has_none(metrics: Metrics, published: Published) -> None:
+    schedule = Schedule(100, 1)
+    published.answered({"logits": np.zeros((1, 3, 1), np.float32)})
+    published.publish(schedule)
+    assert not [name for name, _ in metrics.values if name in (figures.SCORED, figures.EXPECTED)]
+    of_a_former_release = Published(metrics.open, {"model": "m", "version": "3"}, Scoring(0, {}))
+    of_a_former_release.publish(schedule)
+    assert [name for name, _ in metrics.values if name in (figures.SCORED, figures.EXPECTED)] == [figures.SCORED] * 20
 
 
 def test_nothing_is_published_twice(metrics: Metrics, published: Published) -> None:

@@ -10,7 +10,19 @@ import pytest
 
 from serving.triton import Triton, lay_out_backends
 
-MODULES = ["graph", "service", "figures", "schedule", "segments", "settings", "cores", "presence"]
+MODULES = [
+    "graph",
+    "service",
+    "figures",
+    "schedule",
+    "scores",
+    "segments",
+    "settings",
+    "cores",
+    "presence",
+    "wild_shapes",
+    "warm_up",
+]
 
 
 @pytest.mark.parametrize("has_onnxruntime", [False, True])

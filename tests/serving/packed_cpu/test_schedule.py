@@ -242,6 +242,19 @@ def test_a_part_that_is_computed_when_its_request_is_dropped_answers_nobody() ->
     assert machine.schedule.running == 0
 
 
+def test_small_chunks_do_not_have_large_requests_refused() -> None:
+    """An element takes longer in a small chunk: one caller's tiny requests made the pace that of nobody else."""
+    machine = Machine()
+    for number in range(2 * MEASURED):
+        machine.ask(f"tiny {number}", 5)
+        parts, _ = machine.schedule.take()
+        machine.schedule.finish(parts, 5 * 10 * PACE)
+    machine.ask("tiny", 5)
+    machine.ask("large", *[50] * 10, within=1)
+    with pytest.raises(OverloadedError):
+        machine.ask("too large", *[50] * 10, within=1)
+
+
 def test_the_pace_follows_the_median() -> None:
     machine = Machine()
     machine.ask("a", *[50] * 200)

@@ -12,6 +12,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import pytest
 from serving.backends.packed_cpu import cores
 from serving.backends.packed_cpu.schedule import Job, Part
 from serving.backends.packed_cpu.segments import Arrays
-from serving.backends.packed_cpu.service import OUTCOMES, Service
+from serving.backends.packed_cpu.service import EDGE, OUTCOMES, SETTLE, Service
 from serving.backends.packed_cpu.settings import Settings
 from tests.waiting import eventually
 
@@ -95,9 +96,13 @@ class Figures:
         self.computed = 0
         self.outcomes: list[str] = []
         self.dropped = 0
+        self.answers: list[Arrays] = []
 
     def chunk(self, parts: list[Part]) -> None:
         self.computed += sum(part.elements for part in parts)
+
+    def answered(self, answer: Arrays) -> None:
+        self.answers.append(answer)
 
     def ended(self, outcome: str, job: Job | None, now: float) -> None:
         self.outcomes.append(outcome)
@@ -106,12 +111,12 @@ class Figures:
 
 @contextmanager
 def running(
-    compute: Any = compute, turns: Path | None = None, **parameters: str
+    compute: Any = compute, turns: Path | None = None, longest: float = inf, **parameters: str
 ) -> Iterator[tuple[Service, Answers, Figures]]:
     answers, figures = Answers(), Figures()
     own = {name: {"string_value": text} for name, text in parameters.items()}
     settings = Settings.of(CONFIG | {"parameters": CONFIG["parameters"] | own})
-    service = Service(settings, compute, answers, figures, turns)
+    service = Service(settings, compute, answers, figures, turns, longest)
     try:
         yield service, answers, figures
     finally:
@@ -152,20 +157,17 @@ def test_ten_thousand_requests_get_each_its_own_answer_or_its_own_error() -> Non
     assert set(figures.outcomes) <= set(OUTCOMES)
 
 
-def test_rows_stay_together() -> None:
-    """Of a request of two rows only the model knows which row a segment belongs to."""
-    seen = []
-
-    def note(inputs: list[Arrays], wanted: list[list[str]]) -> list[Arrays | str]:
-        seen.extend(inputs)
-        return [{"y": request["lengths"]} for request in inputs]
-
-    caller = Caller([3, 2], 0)
-    caller.inputs = {"x": np.zeros((2, 5), np.int64), "lengths": np.array([[3, 2], [4, 1]], np.int32)}
-    with running(note) as (service, answers, _):
-        service.submit(caller, caller.inputs, ["y"], 0)
-    assert [each["x"].shape for each in seen] == [(2, 5)]
-    assert answers.sent[caller][0]["y"].shape == (2, 2)
+def test_a_request_that_could_not_be_cut_is_refused_and_not_computed() -> None:
+    """It would be a chunk of any size, which nobody overtakes."""
+    rows, long = Caller([3, 2], 0), Caller([5, 7], 0)
+    rows.inputs = {"x": np.zeros((2, 5), np.int64), "lengths": np.array([[3, 2], [4, 1]], np.int32)}
+    with running(longest=6) as (service, answers, figures):
+        for caller in (rows, long):
+            service.submit(caller, caller.inputs, ["y"], 0)
+    assert "has one row" in answers.refused[rows][0][1]
+    assert "a segment has 7 elements" in answers.refused[long][0][1]
+    assert figures.outcomes == ["malformed"] * 2
+    assert figures.computed == 0
 
 
 class Held:
@@ -201,12 +203,30 @@ def test_a_deadline_that_passes_midway_ends_the_request() -> None:
     held = Held()
     caller = Caller([32] * 20, 0)
     with running(held, intra_op_thread_count="1") as (service, answers, figures):
+        began = time.monotonic()
         service.submit(caller, caller.inputs, ["y"], 0.2)
         assert held.begun.acquire(timeout=30)
         eventually(lambda: answers.of(caller) == 1)  # while its chunk is being computed
+        assert time.monotonic() - began >= 0.2 + SETTLE, "not in the moment in which its caller goes"
         held.go_on.release()
     assert answers.refused[caller][0] == ("expired", "request timeout expired: not answered within 0.20 s")
     assert figures.computed == 64
+
+
+def test_an_answer_that_comes_at_the_deadline_is_sent_when_its_caller_has_gone() -> None:
+    held = Held()
+    first, second = Caller([3], 0), Caller([3], 3)
+    with running(held, intra_op_thread_count="1") as (service, answers, _):
+        service.submit(first, first.inputs, ["y"], 0)
+        assert held.begun.acquire(timeout=30)
+        with service.schedule.changed:
+            (job,) = service.schedule.open_jobs
+        job.deadline = time.monotonic() + EDGE / 2
+        held.go_on.release(2)
+        service.submit(second, second.inputs, ["y"], 0)
+        eventually(lambda: answers.of(second) == 1)
+        eventually(lambda: answers.of(first) == 1)
+        assert time.monotonic() >= job.deadline + SETTLE - EDGE
 
 
 @pytest.mark.parametrize(("timeout", "outcome"), [(0.5, "overloaded"), (0, "full"), (60, "full")])
@@ -219,9 +239,8 @@ def test_who_would_be_too_late_is_refused_at_once_and_told_why(timeout: float, o
         assert held.begun.acquire(timeout=30)
         with service.schedule.changed:
             service.schedule.pace = 1.0  # seconds an element
-        began = time.monotonic()
         service.submit(second, second.inputs, ["y"], timeout)
-        assert time.monotonic() - began < 1
+        eventually(lambda: answers.of(second) == 1)  # while the first one is still computed
         ((found, reason),) = answers.refused[second]
         assert found == outcome
         assert ("exceeds maximum queue size" in reason) == (outcome == "full")
@@ -242,6 +261,7 @@ def test_an_answer_that_cannot_be_sent_is_an_error_of_its_own_request() -> None:
     assert answers.refused[caller] == [("failed", "the answer cannot be put together: no room")]
     assert len(answers.sent[other]) == 1
     assert sorted(figures.outcomes) == ["answered", "failed"]
+    assert figures.answers == answers.sent[other], "what was not sent is not among the scores"
 
 
 def test_time_that_other_models_take_on_the_core_is_in_the_pace(

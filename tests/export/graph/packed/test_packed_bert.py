@@ -48,7 +48,7 @@ def run(packed: PackedBert, feed: dict) -> torch.Tensor:
         return packed(*(torch.as_tensor(feed[name]) for name in GRAPH_INPUTS))[0]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(requests)
 def test_packed_equals_hugging_face_one_pair_at_a_time(model, packed, batch: list[list[Pair]]) -> None:
     logits = run(packed, pack(batch))
@@ -129,7 +129,7 @@ def collect(batch: list[list[Pair]], place: int, names: list[str], seed: int) ->
     return feed
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(batches_with_an_empty_request())
 def test_what_lies_behind_an_empty_request_is_nan_and_what_lies_before_is_unharmed(packed, case) -> None:
     batch, place, names, seed = case
@@ -190,7 +190,7 @@ def joint(joint_checkpoint: Path) -> Checkpoint:
     return read_checkpoint(joint_checkpoint, None)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(TEXTS, SIZES, st.integers(0, 8))
 def test_the_further_heads_equal_pytorchs_in_merged_requests(
     joint: Checkpoint, drawn: list[str], sizes: list[int], place: int

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from itertools import pairwise
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from export.graph.packing import Feed, Pair, pack, split_pair
 from export.graph.session import open_graph, open_on_cpu
 from export.verify.evaluation import Checkpoint, read_checkpoint
 from export.verify.kept import without_users
-from finetune.checkpoint.attention import attended, set_user_tokens
+from finetune.checkpoint.attention import set_user_tokens
 from release.names import (
     KEPT,
     KEPT_INPUTS,
@@ -32,50 +31,33 @@ from release.names import (
     ONCE_GRAPH_INPUTS,
     ONCE_REQUEST_INPUTS,
 )
+from tests.export.graph.packed.once_batches import (
+    BATCHES,
+    BEFORE,
+    BEHIND,
+    CLS,
+    MOST,
+    REQUEST,
+    SEP,
+    SPOILERS,
+    alone,
+    batches_with_an_empty_request,
+    collect,
+    of_one_user,
+    one_request,
+    pair,
+    several_requests,
+    spoiled,
+    with_a_stranger,
+    words,
+)
 from tests.export.graph.packed.single_texts import SIZES, TEXTS, batch_of, check_heads
-from tests.tiny import MAX_LENGTH, make_checkpoint
-
-COUNT_OF = dict(zip(ONCE_REQUEST_INPUTS, ONCE_COUNT_INPUTS, strict=True))
-CLS, SEP = 2, 3
-MOST = 20  # tokens of a user text
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> BertForSequenceClassification:
-    folder = make_checkpoint(tmp_path_factory.mktemp("checkpoint"), labels=2, num_hidden_layers=3)
-    found = BertForSequenceClassification.from_pretrained(folder).eval()
-    set_user_tokens(found.config, MOST)
-    return found
+from tests.tiny import MAX_LENGTH
 
 
 @pytest.fixture(scope="module")
 def packed(model: BertForSequenceClassification) -> OnceBert:
     return OnceBert(model).eval()
-
-
-def pair(user: list[int] | None, candidate: list[int]) -> Pair:
-    """A pair; without a user text, a single one."""
-    if user is None:
-        return {"input_ids": [CLS, *candidate, SEP], "token_type_ids": [0] * (len(candidate) + 2)}
-    types = [0] * (len(user) + 2) + [1] * (len(candidate) + 1)
-    return {"input_ids": [CLS, *user, SEP, *candidate, SEP], "token_type_ids": types}
-
-
-def words(count: int, seed: int = 0) -> list[int]:
-    return random.Random(f"{seed} {count}").choices(range(5, 100), k=count)
-
-
-def texts_up_to(most: int) -> st.SearchStrategy[list[int]]:
-    return st.tuples(st.integers(0, most), st.integers(0, 99)).map(lambda drawn: words(*drawn))
-
-
-users = st.one_of(st.none(), texts_up_to(MOST))
-candidates = texts_up_to(MAX_LENGTH - 3 - MOST)
-of_one_user = st.tuples(users, st.lists(candidates, min_size=1, max_size=6)).map(
-    lambda drawn: [pair(drawn[0], candidate) for candidate in drawn[1]]
-)
-one_request = st.lists(of_one_user, min_size=1, max_size=3).map(lambda parts: [one for part in parts for one in part])
-several_requests = st.lists(one_request, min_size=1, max_size=4)
 
 
 def lay_out(packed: OnceBert, feed: Feed) -> OnceLayout:
@@ -88,40 +70,10 @@ def run(packed: OnceBert, feed: Feed) -> torch.Tensor:
         return packed(*(torch.as_tensor(feed[name]) for name in ONCE_GRAPH_INPUTS))[0]
 
 
-def alone(model: BertForSequenceClassification, batch: list[list[Pair]]) -> torch.Tensor:
-    """The logits of every pair by Hugging Face's forward, one at a time."""
-    found = []
-    for one in (one for request in batch for one in request):
-        inputs = {name: torch.tensor([ids]) for name, ids in one.items()}
-        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-        with torch.inference_mode():
-            found.append(model(**attended(model.config, inputs)).logits[0])
-    return torch.stack(found)
-
-
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(several_requests)
 def test_it_equals_hugging_face_one_pair_at_a_time(model, packed: OnceBert, batch: list[list[Pair]]) -> None:
     assert torch.allclose(run(packed, pack(batch, once=True)), alone(model, batch), atol=1e-5)
-
-
-FULL = words(MAX_LENGTH - 3 - MOST)
-BATCHES = {
-    "one user, 300 candidates": [[pair(words(9), words(place % 20, place)) for place in range(300)]],
-    "1 candidate": [[pair(words(4), words(7))]],
-    "no candidate text": [[pair(words(4), []), pair(words(4), words(3))]],
-    "no user text": [[pair([], words(4)), pair([], words(9))]],
-    "neither": [[pair([], [])]],
-    "the longest of both": [[pair(words(MOST), FULL), pair(words(MOST), [])]],
-    "single texts": [[pair(None, words(n)) for n in (3, MAX_LENGTH - 2, 0)]],
-    "several users": [[pair(words(n, user), words(5, n)) for user in range(4) for n in (3, 3, 9)]],
-    "many candidates beside one": [[pair(words(3), words(n)) for n in range(20)], [pair(words(MOST), words(2))]],
-    "mixed": [
-        [pair(None, words(8)), pair(words(5), words(2)), pair(words(5), words(6)), pair(None, words(40))],
-        [pair([], words(1))],
-        [pair(words(MOST), FULL)] * 5,
-    ],
-}
 
 
 @pytest.fixture(scope="module")
@@ -166,38 +118,6 @@ def test_users_with_few_candidates_do_not_pay_for_one_with_many(packed: OnceBert
     assert blocks * block < 2 * (100 + 41)
 
 
-REQUEST = [pair(words(4), words(5)), pair(words(4), words(3)), pair(words(6), words(2))]
-BEFORE, BEHIND = [pair(words(7), words(6)), pair(None, words(5))], [pair(words(2), words(9))]
-# Each spoils REQUEST between the two others. Its elements begin behind those of BEFORE.
-SPOILERS = {
-    "length too large": {"lengths": (0, 8)},
-    "length too small": {"lengths": (1, 4)},
-    "length negative": {"lengths": (0, -5)},
-    "length enormous": {"lengths": (0, 2**31 - 1)},
-    "length one": {"lengths": (0, 1)},
-    "lengths that cancel out, one too small": {"lengths": ((0, 1), (1, 11))},
-    "user length too large": {"user_lengths": (0, 6)},
-    "user length negative": {"user_lengths": (1, -1)},
-    "user length enormous": {"user_lengths": (0, 2**31 - 1)},
-    "no pairs of a user": {"user_pairs": ((0, 0), (1, 3))},
-    "too many pairs": {"user_pairs": (0, 3)},
-    "too few pairs": {"user_pairs": (0, 1)},
-    "pairs negative": {"user_pairs": ((0, -1), (1, 4))},
-    "pairs enormous": {"user_pairs": (0, 2**31 - 1)},
-    "id outside the vocabulary": {"input_ids": (6, 10**6)},
-    "id negative": {"input_ids": (0, -1)},
-}
-
-
-def spoiled(changes: dict) -> Feed:
-    feed = pack([BEFORE, REQUEST, BEHIND], once=True)
-    first = pack([BEFORE], once=True)
-    for name, places in changes.items():
-        for place, value in places if isinstance(places[0], tuple) else (places,):
-            feed[name][len(first[name]) + place] = value
-    return feed
-
-
 def assert_only_the_second_is_harmed(packed: OnceBert, feed: Feed) -> None:
     logits, expected = run(packed, feed), run(packed, pack([BEFORE, BEHIND], once=True))
     assert logits[2:-1].isnan().all()
@@ -236,20 +156,13 @@ def test_pairs_of_users_are_read_from_their_own_request(packed: OnceBert) -> Non
     assert torch.allclose(logits[3:], expected[3:], atol=1e-6)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(several_requests, st.data())
 def test_whatever_a_request_claims_harms_nobody_else(packed: OnceBert, batch: list[list[Pair]], data) -> None:
     """Random numbers in one request's inputs: its neighbours get the same logits, from a grid that is no larger."""
-    place = data.draw(st.integers(0, len(batch)))
-    numbers = st.one_of(st.integers(-2, 60), st.sampled_from([-(2**31), 2**31 - 1, MAX_LENGTH]))
-    claimed = {name: data.draw(st.lists(numbers, min_size=1, max_size=30)) for name in ONCE_REQUEST_INPUTS}
-    stranger = {name: np.array(values, np.int32) for name, values in claimed.items()}
-    stranger |= {COUNT_OF[name]: np.array([len(values)], np.int32) for name, values in claimed.items()}
-    parts = [pack([request], once=True) for request in batch]
-    parts.insert(place, stranger)
-    feed = {name: np.concatenate([part[name] for part in parts]) for name in ONCE_GRAPH_INPUTS}
+    feed, own = with_a_stranger(batch, data)
     layout, sound = lay_out(packed, feed), lay_out(packed, pack(batch, once=True))
-    first, last = sum(map(len, batch[:place])), sum(map(len, batch[:place])) + len(claimed["lengths"])
+    first, last = own.start, own.stop
     assume(layout.malformed[first:last].all())  # random numbers can be well formed
     assert layout.mask.shape == sound.mask.shape
     assert layout.own_mask.shape[1:] == sound.own_mask.shape[1:]
@@ -265,33 +178,7 @@ def test_a_batch_of_malformed_requests_has_a_grid_of_one(packed: OnceBert) -> No
     assert run(packed, feed).isnan().all()
 
 
-@st.composite
-def batches_with_an_empty_request(draw: st.DrawFn) -> tuple[list[list[Pair]], int, list[str], int]:
-    """Requests, the place of the one that lacks inputs, their names, and a seed for what stands in memory behind it."""
-    batch = draw(several_requests)
-    names = draw(st.lists(st.sampled_from(ONCE_REQUEST_INPUTS), min_size=1, unique=True))
-    return batch, draw(st.integers(0, len(batch) - 1)), names, draw(st.integers(0, 2**32))
-
-
-def collect(batch: list[list[Pair]], place: int, names: list[str], seed: int) -> Feed:
-    """The batch as Triton's C++ backends merge it where the request at `place` brings no element of the inputs `names`.
-
-    They stop copying such an input there (`BackendInputCollector`), and leave what the memory holds: here numbers that
-    pass for the input's, often those of the same batch, as of an earlier execution.
-    """
-    chance = np.random.default_rng(seed)
-    parts = [pack([request], once=True) for request in batch]
-    for name in names:
-        parts[place] = parts[place] | {name: np.zeros(0, np.int32), COUNT_OF[name]: np.zeros(1, np.int32)}
-    feed = {name: np.concatenate([part[name] for part in parts]) for name in ONCE_GRAPH_INPUTS}
-    for name in names:
-        uncopied = feed[name][sum(len(part[name]) for part in parts[:place]) :]
-        if name == "input_ids" or chance.random() < 0.5:
-            uncopied[:] = chance.integers(0, 100 if name == "input_ids" else 9, len(uncopied))
-    return feed
-
-
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(batches_with_an_empty_request())
 def test_what_lies_behind_an_empty_request_is_nan_and_what_lies_before_is_unharmed(packed: OnceBert, case) -> None:
     batch, place, names, seed = case
@@ -311,7 +198,7 @@ def joint(joint_checkpoint: Path) -> Checkpoint:
     return found
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(TEXTS, SIZES, st.integers(0, 8))
 def test_the_further_heads_equal_pytorchs_in_merged_requests(
     joint: Checkpoint, drawn: list[str], sizes: list[int], place: int
@@ -325,7 +212,7 @@ def test_the_further_heads_equal_pytorchs_in_merged_requests(
     check_heads(joint, drawn, found, range(first, first + len(REQUEST)))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(of_one_user, min_size=1, max_size=4), one_request, st.data())
 def test_what_was_kept_of_user_texts_stands_for_them(
     packed: OnceBert, model, parts: list[list[Pair]], other: list[Pair], data

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
@@ -155,7 +155,6 @@ cells = st.one_of(
 )  # fmt: skip
 
 
-@settings(deadline=None)
 @given(st.sampled_from([*COLUMNS, "price", "domain"]), cells)
 def test_any_parquet_value_gives_a_row_or_an_error(key: str, value: object) -> None:
     table = {"group": "1", "query": "q", "document": "d", "click": 1, "price": 1.0, "domain": "x", key: value}
@@ -172,7 +171,6 @@ def test_any_parquet_value_gives_a_row_or_an_error(key: str, value: object) -> N
             assert len(rows) == 1
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=60) | st.text(max_size=60).map(str.encode))
 def test_any_bytes_as_csv_give_rows_or_an_error(data: bytes) -> None:
     with TemporaryDirectory() as name:

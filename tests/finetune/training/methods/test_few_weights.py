@@ -138,6 +138,7 @@ def test_the_loss_of_adalora_keeps_its_matrices_orthogonal(base: Path) -> None:
     assert plain.method.penalty() is None
 
 
+@pytest.mark.slow
 def test_averaged_weights_and_an_adversary_go_with_lora(base: Path, click_folder: Path, tmp_path: Path) -> None:
     chosen = settings("lora", average=0.9, adversarial=0.1, precision="bf16", learning_rate=5e-4, epochs=6)
     assert train(click_folder, str(base), tmp_path / "model", chosen)["auc"] > 0.9

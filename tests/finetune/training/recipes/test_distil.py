@@ -61,6 +61,7 @@ def test_an_ensemble_is_the_mean_of_log_odds(teachers: tuple[Path, Path], click_
     assert metrics[ENSEMBLE]["auc"] > 0.95
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["click", "pairwise", "listwise"])
 def test_a_student_learns_from_its_teachers_what_no_click_says(
     objective: str, base: Path, meaningless: Path, teachers: tuple[Path, Path], tmp_path: Path

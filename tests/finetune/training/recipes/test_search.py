@@ -18,6 +18,8 @@ from finetune.training.recipes import search as module
 from finetune.training.recipes.search import Search
 from finetune.training.settings import SettingsError, TrainSettings
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = TrainSettings(epochs=1, batch_size=32, learning_rate=3e-3, metric="log_loss")
 
 

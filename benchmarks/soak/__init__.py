@@ -1,0 +1,1 @@
+"""Mixed traffic for minutes or hours: does anything grow, and do the scores stay the same?"""

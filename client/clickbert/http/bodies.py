@@ -1,0 +1,69 @@
+"""Reads a body within its limits: bytes first, then JSON, then that it is an object."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from typing import Any, NoReturn
+
+from starlette.requests import ClientDisconnect, Request
+
+from clickbert.http.forms.form import RefusalError
+
+_LINGER = 1.0  # seconds
+
+
+async def read_body(request: Request, limit: int) -> dict[str, Any]:
+    """Return the object that the body holds.
+
+    Raises `RefusalError`, for one that is too large before it is read whole, and starlette's `ClientDisconnect`.
+    """
+    announced = request.headers.get("content-length", "")
+    is_too_large = announced.isdecimal() and (len(announced) > 18 or int(announced) > limit)
+    parts, size = [], 0
+    stream = request.stream()
+    while not is_too_large and (part := await anext(stream, b"")):  # the last one is empty
+        size += len(part)
+        is_too_large = size > limit
+        parts.append(part)
+    if is_too_large:
+        await _discard(stream)
+        raise _too_large(limit)
+    return _parsed(b"".join(parts))
+
+
+async def _discard(stream: AsyncIterator[bytes]) -> None:
+    """Take what still comes, for a while: a caller whose connection breaks while it sends may see no answer."""
+    with suppress(TimeoutError, ClientDisconnect):
+        async with asyncio.timeout(_LINGER):
+            async for _ in stream:
+                pass
+
+
+def _parsed(body: bytes) -> dict[str, Any]:
+    message = ""
+    try:
+        value = json.loads(body, parse_constant=_refuse)
+    except UnicodeDecodeError as exc:
+        message = f"the body is not UTF-8 at byte {exc.start}"
+    except json.JSONDecodeError as exc:
+        message = f"the body is not JSON: line {exc.lineno}, column {exc.colno}: {exc.msg}"
+    except ValueError:  # NaN, Infinity, or a number of thousands of digits
+        message = "the body holds a number that JSON has not, or one that is too long"
+    except RecursionError:
+        message = "the body is nested too deeply"
+    if message:  # raised out here: Python's errors hold the body
+        raise RefusalError(400, message)
+    if not isinstance(value, dict):
+        raise RefusalError(400, "the body is not a JSON object")
+    return value
+
+
+def _refuse(_: str) -> NoReturn:
+    raise ValueError
+
+
+def _too_large(limit: int) -> RefusalError:
+    return RefusalError(
+        413, f"the body is larger than the {limit:,} bytes that this server takes", {"connection": "close"}
+    )

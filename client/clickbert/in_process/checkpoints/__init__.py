@@ -1,0 +1,1 @@
+"""Checkpoints, Hugging Face folders: read by name, computed by PyTorch."""

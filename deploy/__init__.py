@@ -1,0 +1,1 @@
+"""What stands around the servers where callers are on a network."""

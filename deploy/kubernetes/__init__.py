@@ -1,0 +1,1 @@
+"""Manifests for Kubernetes (kustomize). README.md says how they are used."""

@@ -1,0 +1,1 @@
+"""Who may call what: TLS, the callers' token, the admin token."""

@@ -1,0 +1,40 @@
+"""Sizes are kept or refused at the client: no request goes out that the server or gRPC would refuse for its size."""
+
+import numpy as np
+import pytest
+
+from clickbert import InvalidInputError, ProtocolError
+from clickbert.wire.protocol import InferRequest
+from clickbert.wire.transport import infer_message
+from tests.client.fake_model import Published
+from tests.client.fakes import FakeTriton, calls
+
+LONG = [f"{number} " + "the coffee " * 40 for number in range(20)]  # each beyond the model's 32 tokens
+
+
+@pytest.mark.parametrize("heads", [None, {"user_tokens": 8}])
+@pytest.mark.parametrize("tokens", [32, 33, 100, 10_000])
+def test_a_request_keeps_the_limit_of_tokens(blocking, tokens, heads):
+    complete = heads and heads | {"topics": [], "several_topics": False, "embedding_size": 0, "passages": None}
+    server = FakeTriton({1: Published(heads=complete)})
+    server.parameters |= {"max_elements.input_ids": str(tokens)}
+    with calls(server, blocking) as call:
+        assert len(call("rank", "tea", LONG)) == len(LONG)
+    sent = [request.inputs["input_ids"].size for request in server.requests if request.model == "clickbert_onnx"]
+    assert max(sent) <= tokens
+    assert len(sent) == 1 if tokens == 10_000 else len(sent) > 1
+
+
+def test_a_limit_that_no_pair_keeps_is_named_and_nothing_is_sent(server, blocking):
+    server.parameters |= {"max_elements.input_ids": "31"}
+    with calls(server, blocking) as call:
+        assert len(call("rank", "tea", ["short"])) == 1
+        with pytest.raises(ProtocolError, match=r"has 32 tokens, but the server takes 31 \(max_elements\.input_ids"):
+            call("rank", "tea", LONG)
+    assert server.asked.count(("clickbert_onnx", "")) == 1
+
+
+def test_a_message_beyond_grpcs_limit_is_refused_before_it_is_built():
+    huge = np.broadcast_to(np.int32(7), (1, 2**29))  # 2 GiB, of which four bytes are in memory
+    with pytest.raises(InvalidInputError, match="2,147,483,648 bytes"):
+        infer_message(InferRequest("clickbert_onnx", "", {"input_ids": huge}, ()), timeout=1.0)
