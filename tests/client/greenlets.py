@@ -54,6 +54,21 @@ def fork(ranker: Ranker) -> None:
     print("parent", len(call.get()))
 
 
+def idle_fork(ranker: Ranker) -> None:
+    """As gunicorn's workers of gevent with `preload_app`: each uses the ranker, and ends by itself."""
+    ranker.rank("tea", ["a bar"])
+    children = []
+    for _ in range(2):
+        process = os.fork()
+        if process == 0:
+            print("child", len(ranker.rank("tea", ["a bar", "a bank"], timeout=PATIENCE)), flush=True)
+            ranker.close()
+            sys.exit(3)
+        children.append(process)
+    print("ended", *(os.waitstatus_to_exitcode(os.waitpid(each, 0)[1]) for each in children))
+    print("parent", len(ranker.rank("tea", ["a bar"])))
+
+
 def give_up(ranker: Ranker) -> None:
     """gevent ends a call from outside, and the ranker works on."""
     unanswered_call(ranker).kill()
@@ -69,4 +84,4 @@ def awaited(_: Ranker) -> None:
 
 if __name__ == "__main__":
     with Ranker(sys.argv[1], retries=0) as ranker:
-        {each.__name__: each for each in (rank, fork, give_up, awaited)}[sys.argv[2]](ranker)
+        {each.__name__: each for each in (rank, fork, idle_fork, give_up, awaited)}[sys.argv[2]](ranker)

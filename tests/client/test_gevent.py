@@ -57,6 +57,10 @@ def test_a_fork_amid_greenlets_loses_no_call(server, url):
         assert run(url, "fork", reached) == ["child 48 of 48", "parent 1"]
 
 
+def test_a_fork_without_calls_leaves_children_that_end_by_themselves(url):
+    assert sorted(run(url, "idle_fork")) == ["child 2", "child 2", "ended 3 3", "parent 1"]
+
+
 def test_gevent_may_end_a_call(server, url):
     with holding_the_first(server) as reached:
         assert run(url, "give_up", reached) == ["2"]

@@ -3,8 +3,8 @@
 gRPC's threads do not live on in a child. It can start them anew there (GRPC_ENABLE_FORK_SUPPORT, which the package
 sets before gRPC is imported), but only if no thread is inside gRPC at the moment of the fork. So a fork cuts off the
 blocking calls that are in flight: their channels are closed, each call waits until the fork is over, and then it is
-sent once more over a new channel. (A ranking computed twice does no harm.) In a child every transport opens its
-channels anew.
+sent once more over a new channel. (A ranking computed twice does no harm.) gRPC's own threads, too, must have come to
+rest by then: see `threads`. In a child every transport opens its channels anew.
 
 Channels of asyncio keep a thread inside gRPC as long as there is one, so those without calls are dropped before a fork.
 One with calls in flight cannot be: in a child of such a fork, asyncio calls are refused, for they would hang or crash.
@@ -27,6 +27,7 @@ from weakref import WeakSet
 
 from grpc._cython import cygrpc  # gRPC tells nowhere else whether its fork support is on
 
+from clickbert.channels import threads
 from clickbert.errors import RankerClosedError
 
 _LONGEST = 5.0  # seconds that a fork waits for calls to leave gRPC; milliseconds are enough
@@ -160,12 +161,14 @@ def check_asyncio() -> None:
 def _before() -> None:
     global _asyncio_in_flight  # noqa: PLW0603
     _watching.acquire()  # released after the fork, by the same thread in both processes
-    in_flight = _gate.shut()
+    in_flight = _gate.shut() or cygrpc.g_gevent_activated  # there an idle channel keeps a thread, too
     _let_go(calls=in_flight)
     deadline = time.monotonic() + _LONGEST
     while not _gate.is_empty(0.02) and time.monotonic() < deadline:
         _let_go(calls=True)  # once more: a call that was on its way in may have opened a channel since
     _asyncio_in_flight = not _let_go(calls=in_flight)  # another thread's asyncio call may have begun meanwhile
+    if _grpc_was_used:
+        threads.wait_until_idle()
 
 
 def _let_go(*, calls: bool) -> bool:
