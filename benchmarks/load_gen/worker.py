@@ -75,6 +75,7 @@ class Recorder:
         self.rate: float | None = None  # open loop: requests to start a second
         self.parts: Sequence[float] = ()  # open loop: seconds of the parts that have this rate each
         self.changed = Event()  # set for a moment when `going` grows
+        self.open_rounds = itertools.count()
         self.unfinished = 0  # requests in flight, and open loops
         self.start()
 
@@ -112,7 +113,9 @@ class Recorder:
 
     def start_at_random_moments(self, environment: Environment, rate: float) -> None:
         """Starts requests at a Poisson process's moments, whatever is answered."""
-        in_flight, broken, chance = Group(), list[gevent.Greenlet](), random.Random(self.seed)
+        in_flight, broken = Group(), list[gevent.Greenlet]()
+        # Each round draws anew: the same moments again would say nothing new of what comes together by chance.
+        chance = random.Random(f"{self.seed} {next(self.open_rounds)}")
         # In plain random order: spreading the sizes would keep apart large ones that chance brings together.
         requests = itertools.cycle(chance.sample(self.requests, len(self.requests)))
         self.unfinished += 1

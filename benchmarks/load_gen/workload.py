@@ -164,8 +164,8 @@ def size_classes(requests: Sequence[Request]) -> dict[Request, str]:
 def random_moments(rate: float, parts: Sequence[float], chance: random.Random) -> list[float]:
     """A Poisson process's moments, given that each part of the round has as many as the rate says.
 
-    Left to chance alone, a measured part of 100 requests would often have 10 % more or fewer, and the same ones every
-    time, since rounds are seeded: "70 % of saturation" was 55 to 63 %.
+    Left to chance alone, a measured part of 100 requests would often have 10 % more or fewer: "70 % of saturation" was
+    55 to 63 %.
 
     `parts` are the seconds of each part. The moments are seconds from the start, ascending.
     """
