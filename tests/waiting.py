@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable
 
 
-def eventually(what: Callable[[], bool], seconds: float = 30) -> None:
-    """Returns when it is true; fails after half a minute, or so many seconds."""
+def eventually(what: Callable[[], bool], seconds: float = 60) -> None:
+    """Returns when it is true; fails after a minute, or so many seconds."""
     deadline = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < deadline

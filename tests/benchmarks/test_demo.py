@@ -17,6 +17,8 @@ from benchmarks import BenchmarkError, demo
 from tests.benchmarks.conftest import Ended, command
 from tests.tiny import make_checkpoint, make_click_log
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def first(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ended]:
@@ -31,7 +33,6 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ended]:
         yield command("demo", least_auc=0.0)
 
 
-@pytest.mark.slow
 def test_it_publishes_serves_and_keeps_the_ranking(first: Ended) -> None:
     assert first.code == 0, first.err
     result = json.loads(first.out.splitlines()[-1])
@@ -42,7 +43,6 @@ def test_it_publishes_serves_and_keeps_the_ranking(first: Ended) -> None:
     assert [path.name for path in (demo.REPOSITORY / "clickbert_onnx").glob("[0-9]*")] == ["1"]
 
 
-@pytest.mark.slow
 def test_the_second_run_reuses_the_version_and_says_the_same(first: Ended, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "step", lambda *words: pytest.fail(f"{words} was run again"))
     second = command("demo", least_auc=0.0)
@@ -51,7 +51,6 @@ def test_the_second_run_reuses_the_version_and_says_the_same(first: Ended, monke
     assert figures[0]["auc"] == pytest.approx(figures[1]["auc"], abs=1e-9)
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("first")
 def test_a_version_of_another_checkpoint_or_evaluation_is_not_the_demos(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -142,6 +142,7 @@ def test_single_texts_equal_hugging_face(tokenizers, singles, max_length):
     assert packed.token_type_ids.tolist() == [kind for kinds in expected["token_type_ids"] for kind in kinds]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", ["hello wonderful world ", "中文", "naïve 😀 café, "])
 def test_texts_of_a_megabyte_equal_hugging_face(tokenizers, unit):
     reference, content = tokenizers

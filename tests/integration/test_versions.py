@@ -32,6 +32,7 @@ def copy_version(source: Path, repository: Path, number: int) -> None:
         shutil.copy(source / model / "config.pbtxt", repository / model / "config.pbtxt")
 
 
+@pytest.mark.slow
 def test_a_new_version_with_another_vocabulary_and_the_way_back(
     published_checkpoint: Path, published_log: Path, repository: Path, tmp_path: Path
 ) -> None:

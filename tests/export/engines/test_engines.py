@@ -97,6 +97,7 @@ def test_kept_layers_stay_float32(checkpoint: Path, log: Path, tmp_path: Path) -
     assert read_manifest(tmp_path / "repository" / "clickbert_onnx_int8" / "1").keep_fp32 == tuple(keep_fp32.split(","))
 
 
+@pytest.mark.slow
 def test_an_int8_file_has_at_most_30_percent_of_fp32s_size(tmp_path: Path) -> None:
     words = [f"w{number}" for number in range(4000)]
     folder = make_checkpoint(tmp_path / "checkpoint", words=words, hidden_size=128, intermediate_size=512)

@@ -126,6 +126,7 @@ def count_in_half(model: onnx.ModelProto) -> onnx.ModelProto:
     return counting
 
 
+@pytest.mark.slow
 def test_counts_survive_half_precision(checkpoint: Path, tmp_path: Path) -> None:
     """Requests of an odd number of tokens beyond 2,048, which half precision does not know."""
     write_click_model(BertForSequenceClassification.from_pretrained(checkpoint).eval(), tmp_path / "source.onnx")

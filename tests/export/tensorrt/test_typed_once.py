@@ -24,6 +24,8 @@ from tests.export.graph.packed.once_batches import pair, words
 from tests.export.tensorrt.test_trt86 import count_in_half
 from tests.tiny import MAX_LENGTH, make_once_checkpoint
 
+pytestmark = pytest.mark.slow
+
 MOST = 20  # tokens of a user text
 ENGINES = {name: find_engines()[name] for name in ("trt_fp16", "trt_int8")}
 

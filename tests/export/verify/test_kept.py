@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export.graph.onnx_export import write_click_model
 from export.graph.packing import Feed, Logits, Outputs, Pair, split_pair
 from export.graph.session import open_graph
 from export.verify.evaluation import read_checkpoint
@@ -16,41 +15,35 @@ from finetune.data.clicklog import read_click_log
 from finetune.evaluation.scoring import tokenize_pairs
 from release.names import LOGITS
 from tests.export.spoiled import spoil
-from tests.tiny import make_click_log, make_once_checkpoint
 
+LABELS = 2
 TOLERANCE = 1e-4
 
 
 @pytest.fixture(scope="module")
-def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("kept")
-    write_click_model(read_checkpoint(make_once_checkpoint(folder / "checkpoint"), None).model, folder / "model.onnx")
-    return folder / "model.onnx"
+def pairs(two_label_once_checkpoint: Path, published_log: Path) -> list[Pair]:
+    checkpoint = read_checkpoint(two_label_once_checkpoint, None)
+    return tokenize_pairs(
+        checkpoint.tokenizer, read_click_log(published_log), checkpoint.max_length, checkpoint.user_tokens
+    )
 
 
 @pytest.fixture(scope="module")
-def pairs(graph: Path) -> list[Pair]:
-    checkpoint = read_checkpoint(graph.parent / "checkpoint", None)
-    rows = read_click_log(make_click_log(graph.parent / "log.jsonl"))
-    return tokenize_pairs(checkpoint.tokenizer, rows, checkpoint.max_length, checkpoint.user_tokens)
+def logits(once_graph: Path, pairs: list[Pair]) -> Logits:
+    return score_merged(open_graph(once_graph), pairs, {LOGITS: LABELS}, once=True)[LOGITS]
 
 
-@pytest.fixture(scope="module")
-def logits(graph: Path, pairs: list[Pair]) -> Logits:
-    return score_merged(open_graph(graph), pairs, {LOGITS: 1}, once=True)[LOGITS]
-
-
-def test_a_sound_graph_is_proved(graph: Path, pairs: list[Pair], logits: Logits, tmp_path: Path) -> None:
-    prove_kept(open_graph(graph), "mine", pairs, logits, 1e-5)
-    prove_kept(open_graph(spoil(graph, tmp_path / "same.onnx", 1.0)), "mine", pairs, logits, 1e-5)
+def test_a_sound_graph_is_proved(once_graph: Path, pairs: list[Pair], logits: Logits, tmp_path: Path) -> None:
+    prove_kept(open_graph(once_graph), "mine", pairs, logits, 1e-5)
+    prove_kept(open_graph(spoil(once_graph, tmp_path / "same.onnx", 1.0)), "mine", pairs, logits, 1e-5)
 
 
 @pytest.mark.parametrize("factor", [1.05, 0.0, float("nan")])
 def test_a_graph_whose_kept_output_is_spoiled_is_refused(
-    graph: Path, pairs: list[Pair], logits: Logits, tmp_path: Path, factor: float
+    once_graph: Path, pairs: list[Pair], logits: Logits, tmp_path: Path, factor: float
 ) -> None:
-    run = open_graph(spoil(graph, tmp_path / "spoiled.onnx", factor))
-    assert np.array_equal(score_merged(run, pairs, {LOGITS: 1}, once=True)[LOGITS], logits), "no other gate sees it"
+    run = open_graph(spoil(once_graph, tmp_path / "spoiled.onnx", factor))
+    assert np.array_equal(score_merged(run, pairs, {LOGITS: LABELS}, once=True)[LOGITS], logits), "no other gate sees it"
     with pytest.raises(ParityError, match=r"mine gives other logits .* a request's chunks .*'kept'.* is over 0.0001"):
         prove_kept(run, "mine", pairs, logits, TOLERANCE)
 

@@ -19,6 +19,7 @@ TOPICS_SORTED = tuple(sorted(TOPICS))
 SETTINGS = TrainSettings(epochs=8, batch_size=16, learning_rate=3e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("way", "epochs"), [("max", 6), ("mean", 8), ("attention", 14)])
 def test_passages_see_what_stands_beyond_the_limit(
     way: str, epochs: int, base: Path, long_folder: Path, tmp_path: Path

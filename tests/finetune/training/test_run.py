@@ -203,6 +203,7 @@ def test_evaluate_takes_the_click_label_where_the_names_do_not_tell(
     assert auc[0] == pytest.approx(1 - auc[1])
 
 
+@pytest.mark.slow
 def test_joint_training_learns_clicks_topics_and_similarity(base: Path, joint_folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "joint"
     settings = TrainSettings(

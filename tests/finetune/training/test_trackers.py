@@ -27,6 +27,7 @@ def test_tensorboards_events_stay_in_the_runs_folder(
     assert max(aucs) == pytest.approx(metrics["auc"])
 
 
+@pytest.mark.slow
 def test_each_run_is_one_of_weights_and_biases(
     base: Path, click_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,7 +12,6 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from transformers import BertForSequenceClassification
 
-from export.graph.onnx_export import write_click_model
 from export.graph.packed.once_by_shapes import ShapedOnceBert
 from export.graph.packed.packed_bert import output_widths
 from export.graph.packing import Feed, Pair, add_longest, pack
@@ -49,15 +48,8 @@ from tests.tiny import MAX_LENGTH
 
 
 @pytest.fixture(scope="module")
-def packed(model: BertForSequenceClassification) -> ShapedOnceBert:
-    return ShapedOnceBert(model).eval()
-
-
-@pytest.fixture(scope="module")
-def graph(model: BertForSequenceClassification, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("graph") / "model.onnx"
-    write_click_model(model, path, by_shapes=True)
-    return path
+def packed(once_model: BertForSequenceClassification) -> ShapedOnceBert:
+    return ShapedOnceBert(once_model).eval()
 
 
 def claimed(feed: Feed, batch: list[list[Pair]]) -> Feed:
@@ -81,20 +73,22 @@ def compute(graph: Path, feed: Feed) -> np.ndarray:
 
 @settings(max_examples=60)
 @given(several_requests)
-def test_it_equals_hugging_face_one_pair_at_a_time(model, packed: ShapedOnceBert, batch: list[list[Pair]]) -> None:
+def test_it_equals_hugging_face_one_pair_at_a_time(once_model, packed: ShapedOnceBert, batch: list[list[Pair]]) -> None:
     found = run(packed, add_longest(pack(batch, once=True)))
-    assert torch.allclose(found, alone(model, batch), atol=1e-5)
+    assert torch.allclose(found, alone(once_model, batch), atol=1e-5)
 
 
 @pytest.mark.parametrize("batch", BATCHES.values(), ids=BATCHES)
-def test_pytorch_and_onnx_runtime_equal_hugging_face(model, packed: ShapedOnceBert, graph: Path, batch) -> None:
-    feed, expected = add_longest(pack(batch, once=True)), alone(model, batch)
+def test_pytorch_and_onnx_runtime_equal_hugging_face(
+    once_model, packed: ShapedOnceBert, shaped_graph: Path, batch
+) -> None:
+    feed, expected = add_longest(pack(batch, once=True)), alone(once_model, batch)
     assert torch.allclose(run(packed, feed), expected, atol=1e-5)
-    assert np.allclose(compute(graph, feed), expected, atol=1e-5)
+    assert np.allclose(compute(shaped_graph, feed), expected, atol=1e-5)
 
 
-def test_it_has_no_size_that_depends_on_a_value(graph: Path) -> None:
-    model = onnx.load(graph)
+def test_it_has_no_size_that_depends_on_a_value(shaped_graph: Path) -> None:
+    model = onnx.load(shaped_graph)
     assert not {node.op_type for node in model.graph.node} & {"ReduceMax", "NonZero", "CumSum", "ScatterElements"}
     # A shape is made of inputs' shapes, and of nothing that is computed of their values.
     makers = {output: node for node in model.graph.node for output in node.output}
@@ -106,12 +100,14 @@ def test_it_has_no_size_that_depends_on_a_value(graph: Path) -> None:
 
 
 @pytest.mark.parametrize("changes", SPOILERS.values(), ids=SPOILERS)
-def test_a_malformed_request_gets_nan_and_its_neighbours_their_own_logits(packed, graph: Path, changes: dict) -> None:
+def test_a_malformed_request_gets_nan_and_its_neighbours_their_own_logits(
+    packed, shaped_graph: Path, changes: dict
+) -> None:
     feed = claimed(spoiled(changes), [BEFORE, REQUEST, BEHIND])
     logits, expected = run(packed, feed), run(packed, add_longest(pack([BEFORE, BEHIND], once=True)))
     assert logits[2:-1].isnan().all()
     assert torch.allclose(logits[[0, 1, -1]], expected, atol=1e-6)
-    assert np.allclose(compute(graph, feed), logits, atol=1e-6, equal_nan=True)
+    assert np.allclose(compute(shaped_graph, feed), logits, atol=1e-6, equal_nan=True)
 
 
 @settings(max_examples=80)
@@ -129,21 +125,23 @@ def test_whatever_a_request_claims_harms_nobody_else(packed: ShapedOnceBert, bat
 
 
 @pytest.mark.parametrize(("user", "candidate"), [(MOST, MAX_LENGTH), (10_000, 9), (6, 10_000)])
-def test_sizes_that_are_too_large_change_no_logit(packed: ShapedOnceBert, graph: Path, user: int, candidate: int):
+def test_sizes_that_are_too_large_change_no_logit(
+    packed: ShapedOnceBert, shaped_graph: Path, user: int, candidate: int
+):
     feed = pack([[pair(words(4), words(5))], [pair(words(5), words(7)), pair([], words(2))]], once=True)
     expected = run(packed, add_longest(feed))
     assert torch.allclose(run(packed, sized(feed, user, candidate)), expected, atol=1e-6)
-    assert np.allclose(compute(graph, sized(feed, user, candidate)), expected, atol=1e-6)
+    assert np.allclose(compute(shaped_graph, sized(feed, user, candidate)), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(("user", "candidate"), [(1, 1), (1, 40), (40, 1), (5, 40), (40, 7), (7, 10)])
 def test_a_request_with_longer_texts_than_it_says_is_answered_with_nan(
-    packed: ShapedOnceBert, graph: Path, user: int, candidate: int
+    packed: ShapedOnceBert, shaped_graph: Path, user: int, candidate: int
 ) -> None:
     batch = [BEFORE, REQUEST, BEHIND, [pair([], [])]]
     feed = pack(batch, once=True)
     expected, logits = run(packed, add_longest(feed)), run(packed, sized(feed, user, candidate))
-    assert np.allclose(compute(graph, sized(feed, user, candidate)), logits, atol=1e-6, equal_nan=True)
+    assert np.allclose(compute(shaped_graph, sized(feed, user, candidate)), logits, atol=1e-6, equal_nan=True)
     rows = iter(zip(logits, expected, strict=True))
     for request in batch:
         own = pack([request], once=True)

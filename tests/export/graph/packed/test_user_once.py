@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from transformers import BertForSequenceClassification
 
 from export.graph.lint import lint
-from export.graph.onnx_export import write_click_model
 from export.graph.packed.packed_bert import output_widths
 from export.graph.packed.segments import Brought
 from export.graph.packed.user_once import OnceBert, OnceLayout
@@ -56,8 +55,8 @@ from tests.tiny import MAX_LENGTH
 
 
 @pytest.fixture(scope="module")
-def packed(model: BertForSequenceClassification) -> OnceBert:
-    return OnceBert(model).eval()
+def packed(once_model: BertForSequenceClassification) -> OnceBert:
+    return OnceBert(once_model).eval()
 
 
 def lay_out(packed: OnceBert, feed: Feed) -> OnceLayout:
@@ -72,23 +71,19 @@ def run(packed: OnceBert, feed: Feed) -> torch.Tensor:
 
 @settings(max_examples=60)
 @given(several_requests)
-def test_it_equals_hugging_face_one_pair_at_a_time(model, packed: OnceBert, batch: list[list[Pair]]) -> None:
-    assert torch.allclose(run(packed, pack(batch, once=True)), alone(model, batch), atol=1e-5)
+def test_it_equals_hugging_face_one_pair_at_a_time(once_model, packed: OnceBert, batch: list[list[Pair]]) -> None:
+    assert torch.allclose(run(packed, pack(batch, once=True)), alone(once_model, batch), atol=1e-5)
 
 
-@pytest.fixture(scope="module")
-def graph(model: BertForSequenceClassification, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("graph") / "model.onnx"
-    write_click_model(model, path)
-    lint(onnx.load(path), tensorrt=False)
-    return path
+def test_the_graph_keeps_the_rules(once_graph: Path) -> None:
+    lint(onnx.load(once_graph), tensorrt=False)
 
 
 @pytest.mark.parametrize("batch", BATCHES.values(), ids=BATCHES)
-def test_pytorch_and_onnx_runtime_equal_hugging_face(model, packed: OnceBert, graph: Path, batch) -> None:
-    feed, expected = pack(batch, once=True), alone(model, batch)
+def test_pytorch_and_onnx_runtime_equal_hugging_face(once_model, packed: OnceBert, once_graph: Path, batch) -> None:
+    feed, expected = pack(batch, once=True), alone(once_model, batch)
     assert torch.allclose(run(packed, feed), expected, atol=1e-5)
-    assert np.allclose(open_graph(graph)(feed)[LOGITS], expected, atol=1e-5)
+    assert np.allclose(open_graph(once_graph)(feed)[LOGITS], expected, atol=1e-5)
 
 
 def test_a_user_text_travels_once_for_pairs_that_stand_side_by_side() -> None:
@@ -125,10 +120,12 @@ def assert_only_the_second_is_harmed(packed: OnceBert, feed: Feed) -> None:
 
 
 @pytest.mark.parametrize("changes", SPOILERS.values(), ids=SPOILERS)
-def test_a_malformed_request_gets_nan_and_its_neighbours_their_own_logits(packed, graph: Path, changes: dict) -> None:
+def test_a_malformed_request_gets_nan_and_its_neighbours_their_own_logits(
+    packed, once_graph: Path, changes: dict
+) -> None:
     feed = spoiled(changes)
     assert_only_the_second_is_harmed(packed, feed)
-    assert np.allclose(open_graph(graph)(feed)[LOGITS], run(packed, feed), atol=1e-6, equal_nan=True)
+    assert np.allclose(open_graph(once_graph)(feed)[LOGITS], run(packed, feed), atol=1e-6, equal_nan=True)
 
 
 def test_a_pair_that_is_too_long_with_its_user_text_is_malformed(packed: OnceBert) -> None:
@@ -215,7 +212,7 @@ def test_the_further_heads_equal_pytorchs_in_merged_requests(
 @settings(max_examples=40)
 @given(st.lists(of_one_user, min_size=1, max_size=4), one_request, st.data())
 def test_what_was_kept_of_user_texts_stands_for_them(
-    packed: OnceBert, model, parts: list[list[Pair]], other: list[Pair], data
+    packed: OnceBert, once_model, parts: list[list[Pair]], other: list[Pair], data
 ) -> None:
     """A request in two chunks: the first has a pair of each user, the second the others, beside another request."""
     assume(all(user_of(one) != user_of(two) for one, two in pairwise(parts)))
@@ -231,18 +228,18 @@ def test_what_was_kept_of_user_texts_stands_for_them(
     inputs = [torch.as_tensor(np.concatenate([chunk[name] for _, chunk, _ in chunks])) for name in ONCE_GRAPH_INPUTS]
     with torch.inference_mode():
         logits, _ = packed(*inputs, torch.tensor(numbers, dtype=torch.int32), kept)
-    assert torch.allclose(logits, alone(model, [request for request, _, _ in chunks]), atol=1e-5)
+    assert torch.allclose(logits, alone(once_model, [request for request, _, _ in chunks]), atol=1e-5)
 
 
 def user_of(part: list[Pair]) -> list[int]:
     return split_pair(part[0])[0]
 
 
-def test_the_exported_graph_keeps_them_too(graph: Path, model) -> None:
-    session = open_on_cpu(graph, for_gpu=False)
+def test_the_exported_graph_keeps_them_too(once_graph: Path, once_model) -> None:
+    session = open_on_cpu(once_graph, for_gpu=False)
     assert {value.name for value in session.get_overridable_initializers()} == {*KEPT_INPUTS}
     request = [pair(words(9), words(count)) for count in (3, 5)] + [pair(words(MOST), words(4)), pair(None, words(6))]
     (kept,) = session.run([KEPT], pack([[request[0], *request[2:]]], once=True))
     earlier = dict(zip(KEPT_INPUTS, (np.array([1, 2, 3], np.int32), kept), strict=True))
     (logits,) = session.run([LOGITS], without_users([request]) | earlier)
-    assert np.allclose(logits, alone(model, [request]), atol=1e-5)
+    assert np.allclose(logits, alone(once_model, [request]), atol=1e-5)

@@ -88,6 +88,7 @@ def test_batches_have_the_changed_texts(base: Path, click_folder: Path) -> None:
     assert changed(items)["pairs"]["attention_mask"].sum() < 0.85 * plain(items)["pairs"]["attention_mask"].sum()
 
 
+@pytest.mark.slow
 def test_a_resumed_run_sees_the_same_texts(base: Path, click_folder: Path, synonyms: Path, tmp_path: Path) -> None:
     settings = replace(SETTINGS, word_dropout=0.2, synonyms=str(synonyms))
     whole = train(click_folder, str(base), tmp_path / "whole", settings)

@@ -24,6 +24,8 @@ from tests.finetune.checkpoint.changes import name_labels
 from tests.finetune.training.interrupt import CtrlC
 from tests.tiny import WORDS, make_checkpoint, make_click_log, make_once_checkpoint
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = TrainSettings(epochs=2, batch_size=16, learning_rate=1e-3)
 
 

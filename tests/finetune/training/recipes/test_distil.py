@@ -23,6 +23,8 @@ from finetune.training.run import train
 from finetune.training.settings import SettingsError, TrainSettings
 from tests.finetune.training.interrupt import CtrlC
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = TrainSettings(epochs=4, batch_size=16, learning_rate=3e-3, metric="log_loss")
 
 
@@ -61,7 +63,6 @@ def test_an_ensemble_is_the_mean_of_log_odds(teachers: tuple[Path, Path], click_
     assert metrics[ENSEMBLE]["auc"] > 0.95
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["click", "pairwise", "listwise"])
 def test_a_student_learns_from_its_teachers_what_no_click_says(
     objective: str, base: Path, meaningless: Path, teachers: tuple[Path, Path], tmp_path: Path

@@ -19,6 +19,8 @@ from finetune.training.run import train
 from finetune.training.settings import SettingsError, TrainSettings
 from tests.finetune.training.interrupt import CtrlC
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = PretrainSettings(epochs=4, batch_size=8, learning_rate=3e-3)
 
 
