@@ -4,9 +4,10 @@
 
 Each of two replicas gets half of this machine's cores. In turns: both are loaded directly, each by a generator that
 has the replica's cores (so that what the load costs, and what the cores share, is the same in both parts); and
-both together behind a real Envoy, with TLS, at twice the rate. From the first part comes the curve, as `saturate` would
-write it, and from the curve what the second part should be. Capacity, and p99 at the planned load, may be
-15 % off. Kept as benchmarks/results/TIME.json (the curve, which `plan` reads) and two-replicas-TIME.json.
+both together behind a real Envoy, with TLS, at twice the rate. Cores are kept busy throughout: two threads of one core
+would else each be faster while the other rests. From the first part comes the curve, as `saturate` would write it, and
+from the curve what the second part should be, medians of the repetitions both. Capacity, and p99 at the planned load,
+may be 15 % off. Kept as benchmarks/results/TIME.json (the curve, which `plan` reads) and two-replicas-TIME.json.
 
 Exit code: 1 if a prediction is further off. The last line of the output is one JSON document.
 """
@@ -19,13 +20,11 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import fmean
-
-import numpy as np
+from statistics import fmean, median
 
 from benchmarks import BenchmarkError, say
 from benchmarks.capacity.plan import Node, read_node
-from benchmarks.capacity.replicas import halves, on_cores, start_gateway, start_replica
+from benchmarks.capacity.replicas import halves, kept_busy, on_cores, start_gateway, start_replica
 from benchmarks.load_gen import target, workload
 from benchmarks.load_gen.pool import TIMING, Load, Pool, Timing, open_pool
 from benchmarks.load_gen.target import Target
@@ -121,7 +120,10 @@ def run(
         gateway = stack.enter_context(start_gateway(replicas, options.model, folder))
         gateway.try_out(options.model, requests[0])
         version = replicas[0].models()[options.model]
-        with open_pools(replicas, gateway, options.model, load, cores, folder) as pools:
+        with (
+            kept_busy([core for own in cores for core in own]),
+            open_pools(replicas, gateway, options.model, load, cores, folder) as pools,
+        ):
             alone, together = measure(*pools, schedule)
         info = replicas[0].info()
     found = SaturationResult(
@@ -202,12 +204,12 @@ def compare(node: Node, together: ModelResult, planned: float) -> list[Compariso
     found = [Comparison("requests/s at saturation", 2 * node.capacity, measured, LIMIT)]
     for share in sorted({each.share for each in together.open}):
         steps = [each.step for each in together.open if each.share == share and each.step.shown_latency]
-        latencies = [latency for step in steps for latency in step.latencies_ms]
         for name, percentile in zip(percentile_names(), PERCENTILES, strict=True):
             judged = share == planned and percentile == max(PERCENTILES)
-            if latencies and name in node.curves:
+            if steps and name in node.curves:
                 predicted = node.curves[name].latency(fmean(step.rate or 0.0 for step in steps) / 2 / node.capacity, 2)
-                value, limit = float(np.percentile(latencies, percentile)), LIMIT if judged else None
+                value = median(step.latency[name] for step in steps if step.latency)
+                limit = LIMIT if judged else None
                 found.append(Comparison(f"{name} in ms at {share:.0%}", predicted, value, limit))
     if len([each for each in found if each.limit]) < 2:
         raise BenchmarkError(f"there is no {percentile_names()[-1]} at {planned:.0%} to judge; measure larger requests")

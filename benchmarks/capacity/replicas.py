@@ -43,6 +43,34 @@ def on_cores(cores: Collection[int]) -> Iterator[None]:
         os.sched_setaffinity(0, former)
 
 
+SPIN = """
+import os, sys
+os.sched_setaffinity(0, [int(sys.argv[1])])
+os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+import numpy
+matrix, parent = numpy.ones((256, 256), numpy.float32), os.getppid()
+while os.getppid() == parent:
+    matrix @ matrix
+"""
+
+
+@contextlib.contextmanager
+def kept_busy(cores: Collection[int]) -> Iterator[list[int]]:
+    """Within the block a process computes on each core whenever nothing else does; yields their numbers.
+
+    Two cores are often threads of one. Then a replica is up to half as fast again while the other one rests, as two
+    machines are not.
+    """
+    variables = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
+    with contextlib.ExitStack() as stack:
+        found = []
+        for core in cores:
+            process = stack.enter_context(subprocess.Popen([sys.executable, "-c", SPIN, str(core)], env=variables))
+            stack.callback(process.kill)
+            found.append(process.pid)
+        yield found
+
+
 @contextlib.contextmanager
 def start_replica(repository: Path, cores: Collection[int], log: Path) -> Iterator[Target]:
     """A server on these cores; it ends with the block. Raises ServingError."""

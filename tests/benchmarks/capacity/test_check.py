@@ -17,11 +17,12 @@ from benchmarks.capacity import plan
 from benchmarks.capacity.check import LIMIT, Comparison, Schedule, compare
 from benchmarks.capacity.model import Curve
 from benchmarks.capacity.plan import Node
-from benchmarks.capacity.replicas import halves, on_cores
+from benchmarks.capacity.replicas import halves, kept_busy, on_cores
 from benchmarks.measure.schema import ModelResult, read_result
 from tests.benchmarks.conftest import LIMITS, MODEL, TIMING, command
 from tests.benchmarks.made_up import MODELS, RATE, make_result
 from tests.gateways import needs_envoy
+from tests.waiting import eventually
 
 CAPACITY = RATE / 2  # of each of two replicas
 FLAT = Curve(99, base_ms=40.0, slope_ms=0.0, lowest=0.3, highest=0.9, miss=0.0)
@@ -78,6 +79,14 @@ def test_what_is_started_on_a_core_stays_there() -> None:
 
 
 @pytest.mark.deploy
+def test_cores_are_kept_busy_by_what_gives_way_to_everything_else() -> None:
+    (core, *_) = os.sched_getaffinity(0)
+    with kept_busy([core]) as (spinning,):
+        eventually(lambda: os.sched_getscheduler(spinning) == os.SCHED_IDLE)
+        assert os.sched_getaffinity(spinning) == {core}
+    assert not Path(f"/proc/{spinning}").exists()
+
+
 @needs_envoy
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two replicas need two cores")
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the gateway's certificate")

@@ -43,7 +43,9 @@ def test_a_graph_whose_kept_output_is_spoiled_is_refused(
     once_graph: Path, pairs: list[Pair], logits: Logits, tmp_path: Path, factor: float
 ) -> None:
     run = open_graph(spoil(once_graph, tmp_path / "spoiled.onnx", factor))
-    assert np.array_equal(score_merged(run, pairs, {LOGITS: LABELS}, once=True)[LOGITS], logits), "no other gate sees it"
+    assert np.array_equal(score_merged(run, pairs, {LOGITS: LABELS}, once=True)[LOGITS], logits), (
+        "no other gate sees it"
+    )
     with pytest.raises(ParityError, match=r"mine gives other logits .* a request's chunks .*'kept'.* is over 0.0001"):
         prove_kept(run, "mine", pairs, logits, TOLERANCE)
 
