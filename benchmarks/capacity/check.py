@@ -1,13 +1,14 @@
 """Does `python -m benchmarks plan` say the truth? One replica's curve, and two replicas behind the gateway.
 
-    python -m benchmarks capacity --model clickbert_onnx_int8 --texts titles --candidates 20      15 minutes
+    python -m benchmarks capacity --model clickbert_onnx_int8 --texts titles --candidates 4       15 minutes
 
 Each of two replicas gets half of this machine's cores. In turns: both are loaded directly, each by a generator that
 has the replica's cores (so that what the load costs, and what the cores share, is the same in both parts); and
 both together behind a real Envoy, with TLS, at twice the rate. Cores are kept busy throughout: two threads of one core
 would else each be faster while the other rests. From the first part comes the curve, as `saturate` would write it, and
-from the curve what the second part should be, medians of the repetitions both. Capacity, and p99 at the planned load,
-may be 15 % off. Kept as benchmarks/results/TIME.json (the curve, which `plan` reads) and two-replicas-TIME.json.
+from the curve what the second part should be (latencies: medians of the repetitions; capacity: the mean). Capacity, and
+p99 at the planned load, may be 15 % off. Kept as benchmarks/results/TIME.json (the curve, which `plan` reads) and
+two-replicas-TIME.json.
 
 Exit code: 1 if a prediction is further off. The last line of the output is one JSON document.
 """
@@ -20,10 +21,10 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import fmean, median
+from statistics import median
 
 from benchmarks import BenchmarkError, say
-from benchmarks.capacity.plan import Node, read_node
+from benchmarks.capacity.plan import Node, find_points, read_node
 from benchmarks.capacity.replicas import halves, kept_busy, on_cores, start_gateway, start_replica
 from benchmarks.load_gen import target, workload
 from benchmarks.load_gen.pool import TIMING, Load, Pool, Timing, open_pool
@@ -165,7 +166,8 @@ def open_pools(
             with on_cores(own):
                 pool = open_pool(replica, model, replace(load, seed=seed), folder, USERS)
                 alone.append(stack.enter_context(pool))
-        # With the same seeds: the callers that came to each replica alone come together here, and chance is the same.
+        # With the same seeds: the callers that came to each replica alone come together here, and chance is the same
+        # (as long as both have as many rounds, in one order).
         both = replace(load, processes=len(replicas))
         yield alone, stack.enter_context(open_pool(gateway, model, both, folder, USERS * len(replicas)))
 
@@ -203,13 +205,13 @@ def compare(node: Node, together: ModelResult, planned: float) -> list[Compariso
     measured = together.saturated.requests_per_second
     found = [Comparison("requests/s at saturation", 2 * node.capacity, measured, LIMIT)]
     for share in sorted({each.share for each in together.open}):
-        steps = [each.step for each in together.open if each.share == share and each.step.shown_latency]
+        steps = [each.step for each in together.open if each.share == share]
         for name, percentile in zip(percentile_names(), PERCENTILES, strict=True):
-            judged = share == planned and percentile == max(PERCENTILES)
-            if steps and name in node.curves:
-                predicted = node.curves[name].latency(fmean(step.rate or 0.0 for step in steps) / 2 / node.capacity, 2)
-                value = median(step.latency[name] for step in steps if step.latency)
-                limit = LIMIT if judged else None
+            points = find_points(steps, name, percentile, 2 * node.capacity)
+            if points and name in node.curves:
+                predicted = node.curves[name].latency(points[0].load, 2)
+                judged = share == planned and percentile == max(PERCENTILES)
+                value, limit = median(each.latency_ms for each in points), LIMIT if judged else None
                 found.append(Comparison(f"{name} in ms at {share:.0%}", predicted, value, limit))
     if len([each for each in found if each.limit]) < 2:
         raise BenchmarkError(f"there is no {percentile_names()[-1]} at {planned:.0%} to judge; measure larger requests")

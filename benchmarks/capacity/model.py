@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import count, takewhile
 from math import log
+from statistics import median
 
 import numpy as np
 from scipy.optimize import nnls
@@ -87,15 +88,17 @@ class Curve:
     def fit(cls, points: Sequence[Point], percentile: float) -> Curve:
         """The curve of the least squared relative errors, each weighted by its requests.
 
-        Neither base nor slope is negative, so the curve never falls with the load.
+        Of several points at one load the median counts: a machine with other tenants is slow now and then. (`miss` is
+        of all of them.) Neither base nor slope is negative, so the curve never falls with the load.
         """
-        weights = np.sqrt([each.requests for each in points])
-        relative = weights / np.array([each.latency_ms for each in points])
-        waits = np.array([wait(each.load, 1, percentile) for each in points])
+        loads = sorted({each.load for each in points})
+        same = [[each for each in points if each.load == load] for load in loads]
+        weights = np.sqrt([sum(each.requests for each in group) for group in same])
+        relative = weights / np.array([median(each.latency_ms for each in group) for group in same])
+        waits = np.array([wait(load, 1, percentile) for load in loads])
         (base, slope), _ = nnls(np.stack([relative, relative * waits], axis=1), weights)
-        loads = [each.load for each in points]
         base = max(base, NEGLIGIBLE)  # where nothing waits the curve would be 0, and no share of it a miss
-        curve = cls(percentile, float(base), float(slope), min(loads), max(loads), 0.0)
+        curve = cls(percentile, float(base), float(slope), loads[0], loads[-1], 0.0)
         return replace(curve, miss=max(0.0, *(each.latency_ms / curve.latency(each.load, 1) - 1 for each in points)))
 
     def latency(self, load: float, replicas: int) -> float:

@@ -18,7 +18,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
-from statistics import median
 
 from benchmarks import BenchmarkError
 from benchmarks.capacity.model import Curve, Point
@@ -149,23 +148,16 @@ def read_node(found: ModelResult, where: str) -> Node:
 
 
 def find_points(steps: list[Step], name: str, percentile: float, capacity: float) -> list[Point]:
-    """A percentile at each rate of an open loop: the server's, without errors, and of enough requests.
-
-    Of several steps at one rate it is the median: a machine with other tenants is slow now and then.
-    """
-    rates: dict[float, list[tuple[float, int]]] = {}
-    for step in steps:
-        if (
-            step.rate
-            and step.shown_latency
-            and not step.errors
-            and step.rate <= STEADY * capacity
-            and step.requests * (1 - percentile / 100) >= BEYOND
-        ):
-            rates.setdefault(step.rate, []).append((step.shown_latency[name], step.requests))
+    """The steps of an open loop that say something of a percentile: the server's, without errors, and long enough."""
     return [
-        Point(rate / capacity, median(latency for latency, _ in same), sum(requests for _, requests in same))
-        for rate, same in rates.items()
+        Point(step.rate / capacity, step.latency[name], step.requests)
+        for step in steps
+        if step.rate
+        and step.shown_latency
+        and step.latency
+        and not step.errors
+        and step.rate <= STEADY * capacity
+        and step.requests * (1 - percentile / 100) >= BEYOND
     ]
 
 

@@ -45,10 +45,12 @@ def on_cores(cores: Collection[int]) -> Iterator[None]:
 
 SPIN = """
 import os, sys
-os.sched_setaffinity(0, [int(sys.argv[1])])
+core, parent = map(int, sys.argv[1:])
+os.sched_setaffinity(0, [core])
 os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 import numpy
-matrix, parent = numpy.ones((256, 256), numpy.float32), os.getppid()
+matrix = numpy.ones((256, 256), numpy.float32)
+print("ready", flush=True)
 while os.getppid() == parent:
     matrix @ matrix
 """
@@ -60,15 +62,27 @@ def kept_busy(cores: Collection[int]) -> Iterator[list[int]]:
 
     Two cores are often threads of one. Then a replica is up to half as fast again while the other one rests, as two
     machines are not.
+
+    Raises:
+        BenchmarkError: a process cannot do so, or did not until the end.
     """
     variables = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
     with contextlib.ExitStack() as stack:
-        found = []
+        busy = {}
         for core in cores:
-            process = stack.enter_context(subprocess.Popen([sys.executable, "-c", SPIN, str(core)], env=variables))
+            words = [sys.executable, "-c", SPIN, str(core), str(os.getpid())]
+            process = stack.enter_context(
+                subprocess.Popen(words, env=variables, stdout=subprocess.PIPE, text=True, start_new_session=True)
+            )
             stack.callback(process.kill)
-            found.append(process.pid)
-        yield found
+            busy[core] = process
+        for core, process in busy.items():
+            if not process.stdout or process.stdout.readline() != "ready\n":
+                raise BenchmarkError(f"core {core} cannot be kept busy; what that process said is above")
+        yield [process.pid for process in busy.values()]
+        for core, process in busy.items():
+            if process.poll() is not None:
+                raise BenchmarkError(f"core {core} was not kept busy until the end; measure again")
 
 
 @contextlib.contextmanager

@@ -75,7 +75,7 @@ class Recorder:
         self.rate: float | None = None  # open loop: requests to start a second
         self.parts: Sequence[float] = ()  # open loop: seconds of the parts that have this rate each
         self.changed = Event()  # set for a moment when `going` grows
-        self.open_rounds = itertools.count()
+        self.open_rounds = itertools.count()  # numbers of the open loop's rounds
         self.unfinished = 0  # requests in flight, and open loops
         self.start()
 

@@ -3,6 +3,9 @@
 Each test runs in a process of its own (`greenlets.py`), because gevent changes the whole process.
 """
 
+import contextlib
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -21,12 +24,14 @@ AT_ONCE = 16  # the threads of the server
 def run(url: str, scenario: str, reached: threading.Event | None = None) -> list[str]:
     """The lines that the scenario prints. It is told when its first call has reached the server."""
     command = [sys.executable, str(GREENLETS), url, scenario]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes, text=True, start_new_session=True) as process:
         try:
             assert reached is None or reached.wait(60)
             output, _ = process.communicate("go\n", timeout=120)
         finally:
-            process.kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # its children, too
     assert process.returncode == 0, output
     return output.splitlines()
 

@@ -13,7 +13,8 @@ Nor does any of this help while another library has a gRPC call in flight, such 
 gRPC's fork support holds for the whole process, and then hangs or crashes the child, even one that never ranks. Where
 children do not rank, GRPC_ENABLE_FORK_SUPPORT=0 switches it off; calls in a child that cannot work are refused.
 
-Not for `subprocess` without `preexec_fn`, which runs none of this: its children replace the program at once.
+Not for `subprocess` without `preexec_fn`, which runs none of this: its children replace the program at once. (gevent's
+own `subprocess` forks like any other.)
 """
 
 import os
@@ -161,7 +162,7 @@ def check_asyncio() -> None:
 def _before() -> None:
     global _asyncio_in_flight  # noqa: PLW0603
     _watching.acquire()  # released after the fork, by the same thread in both processes
-    in_flight = _gate.shut() or cygrpc.g_gevent_activated  # there an idle channel keeps a thread, too
+    in_flight = _gate.shut() or threads.under_gevent()  # there an idle channel keeps a thread, too
     _let_go(calls=in_flight)
     deadline = time.monotonic() + _LONGEST
     while not _gate.is_empty(0.02) and time.monotonic() < deadline:

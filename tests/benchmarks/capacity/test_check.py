@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -78,15 +79,31 @@ def test_what_is_started_on_a_core_stays_there() -> None:
     assert os.sched_getaffinity(0) == before
 
 
-@pytest.mark.deploy
 def test_cores_are_kept_busy_by_what_gives_way_to_everything_else() -> None:
     (core, *_) = os.sched_getaffinity(0)
     with kept_busy([core]) as (spinning,):
-        eventually(lambda: os.sched_getscheduler(spinning) == os.SCHED_IDLE)
+        assert os.sched_getscheduler(spinning) == os.SCHED_IDLE
         assert os.sched_getaffinity(spinning) == {core}
+        before = cpu_ticks(spinning)
+        eventually(lambda: cpu_ticks(spinning) > before)
     assert not Path(f"/proc/{spinning}").exists()
 
 
+def cpu_ticks(process: int) -> int:
+    """Of computing, so far."""
+    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[11])
+
+
+def test_a_core_that_is_not_kept_busy_is_no_measurement() -> None:
+    (core, *_) = os.sched_getaffinity(0)
+    with pytest.raises(BenchmarkError, match=f"core {core} was not kept busy"), kept_busy([core]) as (spinning,):
+        os.kill(spinning, signal.SIGKILL)
+        eventually(lambda: "(zombie)" in Path(f"/proc/{spinning}/status").read_text())
+    with pytest.raises(BenchmarkError, match="core 9999 cannot be kept busy"), kept_busy([9999]):
+        pass
+
+
+@pytest.mark.deploy
 @needs_envoy
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two replicas need two cores")
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the gateway's certificate")

@@ -115,6 +115,14 @@ def test_more_load_is_never_faster_and_more_replicas_never_slower(
     assert curve.cautious(low, few) >= curve.latency(low, few) >= 0
 
 
+def test_a_slow_repetition_does_not_move_the_curve_and_is_in_the_caution() -> None:
+    points = [Point(load, 10 + 2 * wait(load, 1, 99), 1000) for load in (0.5, 0.7, 0.85)]
+    slow = Point(0.7, 5 * points[1].latency_ms, 1000)
+    found = Curve.fit([*points, points[1], slow], 99)
+    assert (found.base_ms, found.slope_ms) == pytest.approx((10, 2))
+    assert found.miss == pytest.approx(4)
+
+
 @given(st.integers(1, 50))
 def test_no_measured_point_is_above_the_cautious_curve(scale: int) -> None:
     points = [Point(0.3, 10.0 * scale, 50), Point(0.5, 30.0, 90), Point(0.9, 80.0 * scale, 10)]

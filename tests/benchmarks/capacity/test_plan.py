@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks import BenchmarkError
-from benchmarks.capacity.model import Curve, Point, wait
-from benchmarks.capacity.plan import Node, find_points, forecast, replicas_needed
+from benchmarks.capacity.model import Curve, wait
+from benchmarks.capacity.plan import Node, forecast, replicas_needed
 from benchmarks.measure.schema import Latency, OpenStep, SaturationResult, Slo, SloResult, Step, write
 from tests.benchmarks.conftest import Ended, command
 from tests.benchmarks.made_up import MODELS, client_bound, make_result, unanswered, with_model
@@ -56,15 +56,6 @@ def document(ended: Ended) -> dict[str, Any]:
     found = json.loads(ended.out.splitlines()[-1])
     assert isinstance(found, dict)
     return found
-
-
-def test_steps_of_one_rate_are_one_point_which_a_slow_one_does_not_move() -> None:
-    found = known().models[MODELS[0]].open[0].step
-    steps = [
-        replace(found, rate=35.0, requests=100, latency=Latency({"p99": ms}, ms, ms)) for ms in (40.0, 900.0, 42.0)
-    ]
-    other = replace(steps[0], rate=40.0)
-    assert find_points([*steps, other], "p99", 99, 50.0) == [Point(0.7, 42.0, 300), Point(0.8, 40.0, 100)]
 
 
 def test_the_plan_meets_the_objective_and_one_replica_fewer_does_not(tmp_path: Path) -> None:

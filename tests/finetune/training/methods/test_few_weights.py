@@ -91,8 +91,9 @@ def test_the_share_that_is_trained_is_told(
     assert f"trained: {trained:,} of {weights:,} weights" in capsys.readouterr().err
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("method", ["lora", "adalora", "ia3", "prefix"])
+@pytest.mark.parametrize(
+    "method", ["lora", *(pytest.param(method, marks=pytest.mark.slow) for method in ("adalora", "ia3", "prefix"))]
+)
 def test_a_stopped_run_goes_on_to_the_same_weights(
     method: str, base: Path, click_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -24,8 +24,6 @@ from tests.finetune.checkpoint.changes import name_labels
 from tests.finetune.training.interrupt import CtrlC
 from tests.tiny import WORDS, make_checkpoint, make_click_log, make_once_checkpoint
 
-pytestmark = pytest.mark.slow
-
 SETTINGS = TrainSettings(epochs=2, batch_size=16, learning_rate=1e-3)
 
 
@@ -48,6 +46,7 @@ def joint(base: Path, joint_folder: Path, tmp_path_factory: pytest.TempPathFacto
     return folder
 
 
+@pytest.mark.slow
 def test_it_gives_the_same_scores_under_the_other_mask(tmp_path: Path) -> None:
     full = make_checkpoint(tmp_path / "full")  # random: every token of both texts counts
     data = tmp_path / "data"
@@ -62,6 +61,7 @@ def test_it_gives_the_same_scores_under_the_other_mask(tmp_path: Path) -> None:
     assert gaps[1] < 0.8 * gaps[0]
 
 
+@pytest.mark.slow
 def test_it_is_the_same_model_but_for_its_attention(full: Path, click_folder: Path, tmp_path: Path) -> None:
     metrics = carry(click_folder, full, tmp_path / "once", SETTINGS)
     assert metrics["auc"] > 0.95
@@ -69,6 +69,7 @@ def test_it_is_the_same_model_but_for_its_attention(full: Path, click_folder: Pa
     assert (label_names(model), longest, user_tokens(model.config)) == (["no click", "click"], 40, 18)
 
 
+@pytest.mark.slow
 def test_heads_and_passages_stay(joint: Path, joint_folder: Path, tmp_path: Path) -> None:
     carry(joint_folder, joint, tmp_path / "once", replace(SETTINGS, epochs=1, learning_rate=1e-5))
     before, after = (read_heads(folder, 32) for folder in (joint, tmp_path / "once"))
@@ -129,6 +130,7 @@ def test_checkpoints_that_cannot_be_carried_over_are_refused(
         carry(click_folder, other, tmp_path / "twice", SETTINGS)
 
 
+@pytest.mark.slow
 def test_an_option_that_says_its_default_is_the_checkpoints(full: Path, click_folder: Path, tmp_path: Path) -> None:
     command = [
         "train", "--from-checkpoint", str(full), "--data", str(click_folder), "--output", str(tmp_path / "once"),
@@ -139,6 +141,7 @@ def test_an_option_that_says_its_default_is_the_checkpoints(full: Path, click_fo
     assert label_names(model) == ["no click", "click"]
 
 
+@pytest.mark.slow
 def test_a_folder_with_a_bases_name_is_the_folder(
     full: Path, click_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,6 +162,7 @@ def test_a_folder_with_a_bases_name_is_the_folder(
     assert model.config.hidden_size == 32, "MiniLM has 384"
 
 
+@pytest.mark.slow
 def test_the_command_goes_on_where_it_was_stopped(
     full: Path, click_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

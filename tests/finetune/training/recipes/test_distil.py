@@ -23,8 +23,6 @@ from finetune.training.run import train
 from finetune.training.settings import SettingsError, TrainSettings
 from tests.finetune.training.interrupt import CtrlC
 
-pytestmark = pytest.mark.slow
-
 SETTINGS = TrainSettings(epochs=4, batch_size=16, learning_rate=3e-3, metric="log_loss")
 
 
@@ -51,6 +49,7 @@ def meaningless(click_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return folder
 
 
+@pytest.mark.slow
 def test_an_ensemble_is_the_mean_of_log_odds(teachers: tuple[Path, Path], click_folder: Path) -> None:
     rows = read_click_log(click_folder / "dev.jsonl")
     single = [click_log_odds(folder, rows) for folder in teachers]
@@ -63,6 +62,7 @@ def test_an_ensemble_is_the_mean_of_log_odds(teachers: tuple[Path, Path], click_
     assert metrics[ENSEMBLE]["auc"] > 0.95
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["click", "pairwise", "listwise"])
 def test_a_student_learns_from_its_teachers_what_no_click_says(
     objective: str, base: Path, meaningless: Path, teachers: tuple[Path, Path], tmp_path: Path
@@ -73,6 +73,7 @@ def test_a_student_learns_from_its_teachers_what_no_click_says(
     assert taught["auc"] > 0.95 > alone["auc"]
 
 
+@pytest.mark.slow
 def test_a_student_is_as_sure_as_its_teachers(
     base: Path, meaningless: Path, teachers: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -98,6 +99,7 @@ def test_nothing_of_a_position_is_learned_from_teachers(base: Path, joint_folder
     assert model.click.classifier.weight.grad is not None
 
 
+@pytest.mark.slow
 def test_other_teachers_cannot_take_over_a_stopped_run(
     base: Path, click_folder: Path, teachers: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -119,6 +121,7 @@ def test_a_teacher_that_is_no_click_model_is_refused(base: Path, click_folder: P
         click_log_odds(base, read_click_log(click_folder / "dev.jsonl"))
 
 
+@pytest.mark.slow
 def test_the_command_reports_each_teacher_and_the_ensemble(
     base: Path, click_folder: Path, teachers: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

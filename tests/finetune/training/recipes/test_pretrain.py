@@ -19,8 +19,6 @@ from finetune.training.run import train
 from finetune.training.settings import SettingsError, TrainSettings
 from tests.finetune.training.interrupt import CtrlC
 
-pytestmark = pytest.mark.slow
-
 SETTINGS = PretrainSettings(epochs=4, batch_size=8, learning_rate=3e-3)
 
 
@@ -38,6 +36,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_masked_words_of_held_out_texts_are_guessed_better(texts: Path, base: Path, tmp_path: Path) -> None:
     before, after = pretrain(texts, str(base), tmp_path / "model", SETTINGS)
     assert before > 3, "a new head knows nothing"
@@ -46,6 +45,7 @@ def test_masked_words_of_held_out_texts_are_guessed_better(texts: Path, base: Pa
     assert again == before, "the same texts, the same masks"
 
 
+@pytest.mark.slow
 def test_the_result_is_a_base_for_train(texts: Path, base: Path, click_folder: Path, tmp_path: Path) -> None:
     pretrain(texts, str(base), tmp_path / "model", SETTINGS)
     files = {path.name for path in (tmp_path / "model").iterdir()}
@@ -61,6 +61,7 @@ def test_the_result_is_a_base_for_train(texts: Path, base: Path, click_folder: P
     train(click_folder, str(tmp_path / "model"), tmp_path / "click", settings)
 
 
+@pytest.mark.slow
 def test_a_head_of_the_base_is_used(texts: Path, base: Path, tmp_path: Path) -> None:
     """As most bases of the hub have one: it begins where the last run ended."""
     model = BertForMaskedLM.from_pretrained(base)
@@ -73,6 +74,7 @@ def test_a_head_of_the_base_is_used(texts: Path, base: Path, tmp_path: Path) -> 
     assert own > drawn + 5, "it believes that every word is 'likes'"
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_to_the_same_weights(texts: Path, base: Path, tmp_path: Path) -> None:
     whole = pretrain(texts, str(base), tmp_path / "whole", SETTINGS)
     with pytest.raises(KeyboardInterrupt, match="give the same command again"):
