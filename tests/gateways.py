@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +16,11 @@ import grpc
 import pytest
 from tritonclient.grpc import service_pb2_grpc
 
+from benchmarks.capacity.replicas import is_ended
 from clickbert import Connection
 from deploy.gateway.files import GatewayError
 from deploy.gateway.run import ask, find_envoy
+from serving.addresses import free_ports
 from tests.client.certificates import Authority
 from tests.waiting import eventually
 
@@ -102,11 +102,7 @@ def gateway(folder: Path, tritons: Sequence[str], *options: str, healthy: int | 
     Args:
         healthy: wait for so many good servers; None: for all.
     """
-    with ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(2)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        port, admin_port = (int(probe.getsockname()[1]) for probe in probes)
+    port, admin_port = free_ports(2)
     if not has_envoy():
         pytest.skip(NO_ENVOY)
     command = [sys.executable, "-m", "deploy", "gateway", f"--secrets={folder / 'secrets'}"]
@@ -121,13 +117,6 @@ def gateway(folder: Path, tritons: Sequence[str], *options: str, healthy: int | 
         yield running
     finally:
         eventually(lambda: is_ended(process), 180)
-
-
-def is_ended(process: subprocess.Popen[bytes]) -> bool:
-    """Whether it is, and if not, signals it once more: the first signal drains, the second one ends it."""
-    if process.poll() is None:
-        process.send_signal(signal.SIGTERM)
-    return process.poll() is not None
 
 
 def is_ready(running: Gateway, healthy: int) -> bool:

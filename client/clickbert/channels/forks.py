@@ -162,12 +162,12 @@ def check_asyncio() -> None:
 def _before() -> None:
     global _asyncio_in_flight  # noqa: PLW0603
     _watching.acquire()  # released after the fork, by the same thread in both processes
-    in_flight = _gate.shut() or threads.under_gevent()  # there an idle channel keeps a thread, too
-    _let_go(calls=in_flight)
+    calls = _gate.shut() or threads.under_gevent()  # there an idle channel keeps a thread, too
+    _let_go(calls=calls)
     deadline = time.monotonic() + _LONGEST
     while not _gate.is_empty(0.02) and time.monotonic() < deadline:
         _let_go(calls=True)  # once more: a call that was on its way in may have opened a channel since
-    _asyncio_in_flight = not _let_go(calls=in_flight)  # another thread's asyncio call may have begun meanwhile
+    _asyncio_in_flight = not _let_go(calls=calls)  # another thread's asyncio call may have begun meanwhile
     if _grpc_was_used:
         threads.wait_until_idle()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-import socket
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from clickbert import AuthenticationError, Ranker
 from clickbert.telemetry.monitor import Monitor
 from deploy.monitoring.page import main as draw_page
 from release.names import ONNX_MODEL
+from serving.addresses import free_ports
 from serving.server import Server, open_directly
 from tests.deploy.monitoring.chromium import photograph
 from tests.deploy.monitoring.metrics import asked_for, scraped
@@ -148,9 +148,7 @@ def prometheus(watched: Watched, tmp_path_factory: pytest.TempPathFactory) -> It
         ],
     }
     (folder / "prometheus.json").write_text(json.dumps(config), encoding="utf-8")  # JSON is YAML, too
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    address = f"127.0.0.1:{free_ports(1)[0]}"
     command = ["prometheus", f"--config.file={folder / 'prometheus.json'}", f"--storage.tsdb.path={folder / 'data'}"]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen([*command, f"--web.listen-address={address}"], stdout=log, stderr=log)
