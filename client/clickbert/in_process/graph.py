@@ -47,8 +47,10 @@ def run_constants(file: Path) -> Mapping[str, Array]:
     try:
         session = _session(file)
         return dict(zip((output.name for output in session.get_outputs()), session.run(None, {}), strict=True))
+    except ServerError as exc:
+        raise InvalidInputError(f"{exc}; export the model again") from exc
     except Exception as exc:  # ONNX Runtime's errors have no class of their own
-        raise InvalidInputError(f"{file} cannot be loaded: {exc}; export the model again") from exc
+        raise InvalidInputError(f"{file} cannot be computed: {exc}; export the model again") from exc
 
 
 def _session(file: Path) -> onnxruntime.InferenceSession:
