@@ -48,8 +48,9 @@ rank: install ## rank four documents on the running server
 	'how to choose running shoes for muddy paths' 'election night: the results' \
 	| $(VENV)/bin/clickbert rank --url localhost:8001 --query 'shoes for running in the rain' --documents -
 
-benchmark: install ## load each published engine up to saturation, and compare it with its own ceiling
-	$(PY) -m benchmarks saturate
+TEXTS ?= all
+benchmark: install ## load each engine up to saturation, beside its own ceiling; TEXTS: all (the log's), titles or history
+	$(PY) -m benchmarks saturate --texts $(TEXTS)
 
 demo: install ## run the whole pipeline on a small model: sample, fine-tune, export, serve, rank
 	@$(PY) -m benchmarks demo
