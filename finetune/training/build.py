@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import PreTrainedTokenizerFast, set_seed
+from transformers import BertForSequenceClassification, PreTrainedTokenizerFast, set_seed
 
 from finetune.checkpoint.attention import default_user_tokens, set_user_tokens, user_tokens
 from finetune.checkpoint.base_model import load_base, resolve_base
@@ -37,6 +37,8 @@ def build(
     set_seed(settings.seed)
     folder = resolve_base(base)
     click, tokenizer, longest = load_base(folder, settings.labels, settings.seed)
+    if settings.layers:
+        keep_layers(click, settings.layers)
     size = int(click.config.hidden_size)
     heads, wanted = read_heads(folder, size), head_settings(rows, settings)
     if settings.method == PREFIX:
@@ -61,6 +63,19 @@ def build(
     model.attends_fully = model.full_first > 0
     freeze(model, settings.freeze)
     return model, tokenizer, max_length
+
+
+def keep_layers(click: BertForSequenceClassification, count: int) -> None:
+    """Prune the encoder to its first `count` layers (Sajjad et al., 2023): those above are left out.
+
+    Raises:
+        SettingsError: it has fewer.
+    """
+    layers = click.bert.encoder.layer
+    if count > len(layers):
+        raise SettingsError(f"--layers is {count}, but the encoder has {len(layers)} layers")
+    click.bert.encoder.layer = layers[:count]
+    click.config.num_hidden_layers = count
 
 
 def set_dropout(model: torch.nn.Module, share: float) -> None:

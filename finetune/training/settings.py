@@ -15,7 +15,7 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 
 LEAST = {
     "epochs": 1, "batch_size": 1, "accumulate": 1, "rank": 1, "evaluations": 1, "patience": 1, "embedding_size": 1,
-    "passage_best": 1, "passage_overlap": 0,
+    "passage_best": 1, "passage_overlap": 0, "layers": 1,
 }  # fmt: skip
 
 
@@ -58,6 +58,9 @@ class TrainSettings:
     passage_best: int = _option(3, "how many passages `--passages mean` counts", type=int)
     labels: int = _option(1, "1 (sigmoid) or 2 (softmax)", type=int, choices=(1, 2))
     max_length: int | None = _option(None, "longest pair in tokens; default: what the base allows", type=int)
+    layers: int | None = _option(
+        None, "keep the encoder's first so many layers, and leave out those above; default: all", type=int
+    )
     epochs: int = _option(2, "passes over the training split", type=int)
     batch_size: int | None = _option(
         None, "rows a step, or groups for pairwise and listwise; default: 8 rows, 16 groups", type=int

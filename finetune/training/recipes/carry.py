@@ -46,7 +46,8 @@ def carry(data: Path, folder: Path, output: Path, settings: TrainSettings, *, re
             "carried over"
         )
     heads = read_heads(folder, int(model.config.hidden_size)).settings
-    own = _own_settings(heads, labels=len(label_names(model)), max_length=longest)
+    layers = int(model.config.num_hidden_layers)
+    own = _own_settings(heads, labels=len(label_names(model)), max_length=longest, layers=layers)
     for name, value in own.items():
         given = getattr(settings, name)
         if given not in (value, asdict(TrainSettings())[name]):

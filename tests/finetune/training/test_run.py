@@ -69,6 +69,17 @@ def test_two_labels_and_a_shorter_length(base: Path, click_folder: Path, tmp_pat
     assert max_length == 18, "served at the length it was trained at"
 
 
+def test_layers_above_those_kept_are_left_out(base: Path, click_folder: Path, tmp_path: Path) -> None:
+    settings = TrainSettings(epochs=1, learning_rate=3e-3, layers=1, freeze="1")
+    train(click_folder, str(base), tmp_path / "pruned", settings)
+    load_checkpoint(tmp_path / "pruned")
+    pruned = BertForSequenceClassification.from_pretrained(tmp_path / "pruned").bert.encoder
+    assert len(pruned.layer) == 1
+    whole, _, _ = load_base(base, labels=1, seed=0)
+    for name, weight in pruned.layer[0].state_dict().items():
+        torch.testing.assert_close(weight, whole.bert.encoder.layer[0].state_dict()[name], rtol=0, atol=0)
+
+
 def test_the_same_seed_gives_the_same_weights(base: Path, click_folder: Path, tmp_path: Path) -> None:
     digests = []
     for name, seed in (("first", 0), ("second", 0), ("third", 1)):
@@ -272,6 +283,8 @@ def test_an_average_of_weights_is_kept_and_is_not_the_last_steps(
         ({"metric": "accuraccy"}, "--metric is 'accuraccy'; dev has accuracy, auc,"),
         ({"passages": "max", "labels": 2}, "--passages needs --labels 1"),
         ({"freeze": "3"}, "--freeze is 3, but the encoder has 2 layers"),
+        ({"layers": 3}, "--layers is 3, but the encoder has 2 layers"),
+        ({"layers": 0}, "--layers is 0; it must be 1 or more"),
         ({"epochs": 0}, "--epochs is 0; it must be 1 or more"),
         ({"dropout": 1.0}, "--dropout is 1.0; it must be from 0 to below 1"),
         ({"understanding_weight": ("much",)}, "--understanding-weight is 'much'; it takes numbers, or learned"),

@@ -83,6 +83,7 @@ def test_heads_and_passages_stay(joint: Path, joint_folder: Path, tmp_path: Path
     [
         ({"attention": "full"}, "--attention is 'full', but --from-checkpoint {} has 'user_once'; leave it out"),
         ({"max_length": 20}, "--max-length is 20, but --from-checkpoint {} has 40; leave it out"),
+        ({"layers": 1}, "--layers is 1, but --from-checkpoint {} has 2; leave it out"),
         ({"passages": "max"}, "--passages is 'max', but"),
         ({"understanding": ("topic",)}, "--understanding is ('topic',), but"),
         ({"position_bias": "estimated"}, "--position-bias is 'estimated', but"),

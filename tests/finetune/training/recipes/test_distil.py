@@ -74,6 +74,15 @@ def test_a_student_learns_from_its_teachers_what_no_click_says(
 
 
 @pytest.mark.slow
+def test_a_student_of_fewer_layers_learns_from_teachers_that_have_more(
+    base: Path, meaningless: Path, teachers: tuple[Path, Path], tmp_path: Path
+) -> None:
+    settings = replace(SETTINGS, layers=1, metric="auc")
+    assert train(meaningless, str(base), tmp_path / "small", settings, teachers=Teachers(teachers, 1.0))["auc"] > 0.95
+    assert load_checkpoint(tmp_path / "small")[0].config.num_hidden_layers == 1
+
+
+@pytest.mark.slow
 def test_a_student_is_as_sure_as_its_teachers(
     base: Path, meaningless: Path, teachers: tuple[Path, Path], tmp_path: Path
 ) -> None:
