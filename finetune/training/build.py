@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 from transformers import BertForSequenceClassification, PreTrainedTokenizerFast, set_seed
 
 from finetune.checkpoint.attention import default_user_tokens, set_user_tokens, user_tokens
@@ -66,7 +67,7 @@ def build(
 
 
 def keep_layers(click: BertForSequenceClassification, count: int) -> None:
-    """Prune the encoder to its first `count` layers (Sajjad et al., 2023): those above are left out.
+    """Prune the encoder to `count` of its layers: the first, the last, and others evenly between them.
 
     Raises:
         SettingsError: it has fewer.
@@ -74,14 +75,15 @@ def keep_layers(click: BertForSequenceClassification, count: int) -> None:
     layers = click.bert.encoder.layer
     if count > len(layers):
         raise SettingsError(f"--layers is {count}, but the encoder has {len(layers)} layers")
-    click.bert.encoder.layer = layers[:count]
+    kept = [place * (len(layers) - 1) // max(count - 1, 1) for place in range(count)]
+    click.bert.encoder.layer = nn.ModuleList(layers[place] for place in kept)
     click.config.num_hidden_layers = count
 
 
-def set_dropout(model: torch.nn.Module, share: float) -> None:
+def set_dropout(model: nn.Module, share: float) -> None:
     """Set every dropout of a BERT, attention's included."""
     for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
+        if isinstance(module, nn.Dropout):
             module.p = share
 
 

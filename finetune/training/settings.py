@@ -59,7 +59,7 @@ class TrainSettings:
     labels: int = _option(1, "1 (sigmoid) or 2 (softmax)", type=int, choices=(1, 2))
     max_length: int | None = _option(None, "longest pair in tokens; default: what the base allows", type=int)
     layers: int | None = _option(
-        None, "keep the encoder's first so many layers, and leave out those above; default: all", type=int
+        None, "prune the encoder to so many of its layers, evenly spread; default: all", type=int
     )
     epochs: int = _option(2, "passes over the training split", type=int)
     batch_size: int | None = _option(

@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,11 +24,12 @@ from finetune.checkpoint.save import save_checkpoint
 from finetune.data.clicklog import ClickLogError, ClickRow, read_click_log
 from finetune.evaluation.metrics import click_probability, evaluate_ranking
 from finetune.evaluation.scoring import score_rows, score_texts
+from finetune.training.build import keep_layers
 from finetune.training.loop.trainer import TrainingError
 from finetune.training.run import train
 from finetune.training.settings import SettingsError, TrainSettings
 from tests.finetune.checkpoint.changes import name_labels
-from tests.finetune.conftest import LIKED, TOPICS, write_log
+from tests.finetune.conftest import LIKED, TOPICS, make_config, write_log
 from tests.tiny import make_checkpoint, make_click_log
 
 ROOT = Path(__file__).parents[3]
@@ -69,15 +71,27 @@ def test_two_labels_and_a_shorter_length(base: Path, click_folder: Path, tmp_pat
     assert max_length == 18, "served at the length it was trained at"
 
 
-def test_layers_above_those_kept_are_left_out(base: Path, click_folder: Path, tmp_path: Path) -> None:
-    settings = TrainSettings(epochs=1, learning_rate=3e-3, layers=1, freeze="1")
-    train(click_folder, str(base), tmp_path / "pruned", settings)
-    load_checkpoint(tmp_path / "pruned")
-    pruned = BertForSequenceClassification.from_pretrained(tmp_path / "pruned").bert.encoder
-    assert len(pruned.layer) == 1
+@pytest.mark.parametrize(("count", "kept"), [(1, [0]), (2, [0, 5]), (3, [0, 2, 5]), (4, [0, 1, 3, 5]), (6, range(6))])
+def test_an_encoder_is_pruned_to_layers_evenly_spread(count: int, kept: Sequence[int]) -> None:
+    click = BertForSequenceClassification(make_config(num_labels=1, num_hidden_layers=6))
+    layers = list(click.bert.encoder.layer)
+    keep_layers(click, count)
+    assert [layers.index(layer) for layer in click.bert.encoder.layer] == list(kept)
+
+
+def test_a_pruned_checkpoint_is_a_plain_bert(base: Path, click_folder: Path, tmp_path: Path) -> None:
+    train(click_folder, str(base), tmp_path / "pruned", TrainSettings(epochs=1, layers=1, freeze="1"))
+    model, tokenizer, max_length = load_checkpoint(tmp_path / "pruned")
+    plain = BertForSequenceClassification.from_pretrained(tmp_path / "pruned").eval()
+    assert len(plain.bert.encoder.layer) == plain.config.num_hidden_layers == 1
     whole, _, _ = load_base(base, labels=1, seed=0)
-    for name, weight in pruned.layer[0].state_dict().items():
-        torch.testing.assert_close(weight, whole.bert.encoder.layer[0].state_dict()[name], rtol=0, atol=0)
+    for name, weight in whole.bert.encoder.layer[0].state_dict().items():
+        torch.testing.assert_close(plain.bert.encoder.layer[0].state_dict()[name], weight, rtol=0, atol=0)
+    row = read_click_log(click_folder / "dev.jsonl")[5]
+    encoded = AutoTokenizer.from_pretrained(tmp_path / "pruned")(row.query, row.document, return_tensors="pt")
+    with torch.inference_mode():
+        logits = plain(**encoded).logits.numpy()
+    np.testing.assert_allclose(score_rows(model, tokenizer, [row], max_length), logits, rtol=0, atol=1e-6)
 
 
 def test_the_same_seed_gives_the_same_weights(base: Path, click_folder: Path, tmp_path: Path) -> None:
