@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -67,7 +68,7 @@ def build(
 
 
 def keep_layers(click: BertForSequenceClassification, count: int) -> None:
-    """Prune the encoder to `count` of its layers: the first, the last, and others evenly between them.
+    """Prune the encoder to `count` of its layers: the first, the last, and others evenly between them; to 1: the first.
 
     Raises:
         SettingsError: it has fewer.
@@ -77,6 +78,9 @@ def keep_layers(click: BertForSequenceClassification, count: int) -> None:
         raise SettingsError(f"--layers is {count}, but the encoder has {len(layers)} layers")
     kept = [place * (len(layers) - 1) // max(count - 1, 1) for place in range(count)]
     click.bert.encoder.layer = nn.ModuleList(layers[place] for place in kept)
+    for place, layer in enumerate(click.bert.encoder.layer):
+        attention: Any = layer.attention
+        attention.self.layer_idx = place
     click.config.num_hidden_layers = count
 
 

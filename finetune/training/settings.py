@@ -59,7 +59,9 @@ class TrainSettings:
     labels: int = _option(1, "1 (sigmoid) or 2 (softmax)", type=int, choices=(1, 2))
     max_length: int | None = _option(None, "longest pair in tokens; default: what the base allows", type=int)
     layers: int | None = _option(
-        None, "prune the encoder to so many of its layers, evenly spread; default: all", type=int
+        None,
+        "prune the encoder to so many of its layers, the first, the last, and others evenly between; default: all",
+        type=int,
     )
     epochs: int = _option(2, "passes over the training split", type=int)
     batch_size: int | None = _option(
@@ -148,6 +150,11 @@ class TrainSettings:
             raise SettingsError("--passages needs --labels 1: passages are aggregated by their one logit")
 
     def _check_prefix(self) -> None:
+        if self.layers is not None:
+            raise SettingsError(
+                "--layers does not go with --method prefix: its adapter would name a base of all layers; "
+                "use --method lora"
+            )
         if self.gradient_checkpointing:
             raise SettingsError("--gradient-checkpointing does not go with --method prefix: BERT would drop the prefix")
         if self.attention == USER_ONCE:

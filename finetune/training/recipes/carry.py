@@ -2,7 +2,7 @@
 
 It is distillation with the checkpoint as its own teacher: the click head learns to give the same scores under the
 other mask, and nothing from clicks. Further heads go on learning by their own losses, the embedding from clicks, too.
-What the checkpoint is (labels, heads, tokenizer, longest pair) stays.
+What the checkpoint is (labels, layers, heads, tokenizer, longest pair) stays.
 """
 
 from dataclasses import asdict, replace
@@ -54,7 +54,7 @@ def carry(data: Path, folder: Path, output: Path, settings: TrainSettings, *, re
             raise SettingsError(
                 f"--{name.replace('_', '-')} is {given!r}, but --from-checkpoint {folder} has {value!r}; leave it out"
             )
-    settings = replace(settings, **own)
+    settings = replace(settings, **own | {"layers": None})  # it has its layers already
     if head_settings(read_click_log(find_split(data, "train")), settings) != heads:
         raise SettingsError(
             f"{folder}: has the topics {', '.join(heads.topics)}; to carry it over, the training split must have the "

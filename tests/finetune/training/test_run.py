@@ -77,6 +77,7 @@ def test_an_encoder_is_pruned_to_layers_evenly_spread(count: int, kept: Sequence
     layers = list(click.bert.encoder.layer)
     keep_layers(click, count)
     assert [layers.index(layer) for layer in click.bert.encoder.layer] == list(kept)
+    assert [layer.attention.self.layer_idx for layer in click.bert.encoder.layer] == list(range(count))
 
 
 def test_a_pruned_checkpoint_is_a_plain_bert(base: Path, click_folder: Path, tmp_path: Path) -> None:

@@ -187,6 +187,7 @@ def test_a_prefix_is_saved_for_peft_and_refused_with_the_reason(
         (settings("ia3", freeze="2"), "--freeze 2 leaves nothing"),
         (settings("prefix", freeze="1"), "--freeze with a number of layers"),
         (settings("prefix", gradient_checkpointing=True), "--gradient-checkpointing does not go with --method prefix"),
+        (settings("prefix", layers=1), "--layers does not go with --method prefix"),
         (settings("prefix", max_length=48), "this base takes 16 to 44"),
     ],
 )
