@@ -78,8 +78,9 @@ def keep_layers(click: BertForSequenceClassification, count: int) -> None:
         raise SettingsError(f"--layers is {count}, but the encoder has {len(layers)} layers")
     kept = [place * (len(layers) - 1) // max(count - 1, 1) for place in range(count)]
     click.bert.encoder.layer = nn.ModuleList(layers[place] for place in kept)
+    # As a BERT of so many layers numbers them: transformers and PEFT find what belongs to a layer by it.
     for place, layer in enumerate(click.bert.encoder.layer):
-        attention: Any = layer.attention
+        attention: Any = layer.attention  # has no types
         attention.self.layer_idx = place
     click.config.num_hidden_layers = count
 
