@@ -10,7 +10,9 @@ from starlette.requests import ClientDisconnect, Request
 
 from clickbert.http.forms.form import RefusalError
 
-_LINGER = 1.0  # seconds
+# How long what is too large is still read: as nginx's lingering_timeout and lingering_time.
+_QUIET = 2.0  # seconds without a part of it
+_LINGER = 30.0  # seconds in all
 
 
 async def read_body(request: Request, limit: int) -> dict[str, Any]:
@@ -36,7 +38,7 @@ async def _discard(stream: AsyncIterator[bytes]) -> None:
     """Take what still comes, for a while: a caller whose connection breaks while it sends may see no answer."""
     with suppress(TimeoutError, ClientDisconnect):
         async with asyncio.timeout(_LINGER):
-            async for _ in stream:
+            while await asyncio.wait_for(anext(stream, b""), _QUIET):
                 pass
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import json
+import select
 import signal
 import socket
 import subprocess
@@ -16,7 +17,7 @@ import uvicorn
 
 from clickbert import Connection, Ranker
 from clickbert.__main__ import main
-from clickbert.http import serving
+from clickbert.http import bodies, serving
 from clickbert.http.app import make_app
 from clickbert.http.settings import Settings
 from tests.client.fakes import AsyncFakeTransport, held
@@ -100,8 +101,23 @@ def test_a_caller_that_sends_too_much_gets_its_answer(is_announced):
         assert [answer.status_code for answer in asyncio.run(ask(address))] == [413] * 10
 
 
-def test_what_never_ends_is_not_read_for_long():
+def test_a_caller_that_is_slow_to_send_too_much_gets_its_answer(monkeypatch):
+    monkeypatch.setattr(bodies, "_QUIET", 10.0)
+    with on_a_port(app_of("localhost:8001", max_bytes=1000)) as address, send(address, BODY, length=1_000_000) as calling:
+        part = b" " * 100_000
+        for _ in range(9):
+            calling.sendall(part)
+            assert not select.select([calling], [], [], 0.2)[0], "it has not sent all"
+        calling.sendall(part)
+        assert calling.makefile().readline().startswith("HTTP/1.1 413")
+
+
+@pytest.mark.parametrize("limit", ["_QUIET", "_LINGER"])
+def test_what_never_ends_is_not_read_for_long(monkeypatch, limit):
+    monkeypatch.setattr(bodies, limit, 0.5)
     with on_a_port(app_of("localhost:8001", max_bytes=1000)) as address, send(address, BODY, length=10**9) as calling:
+        while limit == "_LINGER" and not select.select([calling], [], [], 0.1)[0]:
+            calling.sendall(b" ")
         assert calling.makefile().readline().startswith("HTTP/1.1 413")
 
 
