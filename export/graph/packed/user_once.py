@@ -43,36 +43,37 @@ class OnceLayout(NamedTuple):
     own_grid: Tensor  # [users, own], index into [tokens] of each position of a user's segment
     own_mask: Tensor  # [users, 1, own, own] float32, 0 or MASKED
     grid: Tensor  # [blocks, block, long], index into [tokens] of each position of the candidates' segments
-    user_grid: Tensor  # [blocks, user], the same of the block's user segment
+    user_of_block: Tensor  # [blocks], whose pairs a block has
+    known_of_block: Tensor  # [blocks], which entry of `kept` is that user's, from 1; 0: its segment is in the batch
+    user_offsets: Tensor  # [blocks, user], positions of the block's user segment, limited to those that there are
     mask: Tensor  # [blocks, 1, block, long, long + user] float32, 0 or MASKED
     pair_grid: Tensor  # [blocks, block], which pair lies where
     slots: Tensor  # [pairs], where each pair lies in `pair_grid`
     is_user: Tensor  # [tokens] bool, the token belongs to a user text
     places: Tensor  # [tokens], where a token lies in `own_grid` or in `grid`
-    known: Tensor  # [blocks] bool, the block's user was computed earlier
-    kept: Tensor  # float32 [rows, head_size], what was kept of such
-    kept_grid: Tensor  # [blocks, user], index into `kept` for the first layer's first head
-    kept_stride: int  # from one head to the next
+    kept: Tensor  # `kept_earlier` of `OnceBert.forward`
     found: list[Tensor]  # keys and values of each layer, [users, heads, own, head_size], as they are computed
     malformed: Tensor  # [pairs] bool, the pair belongs to a malformed request, or to one behind an empty request
 
     def attend(self, layer: PackedLayer, fused: Tensor) -> Tensor:
         """Attention at every token; see `Layout.attend`."""
         own_query, own_key, own_value = self.read(self.own_grid, layer, fused, 3)
-        self.found.extend((own_key, own_value))
+        fresh = [own_key, own_value]
+        self.found.extend(fresh)
         users = torch.softmax(own_query @ own_key.transpose(2, 3) + self.own_mask, dim=-1) @ own_value
         query, key, value = self.read(self.grid, layer, fused, 3)
-        candidates = self.see_both(query, key, value, *self.read_users(layer, fused, 3))
+        candidates = self.see_both(query, key, value, *self.read_users(layer, fresh))
         rows = torch.cat([users.reshape(-1, layer.head_size), candidates.reshape(-1, layer.head_size)])
         return take(rows, self.back(layer.heads))
 
     def attend_first(self, layer: PackedLayer, query: Tensor, fused: Tensor) -> Tensor:
         """Attention at each pair's [CLS]; see `Layout.attend_first`."""
         heads, block = layer.heads, self.pair_grid.shape[1]
-        self.found.extend(self.read(self.own_grid, layer, fused, 2))
+        fresh = self.read(self.own_grid, layer, fused, 2)
+        self.found.extend(fresh)
         (query,) = self.read(self.pair_grid[:, :, None], layer, query, 1)
         key, value = self.read(self.grid, layer, fused, 2)
-        candidates = self.see_both(query, key, value, *self.read_users(layer, fused, 2))
+        candidates = self.see_both(query, key, value, *self.read_users(layer, fresh))
         first = self.slots + divide(self.slots, block) * (heads - 1) * block
         return take(candidates.reshape(-1, layer.head_size), first[:, None] + block * torch.arange(heads))
 
@@ -80,13 +81,21 @@ class OnceLayout(NamedTuple):
         """Each part at the positions of a grid [first, ...]: [first, heads, ..., head_size]."""
         return [take(fused, place) for place in lay_side_by_side(grid, layer.heads, parts)]
 
-    def read_users(self, layer: PackedLayer, fused: Tensor, parts: int) -> list[Tensor]:
-        """Keys and values of each block's user, computed here or earlier: [blocks, heads, user, head_size]."""
-        head = torch.arange(layer.heads)[:, None]
+    def read_users(self, layer: PackedLayer, fresh: list[Tensor]) -> list[Tensor]:
+        """Keys and values of each block's user, computed here (`fresh`) or earlier: [blocks, heads, user, head_size]."""
+        heads = layer.heads
+        users, _, own, size = fresh[0].shape
+        longest = self.kept.shape[3]
+        user, known = self.user_of_block, self.known_of_block
+        first = torch.where(known > 0, users * heads * own + (known - 1) * heads * longest, user * heads * own)
+        stride = torch.where(known > 0, longest, own)
+        place = first[:, None, None] + stride[:, None, None] * torch.arange(heads)[:, None]
+        place = place + self.user_offsets[:, None]
         found = []
-        for part, fresh in enumerate(self.read(self.user_grid, layer, fused, parts)[-2:]):
-            place = self.kept_grid[:, None] + (head + (2 * layer.number + part) * layer.heads) * self.kept_stride
-            found.append(torch.where(self.known[:, None, None, None], take(self.kept, place), fresh))
+        for part, computed in enumerate(fresh):
+            begin = (2 * layer.number + part) * heads
+            kept = self.kept[0, :, begin : begin + heads]
+            found.append(take(torch.cat([computed.reshape(-1, size), kept.reshape(-1, size)]), place))
         return found
 
     def back(self, heads: int) -> Tensor:
@@ -165,7 +174,7 @@ class OnceBert(PackedBert):
         kept_earlier = nothing[1] if kept_earlier is None else kept_earlier
         layout = self.lay_out(brought, kept_prefixes.long(), kept_earlier)
         outputs = self.compute(layout)
-        return (*outputs, torch.cat(layout.found, dim=1)[None])
+        return (*outputs, torch.cat([part[None] for part in layout.found], dim=2))
 
     def nothing_kept(self) -> tuple[Tensor, Tensor]:
         """The defaults of `kept_prefixes` and `kept_earlier`."""
@@ -211,12 +220,10 @@ class OnceBert(PackedBert):
         pair_there = offsets < torch.where(filled, pick(texts.lengths, flat).reshape(blocks, block), 0)[:, :, None]
         user_there = user_offsets < pick(texts.user_lengths, user_of_block)[:, None]
         grid = between(pick(texts.starts, flat).reshape(blocks, block)[:, :, None] + offsets, tokens)
-        user_grid = between(pick(texts.user_starts, user_of_block)[:, None] + user_offsets, tokens)
         own_offsets = torch.arange(own)
         own_there = own_offsets < texts.own_lengths[:, None]
-        known_of_block = pick(known, user_of_block)
-        kept_user = between(known_of_block - 1, kept.shape[1])
-        kept_grid = kept_user[:, None] * (kept.shape[2] * kept.shape[3]) + between(user_offsets, kept.shape[3])
+        known_of_block = between(pick(known, user_of_block), kept.shape[1] + 1)
+        rows_of_block = torch.where(known_of_block > 0, kept.shape[3], own)
         there = torch.cat(
             [
                 pair_there[:, None, :, None, :].expand(-1, -1, -1, long, -1),
@@ -239,16 +246,15 @@ class OnceBert(PackedBert):
             own_grid=between(texts.user_starts[:, None] + own_offsets, tokens),
             own_mask=torch.where(own_there, 0.0, MASKED)[:, None, None, :].expand(-1, -1, own, -1),
             grid=grid,
-            user_grid=user_grid,
+            user_of_block=user_of_block,
+            known_of_block=known_of_block,
+            user_offsets=torch.minimum(user_offsets, rows_of_block[:, None] - 1),
             mask=torch.where(there, 0.0, MASKED),
             pair_grid=pair_grid,
             slots=slots,
             is_user=found.is_user,
             places=torch.where(found.is_user, user_place, pair_place),
-            known=known_of_block > 0,
-            kept=kept.reshape(-1, kept.shape[4]),
-            kept_grid=kept_grid,
-            kept_stride=kept.shape[3],
+            kept=kept,
             found=[],
             malformed=texts.malformed,
         )
