@@ -28,6 +28,7 @@ from onnx import helper, numpy_helper
 
 from export.graph.layer_names import EMBEDDINGS, WEIGHT
 from export.graph.surgery import Constants, exchange_nodes
+from export.quantize.folding import fold_into_values
 from export.quantize.linears import FloatArray, Linear, find_linears, rewrite
 from export.quantize.smoothquant import QuantParams
 
@@ -43,7 +44,7 @@ def make_int8(model: onnx.ModelProto, params: Mapping[str, QuantParams], words: 
         params: the layers to change, by name; unsigned.
         words: ids that are to be read well, as often as they occur; None: the embeddings stay in float32.
     """
-    replace_layers(model, params, int8_nodes)
+    replace_layers(model, fold_into_values(model, params), int8_nodes)
     if words is not None:
         quantize_embeddings(model, words)
     model.opset_import.append(helper.make_opsetid(MICROSOFT, 1))
@@ -89,7 +90,11 @@ def int8_nodes(linear: Linear, params: QuantParams, constants: Constants) -> lis
     """One layer for CPUs: scale, round, and one product that applies the scales and the bias."""
     name, out = linear.name, linear.output
     # One multiplication applies both `smooth` and `scale`; MatMulIntegerToFloat adds the bias in the same pass.
-    inverse = constants.add(f"{name}.inverse", 1 / (params.smooth * np.float32(params.scale)))
+    source, inverse = linear.input, 1 / (params.smooth * np.float32(params.scale))
+    multiply = []
+    if (inverse != 1).any():
+        source = f"{out}.smooth"
+        multiply = [helper.make_node("Mul", [linear.input, constants.add(f"{name}.inverse", inverse)], [source])]
     zero = constants.add(f"{name}.zero_point", np.array(params.zero_point, dtype=np.uint8))
     one = constants.add("scale_of_one", np.array(1, dtype=np.float32))
     product = [
@@ -102,8 +107,8 @@ def int8_nodes(linear: Linear, params: QuantParams, constants: Constants) -> lis
     if linear.bias:
         product += ["", linear.bias]  # "": the weight has no zero point
     return [
-        helper.make_node("Mul", [linear.input, inverse], [f"{out}.smooth"]),
-        helper.make_node("QuantizeLinear", [f"{out}.smooth", one, zero], [f"{out}.steps"]),
+        *multiply,
+        helper.make_node("QuantizeLinear", [source, one, zero], [f"{out}.steps"]),
         helper.make_node("MatMulIntegerToFloat", product, [out], domain=MICROSOFT),
     ]
 
