@@ -18,7 +18,8 @@ def add_commands(commands: Any) -> None:
     _add_training(train)
     train.add_argument(
         "--from-checkpoint", type=Path, metavar="CHECKPOINT",
-        help="carry a checkpoint over from full attention to user_once, by training it on its own scores",
+        help="make a checkpoint faster by training it on its own scores: user_once for full attention, and --layers "
+        "for fewer of its own",
     )  # fmt: skip
     train.set_defaults(run=_train)
 
@@ -98,6 +99,7 @@ def _add_restart(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
+    from finetune.training.loop.dev import shown
     from finetune.training.recipes.carry import carry
     from finetune.training.run import train
 
@@ -108,26 +110,19 @@ def _train(options: argparse.Namespace) -> None:
         raise SettingsError("--from-checkpoint is the base itself; leave --base-model out")
     else:
         metrics = carry(options.data, options.from_checkpoint, options.output, settings, restart=options.restart)
-    _report(f"{options.output}: saved; dev {_shown(metrics)}")
+    _report(f"{options.output}: saved; dev {shown(metrics)}")
 
 
 def _distil(options: argparse.Namespace) -> None:
-    from finetune.data.clicklog import find_split, read_click_log
-    from finetune.training.loop.processes import is_first_process
+    from finetune.training.loop.dev import shown
     from finetune.training.recipes.distil import Teachers
     from finetune.training.run import train
 
-    settings = from_options(options)
-    settings.check()
-    teachers = Teachers(tuple(options.teachers), options.teacher_weight)
-    if is_first_process():
-        for name, metrics in teachers.evaluate(read_click_log(find_split(options.data, "dev"))).items():
-            _report(f"{name}: dev {_shown(metrics)}")
     metrics = train(
-        options.data, options.base_model, options.output, settings, restart=options.restart,
-        teachers=teachers,
+        options.data, options.base_model, options.output, from_options(options), restart=options.restart,
+        teachers=Teachers(tuple(options.teachers), options.teacher_weight),
     )  # fmt: skip
-    _report(f"{options.output}: saved; dev {_shown(metrics)}")
+    _report(f"{options.output}: saved; dev {shown(metrics)}")
 
 
 def _pretrain(options: argparse.Namespace) -> None:
@@ -150,18 +145,19 @@ def _average(options: argparse.Namespace) -> None:
 
 
 def _search(options: argparse.Namespace) -> None:
+    from finetune.training.loop.dev import shown
     from finetune.training.recipes.search import Search
 
     search = Search(options.data, options.base_model, options.output, from_options(options), restart=options.restart)
     search.run(options.minutes)
     rows = search.table()
     names = [name for name in dict.fromkeys(name for row in rows for name in row) if name != "error"]
-    shown = [names, *([_cell(row.get(name)) for name in names] for row in rows)]
-    widths = [max(len(line[column]) for line in shown) for column in range(len(names))]
-    for line in shown:
+    table = [names, *([_cell(row.get(name)) for name in names] for row in rows)]
+    widths = [max(len(line[column]) for line in table) for column in range(len(names))]
+    for line in table:
         print("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)))
     number, metrics = search.best()
-    print(f"{options.output}: saved; trial {number}, dev {_shown(metrics)}")
+    print(f"{options.output}: saved; trial {number}, dev {shown(metrics)}")
 
 
 def _cell(value: object) -> str:
@@ -173,9 +169,3 @@ def _report(text: str) -> None:
 
     if is_first_process():
         print(text)
-
-
-def _shown(metrics: dict[str, float]) -> str:
-    from finetune.training.loop.callbacks import SHOWN
-
-    return ", ".join(f"{name} {metrics[name]:.4f}" for name in SHOWN if name in metrics)

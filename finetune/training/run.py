@@ -20,7 +20,7 @@ from finetune.checkpoint.attention import user_tokens
 from finetune.checkpoint.quiet import quiet_transformers
 from finetune.checkpoint.save import check_output, save_checkpoint
 from finetune.data.checks import check_log, check_splits
-from finetune.data.clicklog import find_split, read_click_log
+from finetune.data.clicklog import ClickRow, find_split, read_click_log
 from finetune.evaluation.metrics import LOWER_IS_BETTER
 from finetune.names import AGGREGATES
 from finetune.objectives.distillation import (
@@ -33,13 +33,13 @@ from finetune.training.batches import Collator, Items
 from finetune.training.build import build, build_objective
 from finetune.training.loop.arguments import default_metric, trainer_arguments
 from finetune.training.loop.callbacks import Patience, StopAtStep, SwitchAttention
-from finetune.training.loop.dev import Dev, Metrics, plateau
+from finetune.training.loop.dev import Dev, Metrics, plateau, shown
 from finetune.training.loop.processes import is_first_process, say
 from finetune.training.loop.trainer import ClickTrainer
 from finetune.training.methods.augment import Augmentation, read_translated
 from finetune.training.methods.few_weights import trained_share
 from finetune.training.model import JointModel
-from finetune.training.recipes.distil import Teachers
+from finetune.training.recipes.distil import ENSEMBLE, Teachers
 from finetune.training.run_folder import describe, open_run, place_of_run, read_settings, remove_checkpoints, run_to_end
 from finetune.training.settings import CHOOSE, CLICK, LISTWISE, PAIRWISE, PREFIX, TrainSettings
 
@@ -89,6 +89,7 @@ def train(
         say(f"warning: {warning}")
     dev = Dev(dev_rows)  # refuses a dev split without clicks now, not after an epoch
     objective = build_objective(train_rows, settings)
+    taught = _measure_teachers(teachers, dev_rows) if teachers and is_first_process() else None
     if settings.translated:
         train_rows += read_translated(Path(settings.translated), train_rows, dev_rows)
     run = place_of_run(output)
@@ -128,7 +129,7 @@ def train(
     metrics = _metrics(trainer, run_to_end(trainer, stop, run))
     if is_first_process():
         metrics |= dev.intervals(model, tokenizer, max_length)
-        _write_metrics(run, metrics, settings.objective)
+        _write_metrics(run, metrics, plateau(metrics, settings.objective, taught))
         _keep(model, tokenizer, run, output)
     trainer.accelerator.wait_for_everyone()
     return metrics
@@ -157,9 +158,18 @@ def _metrics(trainer: ClickTrainer, best: Path) -> Metrics:
     return {name.removeprefix("eval_"): value for name, value in found.items() if name.startswith("eval_")}
 
 
-def _write_metrics(run: Path, metrics: Metrics, objective: str) -> None:
-    """Write the metrics of what is kept, and warn of a plateau."""
-    stuck = plateau(metrics, objective)
+def _measure_teachers(teachers: Teachers, rows: Sequence[ClickRow]) -> Metrics:
+    """Measure the teachers on dev, and say how good they are; returns the metrics of them all together."""
+    found = teachers.evaluate(rows)
+    if len(teachers.folders) == 1:
+        del found[str(teachers.folders[0])]
+    for name, metrics in found.items():
+        say(f"{name}: dev {shown(metrics)}")
+    return found[ENSEMBLE]
+
+
+def _write_metrics(run: Path, metrics: Metrics, stuck: str | None) -> None:
+    """Write the metrics of what is kept, and warn if the training is stuck."""
     if stuck:
         say(f"warning: {stuck}")
     content = {**metrics, **({WARNING: stuck} if stuck else {})}

@@ -11,12 +11,11 @@ from safetensors.torch import load_file, save_file
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from finetune.training.loop.dev import shown
 from finetune.training.loop.processes import say
 from finetune.training.model import JointModel
 
 AVERAGE = "average.safetensors"
-# What is shown of the metrics on dev, in this order; the rest is in TensorBoard.
-SHOWN = ("auc", "log_loss", "ndcg_at_10", "pairwise_accuracy", "significant_pair_accuracy")
 
 
 class RunningAverage(TrainerCallback):
@@ -125,8 +124,7 @@ class Progress(ProgressCallback):
         if "loss" in logs:
             self.training_bar.set_postfix(loss=f"{logs['loss']:.4f}")
         if "eval_auc" in logs:
-            shown = ", ".join(f"{name} {logs[f'eval_{name}']:.4f}" for name in SHOWN if f"eval_{name}" in logs)
-            say(f"epoch {state.epoch:.3g}: dev {shown}")
+            say(f"epoch {state.epoch:.3g}: dev {shown({name.removeprefix('eval_'): logs[name] for name in logs})}")
 
 
 class StopAtStep(TrainerCallback):

@@ -15,7 +15,16 @@ from finetune.training.settings import CLICK
 Metrics = dict[str, float]
 CHANCE = 0.5  # of AUC and of the accuracy on pairs, whatever the log
 AUC, SIGNIFICANT_PAIRS, ALL_PAIRS = JUDGES = ("auc", "significant_pair_accuracy", "pairwise_accuracy")
+# Of a student: of what its teachers are above chance. Below it, it has not learned what they know.
+LEAST_SHARE = 0.5
+# What is shown of the metrics, in this order; the rest is in TensorBoard.
+SHOWN = ("auc", "log_loss", "ndcg_at_10", "pairwise_accuracy", "significant_pair_accuracy")
 FEWEST_PAIRS = 100  # that differ significantly; of fewer, a good model's interval may reach down to chance
+_ADVICE = (
+    "Give it more steps (--epochs) or a lower --learning-rate; with --attention user_once, raise --full-first, or "
+    "train with full attention and carry that over (--from-checkpoint); and see whether dev is large enough to tell, "
+    "and whether the texts say anything about the clicks"
+)
 
 
 class Dev:
@@ -46,19 +55,28 @@ class Dev:
         return ScoredLog.of(self.rows, click_probability(logits, labels if logits.shape[1] > 1 else labels[-1:]))
 
 
-def plateau(metrics: Metrics, objective: str) -> str | None:
-    """Tell what to do if a model is no better than chance, by what its objective is about; None if it is better."""
+def shown(metrics: Metrics) -> str:
+    """The metrics that are shown, in a line."""
+    return ", ".join(f"{name} {metrics[name]:.4f}" for name in SHOWN if name in metrics)
+
+
+def plateau(metrics: Metrics, objective: str, taught: Metrics | None = None) -> str | None:
+    """Tell what to do if a model has learned next to nothing, by what its objective is about; None if it has learned.
+
+    That is one that is no better than chance, or, where its teachers' metrics `taught` are known, one that is above
+    chance by less than `LEAST_SHARE` of what they are.
+    """
     name = _judge(metrics, objective)
     low, high = (metrics.get(f"{name}_{end}", metrics[name]) for end in ("low", "high"))
-    if low > CHANCE:
-        return None
-    return (
-        f"dev {name} is {metrics[name]:.4f} ({low:.4f} to {high:.4f}), no better than chance ({CHANCE}): the training "
-        "is stuck, and what is saved ranks at random. Give it more steps (--epochs) or a lower --learning-rate; with "
-        "--attention user_once, raise --full-first, or train with --attention full and carry that over with "
-        "--from-checkpoint; and see whether dev is large enough to tell, and whether the texts say anything about the "
-        "clicks"
-    )
+    found = f"dev {name} is {metrics[name]:.4f} ({low:.4f} to {high:.4f})"
+    if low <= CHANCE:
+        return (
+            f"{found}, no better than chance ({CHANCE}): the training is stuck, and what is saved ranks at random. "
+            f"{_ADVICE}"
+        )
+    if taught and metrics[name] - CHANCE < LEAST_SHARE * (taught[name] - CHANCE):
+        return f"{found}, where its teachers have {taught[name]:.4f}: the training is stuck. {_ADVICE}"
+    return None
 
 
 def _judge(metrics: Metrics, objective: str) -> str:

@@ -1,8 +1,8 @@
-"""Carries a checkpoint over from full attention to `user_once`, by a short training on its own scores.
+"""Makes a checkpoint faster by a short training on its own scores: `user_once` for full attention, and fewer layers.
 
 It is distillation with the checkpoint as its own teacher: the click head learns to give the same scores under the
-other mask, and nothing from clicks. Further heads go on learning by their own losses, the embedding from clicks, too.
-What the checkpoint is (labels, layers, heads, tokenizer, longest pair) stays.
+other mask and from the layers that are left, and nothing from clicks. Further heads go on learning by their own losses,
+the embedding from clicks, too. What else the checkpoint is (labels, heads, tokenizer, longest pair) stays.
 """
 
 from dataclasses import asdict, replace
@@ -15,7 +15,7 @@ from finetune.checkpoint.files import CheckpointError
 from finetune.checkpoint.heads import HeadSettings, read_heads
 from finetune.checkpoint.load import label_names, load_checkpoint
 from finetune.data.clicklog import find_split, read_click_log
-from finetune.names import NONE, SIMILARITY, TOPIC, USER_ONCE
+from finetune.names import FULL_ATTENTION, NONE, SIMILARITY, TOPIC, USER_ONCE
 from finetune.training.build import head_settings
 from finetune.training.loop.dev import Metrics
 from finetune.training.recipes.distil import Teachers
@@ -26,6 +26,9 @@ from finetune.training.settings import SettingsError, TrainSettings
 def carry(data: Path, folder: Path, output: Path, settings: TrainSettings, *, restart: bool = False) -> Metrics:
     """Train the checkpoint in `folder` for `user_once` on the texts of `data`, and save it as `output`.
 
+    `settings.layers` leaves it fewer of its layers. With that it may also keep its attention: full, if the settings say
+    so, or `user_once`, if it has it.
+
     Settings that the checkpoint decides are its own. Whether one was given or is a default cannot be seen, so only
     those that are neither the default nor the checkpoint's are refused.
 
@@ -33,28 +36,37 @@ def carry(data: Path, folder: Path, output: Path, settings: TrainSettings, *, re
         The dev metrics of what was saved.
 
     Raises:
-        CheckpointError: it cannot be used, has `user_once` already, or was not made by `train`.
+        CheckpointError: it cannot be used, has `user_once` already and keeps its layers, or was not made by `train`.
         SettingsError: the settings or the data contradict what it is.
         Others: as `train`.
     """
     model, _, longest = load_checkpoint(folder)
-    if user_tokens(model.config) is not None:
-        raise CheckpointError(f"{folder}: has the attention {USER_ONCE} already; give one with full attention")
+    layers = int(model.config.num_hidden_layers)
+    prunes = settings.layers is not None and settings.layers < layers
+    is_once = user_tokens(model.config) is not None
+    if is_once and not prunes:
+        raise CheckpointError(
+            f"{folder}: has the attention {USER_ONCE} already; give one with full attention, or --layers with fewer "
+            f"than its {layers}"
+        )
     if label_names(model) not in LABELS.values():
         raise CheckpointError(
             f"{folder}: its labels are {label_names(model)}; only a checkpoint of `python -m finetune train` can be "
             "carried over"
         )
     heads = read_heads(folder, int(model.config.hidden_size)).settings
-    layers = int(model.config.num_hidden_layers)
-    own = _own_settings(heads, labels=len(label_names(model)), max_length=longest, layers=layers)
+    stays_full = prunes and not is_once and settings.attention == FULL_ATTENTION
+    own = _own_settings(
+        heads, labels=len(label_names(model)), max_length=longest, layers=settings.layers if prunes else layers,
+        attention=FULL_ATTENTION if stays_full else USER_ONCE,
+    )  # fmt: skip
     for name, value in own.items():
         given = getattr(settings, name)
         if given not in (value, asdict(TrainSettings())[name]):
             raise SettingsError(
                 f"--{name.replace('_', '-')} is {given!r}, but --from-checkpoint {folder} has {value!r}; leave it out"
             )
-    settings = replace(settings, **own | {"layers": None})  # it has its layers already
+    settings = replace(settings, **own | ({} if prunes else {"layers": None}))  # it has its layers already
     if head_settings(read_click_log(find_split(data, "train")), settings) != heads:
         raise SettingsError(
             f"{folder}: has the topics {', '.join(heads.topics)}; to carry it over, the training split must have the "
@@ -66,7 +78,7 @@ def carry(data: Path, folder: Path, output: Path, settings: TrainSettings, *, re
 
 def _own_settings(heads: HeadSettings, **others: Any) -> dict[str, Any]:
     """The settings that a checkpoint decides. The click head learns nothing from clicks, so they have no bias."""
-    own = {"attention": USER_ONCE, "full_first": 0.0, "position_bias": NONE, **others}
+    own = {"full_first": 0.0, "position_bias": NONE, **others}
     tasks = ((TOPIC, heads.topics), (SIMILARITY, heads.embedding_size))
     own["understanding"] = tuple(task for task, head in tasks if head)
     if heads.embedding_size:

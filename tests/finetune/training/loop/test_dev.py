@@ -68,6 +68,28 @@ def test_what_counts_as_a_plateau(objective: str, changes: dict[str, float], tol
         assert "--from-checkpoint" in message
 
 
+@pytest.mark.parametrize(
+    ("objective", "changes", "taught", "is_told"),
+    [
+        ("click", {}, {"auc": 0.69}, False),
+        ("click", {}, {"auc": 0.71}, True),
+        ("click", {}, {"auc": 0.4}, False),
+        ("click", {"auc": 0.95, "auc_low": 0.94, "auc_high": 0.96}, {"auc": 0.99}, False),
+        ("pairwise", {}, {"auc": 0.9, "pairwise_accuracy": 0.61}, False),
+        ("pairwise", {}, {"auc": 0.6, "pairwise_accuracy": 0.9}, True),
+    ],
+)
+def test_a_student_far_below_its_teachers_is_on_a_plateau(
+    objective: str, changes: dict[str, float], taught: dict[str, float], is_told: bool
+) -> None:
+    message = plateau(METRICS | changes, objective, taught)
+    assert (message is not None) == is_told
+    assert plateau(METRICS | changes, objective) is None
+    if message:
+        assert "where its teachers have 0." in message
+        assert "--from-checkpoint" in message
+
+
 def test_one_significant_pair_does_not_judge_a_run(base: Path, tmp_path: Path) -> None:
     rows = [
         ClickRow(str(group), "likes tea", f"new {topic}", clicks, 1 + 999 * (group == 0))

@@ -12,6 +12,7 @@ import pytest
 
 from finetune.__main__ import main
 from finetune.checkpoint.attention import user_tokens
+from finetune.checkpoint.base_model import load_base
 from finetune.checkpoint.heads import read_heads
 from finetune.checkpoint.load import CheckpointError, label_names, load_checkpoint
 from finetune.data.clicklog import read_click_log
@@ -83,7 +84,8 @@ def test_heads_and_passages_stay(joint: Path, joint_folder: Path, tmp_path: Path
     [
         ({"attention": "full"}, "--attention is 'full', but --from-checkpoint {} has 'user_once'; leave it out"),
         ({"max_length": 20}, "--max-length is 20, but --from-checkpoint {} has 40; leave it out"),
-        ({"layers": 1}, "--layers is 1, but --from-checkpoint {} has 2; leave it out"),
+        ({"layers": 3}, "--layers is 3, but --from-checkpoint {} has 2; leave it out"),
+        ({"layers": 2, "attention": "full"}, "--attention is 'full', but"),
         ({"passages": "max"}, "--passages is 'max', but"),
         ({"understanding": ("topic",)}, "--understanding is ('topic',), but"),
         ({"position_bias": "estimated"}, "--position-bias is 'estimated', but"),
@@ -97,6 +99,31 @@ def test_settings_that_contradict_the_checkpoint_are_refused(
     with pytest.raises(SettingsError, match=re.escape(message.format(full))):
         carry(click_folder, full, tmp_path / "once", replace(SETTINGS, **options))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("attention", [None, "full", "user_once"])
+def test_it_begins_with_its_own_layers(
+    attention: str | None, full: Path, base: Path, click_folder: Path, tmp_path: Path
+) -> None:
+    settings = replace(SETTINGS, epochs=1, learning_rate=1e-6, layers=1, attention=attention)
+    carry(click_folder, full, tmp_path / "small", settings)
+    whole, *_ = load_checkpoint(full)
+    small, *_ = load_checkpoint(tmp_path / "small")
+    assert small.config.num_hidden_layers == 1
+    assert (user_tokens(small.config) is None) == (attention == "full")
+    untouched, *_ = load_base(base, labels=2, seed=0)
+    before, own, kept = (model.bert.encoder.layer[0].output.dense.weight for model in (untouched, whole, small))
+    assert (own - kept).abs().max() < 1e-3 < (before - kept).abs().max()
+
+
+def test_one_that_has_its_user_text_once_can_lose_layers(full: Path, click_folder: Path, tmp_path: Path) -> None:
+    settings = replace(SETTINGS, epochs=1)
+    carry(click_folder, full, tmp_path / "once", settings)
+    with pytest.raises(SettingsError, match="--attention is 'full', but"):
+        carry(click_folder, tmp_path / "once", tmp_path / "small", replace(settings, layers=1, attention="full"))
+    carry(click_folder, tmp_path / "once", tmp_path / "small", replace(settings, layers=1))
+    small, *_ = load_checkpoint(tmp_path / "small")
+    assert (small.config.num_hidden_layers, user_tokens(small.config)) == (1, 18)
 
 
 def test_data_without_the_heads_topics_are_refused(
@@ -116,7 +143,9 @@ def test_checkpoints_that_cannot_be_carried_over_are_refused(
     full: Path, base: Path, click_folder: Path, tmp_path: Path
 ) -> None:
     carry(click_folder, full, tmp_path / "once", replace(SETTINGS, epochs=1))
-    with pytest.raises(CheckpointError, match="has the attention user_once already"):
+    with pytest.raises(
+        CheckpointError, match=r"has the attention user_once already; .* --layers with fewer than its 2"
+    ):
         carry(click_folder, tmp_path / "once", tmp_path / "twice", SETTINGS)
     with pytest.raises(CheckpointError, match="not a fine-tuned click model"):
         carry(click_folder, base, tmp_path / "twice", SETTINGS)
