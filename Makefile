@@ -31,8 +31,10 @@ $(INSTALLED): pyproject.toml constraints.txt client/pyproject.toml
 sample: install ## write the sample click log to data/sample
 	$(PY) -m finetune sample --output data/sample
 
-finetune: install ## fine-tune the demo model on the sample, to checkpoints/demo
-	$(PY) -m finetune train --data data/sample --position-bias estimated --output checkpoints/demo
+finetune: install ## fine-tune the demo model on the sample, to checkpoints/demo-full, and make it fast, to checkpoints/demo
+	$(PY) -m finetune train --data data/sample --position-bias estimated --output checkpoints/demo-full
+	$(PY) -m finetune train --from-checkpoint checkpoints/demo-full --layers 3 --epochs 1 --data data/sample \
+		--output checkpoints/demo
 
 export: install ## check checkpoints/demo as every engine that this machine can build, and publish all or none
 	$(PY) -m export --checkpoint checkpoints/demo --repository model_repository --evaluation data/sample/test.jsonl
@@ -136,7 +138,8 @@ audit: $(SUPPLY)/.installed ## check for known vulnerabilities in what the image
 	$(SUPPLY)/bin/python -m deploy.supply.audit
 
 clean: ## remove what the targets made, published versions too; keep .venv and measured results
-	rm -rf .stack data/sample checkpoints/demo checkpoints/demo-run checkpoints/demo-triton.log
+	rm -rf .stack data/sample checkpoints/demo checkpoints/demo-full checkpoints/demo-run checkpoints/demo-full-run \
+		checkpoints/demo-triton.log
 	rm -rf sbom export/report.html benchmarks/results/report.html
 	rm -rf model_repository/*/[0-9]* model_repository/*/withdrawn.* model_repository/*/.staging model_repository/*/*.staging model_repository/*/timing.cache
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import signal
@@ -65,6 +66,32 @@ def test_a_version_of_another_checkpoint_or_evaluation_is_not_the_demos(
         assert demo.reusable_manifest(test) is None
     monkeypatch.setattr(demo, "REPOSITORY", tmp_path / "nowhere")
     assert demo.reusable_manifest(test) is None
+
+
+def test_what_is_trained_already_is_not_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / demo.DATA).mkdir(parents=True)
+    (tmp_path / demo.DATA / "test.jsonl").touch()
+    taken: list[tuple[str, ...]] = []
+
+    def step(*words: object) -> None:
+        taken.append(tuple(map(str, words)))
+        if words[0] == "export":
+            raise BenchmarkError("that is enough")
+
+    monkeypatch.setattr(demo, "step", step)
+    with pytest.raises(BenchmarkError, match="that is enough"):
+        demo.run(argparse.Namespace())
+    (tmp_path / demo.FULL).mkdir(parents=True)
+    (tmp_path / demo.FULL / "model.safetensors").touch()
+    with pytest.raises(BenchmarkError, match="that is enough"):
+        demo.run(argparse.Namespace())
+    assert [words[:2] for words in taken] == [
+        ("finetune", "evaluate"), ("finetune", "train"), ("finetune", "train"), ("export", "--checkpoint"),
+        ("finetune", "train"), ("export", "--checkpoint"),
+    ]  # fmt: skip
+    assert taken[2] == taken[4]
+    assert taken[2][taken[2].index("--from-checkpoint") + 1] == taken[1][taken[1].index("--output") + 1]
 
 
 @pytest.mark.parametrize(
