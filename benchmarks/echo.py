@@ -18,7 +18,6 @@ import argparse
 import asyncio
 import itertools
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -33,7 +32,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from benchmarks.load_gen import target
-from benchmarks.load_gen.target import Target, copy_model, start_target
+from benchmarks.load_gen.target import Target, copy_model, log_folder, start_target
 from benchmarks.load_gen.workload import Request, Selection
 from benchmarks.measure.environment import find_environment
 from benchmarks.measure.schema import Environment, Latency, dump
@@ -93,9 +92,9 @@ def run(options: argparse.Namespace, calls: int = 1000, warm_up: int = 100) -> i
         EXPECTED: the click log or the repository cannot be used, or the server could not be started.
     """
     requests = Selection(options.data, CANDIDATES).read()
-    with tempfile.TemporaryDirectory(prefix="clickbert-echo-") as scratch:
-        make_repository(options.repository, Path(scratch) / "repository")
-        with start_target(Path(scratch) / "repository", Path(scratch)) as server:
+    with log_folder() as scratch:
+        make_repository(options.repository, scratch / "repository")
+        with start_target(scratch / "repository", scratch) as server:
             parts, message_bytes, tensor_bytes = measure_alone(server, requests, calls, warm_up)
             per_second, cpu_ms = asyncio.run(measure_together(server.connection, requests, calls))
     columns: dict[str, Callable[[str], str]] = {
@@ -118,7 +117,10 @@ def make_repository(source: Path, copy: Path) -> None:
         (folder.parent / CONFIG_FILE).read_text(encoding="utf-8"), model_config_pb2.ModelConfig()
     )
     shutil.rmtree(folder)  # its config and warm-up stay
-    del config.parameters["chunk_by"]  # requests are computed before the backend returns: Triton counts their time
+    # Requests are computed whole, before the backend returns: Triton counts their time.
+    for name in ("chunk_by", "prefix_lengths", "prefix_shares"):
+        if name in config.parameters:
+            del config.parameters[name]
     (folder.parent / CONFIG_FILE).write_text(text_format.MessageToString(config), encoding="utf-8")
     graph = folder.parent / version.name / MODEL_FILE  # in the tokenizer's version, as the client expects
     graph.parent.mkdir()

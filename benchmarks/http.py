@@ -20,7 +20,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -29,7 +28,7 @@ from pathlib import Path
 
 from benchmarks import BenchmarkError, wait_for
 from benchmarks.echo import CANDIDATES, EXPECTED, TIMEOUT, make_repository
-from benchmarks.load_gen.target import start_target
+from benchmarks.load_gen.target import log_folder, start_target
 from benchmarks.load_gen.workload import Request, Selection
 from benchmarks.measure.environment import find_environment
 from benchmarks.measure.schema import Environment, Latency, dump
@@ -64,11 +63,11 @@ def run(options: argparse.Namespace, calls: int = 1000, warm_up: int = 100) -> i
         EXPECTED: the click log or the repository cannot be used, or a server could not be started.
     """
     requests = Selection(options.data, CANDIDATES).read()
-    with tempfile.TemporaryDirectory(prefix="clickbert-http-") as scratch:
-        make_repository(options.repository, Path(scratch) / "repository")
+    with log_folder() as scratch:
+        make_repository(options.repository, scratch / "repository")
         with (
-            start_target(Path(scratch) / "repository", Path(scratch)) as server,
-            serve(server.connection, Path(scratch) / "serve.log") as port,
+            start_target(scratch / "repository", scratch) as server,
+            serve(server.connection, scratch / "serve.log") as port,
         ):
             ways = asyncio.run(measure(server.connection, port, requests, calls, warm_up))
     columns: dict[str, Callable[[str], str]] = {

@@ -213,7 +213,7 @@ def log_folder() -> Iterator[Path]:
         keep = True
         raise
     except ServingError:  # before tritonserver was started its log is empty
-        keep = any(path.stat().st_size for path in folder.iterdir())
+        keep = any(path.is_file() and path.stat().st_size for path in folder.iterdir())
         raise
     finally:
         if not keep:

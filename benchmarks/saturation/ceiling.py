@@ -151,6 +151,7 @@ def open_graph(graph: Path, threads: int) -> Callable[[Feeds], Array]:
     """A graph as a function of feeds, with this many threads within an operator."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
+    options.log_severity_level = 3  # it warns of inputs that have defaults
     keep_products_whole(options)
     session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
 

@@ -39,6 +39,12 @@ def test_the_parts_add_up(published_repository: Path, published_log: Path) -> No
     assert [line.split("  ")[0] for line in shown[1 : 1 + len(echo.NAMES)]] == list(echo.NAMES)
 
 
+def test_a_model_with_the_user_text_once_is_echoed_too(once_repository: Path, published_log: Path) -> None:
+    ended = command("echo", "--repository", once_repository, "--data", published_log, calls=5, warm_up=1)
+    assert ended.code == 0, ended.err
+    assert json.loads(ended.out.splitlines()[-1])["parts"][echo.TOTAL]["mean"] > 0
+
+
 @pytest.mark.parametrize("config", sorted(ROOT.glob("model_repository/clickbert_*_*/config.pbtxt")), ids=str)
 def test_the_graph_has_the_configs_tensors_and_echoes_the_lengths(config: Path) -> None:
     parsed = text_format.Parse(config.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())

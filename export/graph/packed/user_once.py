@@ -82,7 +82,7 @@ class OnceLayout(NamedTuple):
         return [take(fused, place) for place in lay_side_by_side(grid, layer.heads, parts)]
 
     def read_users(self, layer: PackedLayer, fresh: list[Tensor]) -> list[Tensor]:
-        """Keys and values of each block's user, computed here (`fresh`) or earlier: [blocks, heads, user, head_size]."""
+        """Keys and values of each block's user, `fresh` or kept earlier: [blocks, heads, user, head_size]."""
         heads = layer.heads
         users, _, own, size = fresh[0].shape
         longest = self.kept.shape[3]
