@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from export.quantize.linears import find_linears
+from export.quantize.linears import FloatArray, find_linears
 from export.quantize.smoothquant import QuantParams
 
 CONTEXT = "attention_output.dense"  # what reads it, in each layer
@@ -39,7 +39,7 @@ def fold_into_values(model: onnx.ModelProto, params: Mapping[str, QuantParams]) 
             continue
         (maker,) = makers
         values = params[maker]
-        inverse = 1 / (context.smooth * np.float32(context.scale))
+        inverse: FloatArray = np.asarray(1 / (context.smooth * context.scale), dtype=np.float32)
         factors = np.ones_like(values.weight_scale)
         factors[-len(inverse) :] = inverse
         found[maker] = replace(
@@ -50,7 +50,7 @@ def fold_into_values(model: onnx.ModelProto, params: Mapping[str, QuantParams]) 
             smooth=np.ones_like(context.smooth),
             scale=1.0,
             weight_scale=context.weight_scale * np.float32(context.scale),
-            kept_weight=context.kept_weight / inverse[context.kept],
+            kept_weight=np.asarray(context.kept_weight / inverse[context.kept], dtype=np.float32),
         )
         if bias := biases[maker]:
             scaled = numpy_helper.to_array(tensors[bias]) * factors
