@@ -12,6 +12,7 @@ Nothing is left running.
 from __future__ import annotations
 
 import argparse
+import json
 import shlex
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from benchmarks.measure.schema import ServerInfo, dump
 from benchmarks.options import CHECKPOINT, REPOSITORY
 from clickbert import ClickBertError, RankedDocument, Ranker
 from clickbert.connection import Connection
+from finetune.checkpoint.attention import USER_TOKENS_FIELD
 from finetune.checkpoint.files import hash_checkpoint
 from finetune.data.clicklog import ClickLogError, ClickRow, read_click_log
 from finetune.evaluation.metrics import MetricError, evaluate_ranking
@@ -80,6 +82,7 @@ def run(_: argparse.Namespace, least_auc: float = 0.75) -> int:
             "finetune", "train", "--from-checkpoint", FULL, "--layers", LAYERS, "--epochs", 1, "--data", DATA,
             "--output", CHECKPOINT,
         )  # fmt: skip
+    check_fast(CHECKPOINT)
     if reusable_manifest(test) is None:
         step("export", "--checkpoint", CHECKPOINT, "--repository", REPOSITORY, "--evaluation", test, "--engine", "onnx")
     manifest = reusable_manifest(test)
@@ -92,6 +95,16 @@ def run(_: argparse.Namespace, least_auc: float = 0.75) -> int:
         target = Target(Connection(server.addresses.grpc), REPOSITORY, server)
         print(dump(measure(target, manifest, read_click_log(test), least_auc)))
     return 0
+
+
+def check_fast(folder: Path) -> None:
+    """Raises BenchmarkError if a checkpoint is another one than the demo makes: a former release's, or one's own."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if config["num_hidden_layers"] != LAYERS or USER_TOKENS_FIELD not in config:
+        raise BenchmarkError(
+            f"{folder} is not the demo's model, which has {LAYERS} layers and computes the user text once: move it away if "
+            "it is yours, or run `make clean`, then again"
+        )
 
 
 def step(package: str, *arguments: object) -> None:

@@ -1,8 +1,8 @@
 """From a click log to a checkpoint, on the command line. Results go to stdout, progress and errors to stderr.
 
     python -m finetune sample --output data/sample
-    python -m finetune train --data data/sample --base-model minilm --output checkpoints/demo
-    python -m finetune evaluate --checkpoint checkpoints/demo --data data/sample/test.jsonl
+    python -m finetune train --data data/sample --base-model minilm --output checkpoints/mine
+    python -m finetune evaluate --checkpoint checkpoints/mine --data data/sample/test.jsonl
 
 Each command explains itself with --help. Run them from the repository's root.
 """

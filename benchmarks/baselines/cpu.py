@@ -23,7 +23,7 @@ docs/benchmarks.md have it (its own defaults: batches of 32, nothing compiled, n
     python3.12 -m venv .peers/infinity
     .peers/infinity/bin/pip install -r benchmarks/baselines/peer-requirements.txt
     DO_NOT_TRACK=1 INFINITY_ANONYMOUS_USAGE_STATS=0 HF_HUB_OFFLINE=1 .peers/infinity/bin/infinity_emb v2 \\
-        --model-id checkpoints/demo --served-model-name clickbert --engine torch --device cpu --dtype float32 \\
+        --model-id checkpoints/demo-full --served-model-name clickbert --engine torch --device cpu --dtype float32 \\
         --host 127.0.0.1 --port 7997
 """
 

@@ -39,7 +39,7 @@ from finetune.training.loop.trainer import ClickTrainer
 from finetune.training.methods.augment import Augmentation, read_translated
 from finetune.training.methods.few_weights import trained_share
 from finetune.training.model import JointModel
-from finetune.training.recipes.distil import ENSEMBLE, Teachers
+from finetune.training.recipes.distil import Teachers
 from finetune.training.run_folder import describe, open_run, place_of_run, read_settings, remove_checkpoints, run_to_end
 from finetune.training.settings import CHOOSE, CLICK, LISTWISE, PAIRWISE, PREFIX, TrainSettings
 
@@ -68,7 +68,7 @@ def train(
     Either split may be gzipped. With the same arguments it goes on where it was stopped; `restart` drops a stopped run.
     `teachers` are learned from beside the clicks; `callbacks` are the Trainer's.
 
-    A model that is no better than chance is saved, too, but the user is told.
+    A model that is no better than chance, or far below its teachers, is saved, too, but the user is told.
 
     Returns:
         The dev metrics of what was saved; in the first process also the intervals by which a plateau is told.
@@ -89,7 +89,6 @@ def train(
         say(f"warning: {warning}")
     dev = Dev(dev_rows)  # refuses a dev split without clicks now, not after an epoch
     objective = build_objective(train_rows, settings)
-    taught = _measure_teachers(teachers, dev_rows) if teachers and is_first_process() else None
     if settings.translated:
         train_rows += read_translated(Path(settings.translated), train_rows, dev_rows)
     run = place_of_run(output)
@@ -117,8 +116,9 @@ def train(
     with arguments.main_process_first(local=False):
         if is_first_process():
             open_run(run, described, restart=restart)
-    distillation = None
+    distillation, taught = None, None
     if teachers:
+        taught = _measure_teachers(teachers, dev_rows) if is_first_process() else None
         collator.teacher = torch.from_numpy(teachers.log_odds(train_rows))
         distillation = Distillation(DISTILLATION[settings.objective], teachers.weight)
     with quiet_transformers():
@@ -160,12 +160,10 @@ def _metrics(trainer: ClickTrainer, best: Path) -> Metrics:
 
 def _measure_teachers(teachers: Teachers, rows: Sequence[ClickRow]) -> Metrics:
     """Measure the teachers on dev, and say how good they are; returns the metrics of them all together."""
-    found = teachers.evaluate(rows)
-    if len(teachers.folders) == 1:
-        del found[str(teachers.folders[0])]
-    for name, metrics in found.items():
+    *single, together = teachers.evaluate(rows)
+    for name, metrics in [*single, together] if len(single) > 1 else single:
         say(f"{name}: dev {shown(metrics)}")
-    return found[ENSEMBLE]
+    return together[1]
 
 
 def _write_metrics(run: Path, metrics: Metrics, stuck: str | None) -> None:

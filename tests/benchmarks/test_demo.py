@@ -5,18 +5,20 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from benchmarks import BenchmarkError, demo
 from tests.benchmarks.conftest import Ended, command
-from tests.tiny import make_checkpoint, make_click_log
+from tests.tiny import make_checkpoint, make_click_log, make_once_checkpoint
 
 pytestmark = pytest.mark.slow
 
@@ -27,7 +29,7 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ended]:
     folder = tmp_path_factory.mktemp("demo")
     (folder / demo.DATA).mkdir(parents=True)
     make_click_log(folder / demo.DATA / "test.jsonl")
-    make_checkpoint(folder / demo.CHECKPOINT, seed=5)
+    make_once_checkpoint(folder / demo.CHECKPOINT, seed=5, num_hidden_layers=demo.LAYERS)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(Path.cwd()))
         patch.chdir(folder)
@@ -76,6 +78,10 @@ def test_what_is_trained_already_is_not_trained_again(tmp_path: Path, monkeypatc
 
     def step(*words: object) -> None:
         taken.append(tuple(map(str, words)))
+        if "--from-checkpoint" in words:
+            make_once_checkpoint(tmp_path / "made", num_hidden_layers=demo.LAYERS)
+            demo.CHECKPOINT.mkdir(parents=True, exist_ok=True)
+            shutil.copy(tmp_path / "made" / "config.json", demo.CHECKPOINT)
         if words[0] == "export":
             raise BenchmarkError("that is enough")
 
@@ -92,6 +98,15 @@ def test_what_is_trained_already_is_not_trained_again(tmp_path: Path, monkeypatc
     ]  # fmt: skip
     assert taken[2] == taken[4]
     assert taken[2][taken[2].index("--from-checkpoint") + 1] == taken[1][taken[1].index("--output") + 1]
+
+
+@pytest.mark.parametrize(
+    "make", [make_checkpoint, make_once_checkpoint, partial(make_checkpoint, num_hidden_layers=demo.LAYERS)]
+)
+def test_another_checkpoint_is_not_taken_for_the_demos(make: Callable[..., Path], tmp_path: Path) -> None:
+    with pytest.raises(BenchmarkError, match="is not the demo's model, which has 3 layers and .* run `make clean`"):
+        demo.check_fast(make(tmp_path / "checkpoint"))
+    demo.check_fast(make_once_checkpoint(tmp_path / "demo", num_hidden_layers=demo.LAYERS))
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,14 @@ def test_versions_count_up_over_all_models(tmp_path: Path) -> None:
     assert found == {"1", "8", CONFIG_FILE, VARIANTS, "warmup"}
 
 
+def test_no_config_in_git_is_of_an_export() -> None:
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        pytest.skip("this is no checkout of git")
+    command = ["git", "grep", "--name-only", "written by `python -m export`", "HEAD", "--", "model_repository/*.pbtxt"]
+    assert not subprocess.run(command, cwd=root, capture_output=True, text=True, check=False).stdout
+
+
 def test_a_new_repository_gets_the_configs_and_an_edited_one_keeps_its_own(tmp_path: Path) -> None:
     publish(tmp_path)
     for name in (CONFIG_FILE, VARIANT):

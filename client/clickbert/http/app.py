@@ -1,6 +1,5 @@
 """The ASGI app: its routes, and what every request goes through."""
 
-import asyncio
 import hmac
 import math
 import time
@@ -84,10 +83,7 @@ class _App:
         self._check_token(request)
         timeout = self._timeout(request)
         try:
-            async with asyncio.timeout(timeout):
-                body = await read_body(request, self._settings.max_bytes)
-        except TimeoutError:
-            raise RefusalError(408, f"the body did not come within {timeout:g} s", {"connection": "close"}) from None
+            body = await read_body(request, self._settings.max_bytes, timeout)
         except ClientDisconnect:
             return Response(status_code=HUNG_UP)
         form = request.state.form = form_of(request.scope, body)

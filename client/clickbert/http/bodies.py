@@ -15,11 +15,31 @@ _QUIET = 2.0  # seconds without a part of it
 _LINGER = 30.0  # seconds in all
 
 
-async def read_body(request: Request, limit: int) -> dict[str, Any]:
+async def read_body(request: Request, limit: int, timeout: float) -> dict[str, Any]:
     """Return the object that the body holds.
 
-    Raises `RefusalError`, for one that is too large before it is read whole, and starlette's `ClientDisconnect`.
+    Raises `RefusalError`, for one that is too large before it is read whole, or that has not come within `timeout`
+    seconds, and starlette's `ClientDisconnect`.
     """
+    try:
+        async with asyncio.timeout(timeout):
+            return await _read(request, limit)
+    except TimeoutError:
+        raise RefusalError(408, f"the body did not come within {timeout:g} s", {"connection": "close"}) from None
+    except _TooLargeError as exc:
+        await _discard(exc.rest)
+        raise RefusalError(
+            413, f"the body is larger than the {limit:,} bytes that this server takes", {"connection": "close"}
+        ) from None
+
+
+class _TooLargeError(Exception):
+    def __init__(self, rest: AsyncIterator[bytes]) -> None:
+        super().__init__()
+        self.rest = rest
+
+
+async def _read(request: Request, limit: int) -> dict[str, Any]:
     announced = request.headers.get("content-length", "")
     is_too_large = announced.isdecimal() and (len(announced) > 18 or int(announced) > limit)
     parts, size = [], 0
@@ -29,8 +49,7 @@ async def read_body(request: Request, limit: int) -> dict[str, Any]:
         is_too_large = size > limit
         parts.append(part)
     if is_too_large:
-        await _discard(stream)
-        raise _too_large(limit)
+        raise _TooLargeError(stream)
     return _parsed(b"".join(parts))
 
 
@@ -63,9 +82,3 @@ def _parsed(body: bytes) -> dict[str, Any]:
 
 def _refuse(_: str) -> NoReturn:
     raise ValueError
-
-
-def _too_large(limit: int) -> RefusalError:
-    return RefusalError(
-        413, f"the body is larger than the {limit:,} bytes that this server takes", {"connection": "close"}
-    )

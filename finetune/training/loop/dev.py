@@ -21,9 +21,9 @@ LEAST_SHARE = 0.5
 SHOWN = ("auc", "log_loss", "ndcg_at_10", "pairwise_accuracy", "significant_pair_accuracy")
 FEWEST_PAIRS = 100  # that differ significantly; of fewer, a good model's interval may reach down to chance
 _ADVICE = (
-    "Give it more steps (--epochs) or a lower --learning-rate; with --attention user_once, raise --full-first, or "
-    "train with full attention and carry that over (--from-checkpoint); and see whether dev is large enough to tell, "
-    "and whether the texts say anything about the clicks"
+    "Give it more steps (--epochs), a lower --learning-rate or more --layers; with --attention user_once, raise "
+    "--full-first, or train with full attention and carry that over (--from-checkpoint), if it was not; and see "
+    "whether dev is large enough to tell, and whether the texts say anything about the clicks"
 )
 
 

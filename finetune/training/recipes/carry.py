@@ -24,10 +24,10 @@ from finetune.training.settings import SettingsError, TrainSettings
 
 
 def carry(data: Path, folder: Path, output: Path, settings: TrainSettings, *, restart: bool = False) -> Metrics:
-    """Train the checkpoint in `folder` for `user_once` on the texts of `data`, and save it as `output`.
+    """Train the checkpoint in `folder` on its own scores of the texts of `data`, and save it as `output`.
 
-    `settings.layers` leaves it fewer of its layers. With that it may also keep its attention: full, if the settings say
-    so, or `user_once`, if it has it.
+    It has `user_once` then, and with `settings.layers` fewer of its layers. If it loses layers it may have `user_once`
+    already, or keep full attention, if the settings say so.
 
     Settings that the checkpoint decides are its own. Whether one was given or is a default cannot be seen, so only
     those that are neither the default nor the checkpoint's are refused.
@@ -55,7 +55,12 @@ def carry(data: Path, folder: Path, output: Path, settings: TrainSettings, *, re
             "carried over"
         )
     heads = read_heads(folder, int(model.config.hidden_size)).settings
-    stays_full = prunes and not is_once and settings.attention == FULL_ATTENTION
+    if settings.attention == FULL_ATTENTION and (is_once or not prunes):
+        why = (
+            f"has {USER_ONCE!r}; leave it out" if is_once else f"gets {USER_ONCE!r}, unless --layers is below {layers}"
+        )
+        raise SettingsError(f"--attention is {FULL_ATTENTION!r}, but --from-checkpoint {folder} {why}")
+    stays_full = settings.attention == FULL_ATTENTION
     own = _own_settings(
         heads, labels=len(label_names(model)), max_length=longest, layers=settings.layers if prunes else layers,
         attention=FULL_ATTENTION if stays_full else USER_ONCE,

@@ -39,17 +39,18 @@ class Teachers:
         found = [click_log_odds(folder, rows) for folder in tqdm(self.folders, "teachers")]
         return np.asarray(np.mean(found, axis=0), dtype=np.float32)
 
-    def evaluate(self, rows: Sequence[ClickRow]) -> dict[str, dict[str, float]]:
-        """Evaluate each teacher, and the ensemble of them all: metrics by folder, and by `ENSEMBLE`.
+    def evaluate(self, rows: Sequence[ClickRow]) -> list[tuple[str, dict[str, float]]]:
+        """Evaluate each teacher, and last the `ENSEMBLE` of them all: names and metrics.
 
         Raises:
             CheckpointError, MetricError: a teacher cannot be used, or the rows cannot be evaluated.
         """
-        found = {str(folder): click_log_odds(folder, rows) for folder in tqdm(self.folders, "teachers")}
-        found[ENSEMBLE] = np.mean(list(found.values()), axis=0)
-        return {
-            name: evaluate_ranking(rows, click_probability(odds[:, None], ["click"])) for name, odds in found.items()
-        }
+        found = [(str(folder), click_log_odds(folder, rows)) for folder in tqdm(self.folders, "teachers")]
+        together: NDArray[np.float32] = np.asarray(np.mean([odds for _, odds in found], axis=0), dtype=np.float32)
+        return [
+            (name, evaluate_ranking(rows, click_probability(odds[:, None], ["click"])))
+            for name, odds in [*found, (ENSEMBLE, together)]
+        ]
 
 
 def click_log_odds(folder: Path, rows: Sequence[ClickRow]) -> NDArray[np.float32]:

@@ -82,7 +82,7 @@ def test_heads_and_passages_stay(joint: Path, joint_folder: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"attention": "full"}, "--attention is 'full', but --from-checkpoint {} has 'user_once'; leave it out"),
+        ({"attention": "full"}, "but --from-checkpoint {} gets 'user_once', unless --layers is below 2"),
         ({"max_length": 20}, "--max-length is 20, but --from-checkpoint {} has 40; leave it out"),
         ({"layers": 3}, "--layers is 3, but --from-checkpoint {} has 2; leave it out"),
         ({"layers": 2, "attention": "full"}, "--attention is 'full', but"),

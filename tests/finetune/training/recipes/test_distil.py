@@ -58,8 +58,8 @@ def test_an_ensemble_is_the_mean_of_log_odds(teachers: tuple[Path, Path], click_
     probability = click_probability(score_rows(model, tokenizer, rows, length), ["no click", "click"])
     np.testing.assert_allclose(1 / (1 + np.exp(-single[1])), probability, rtol=1e-5)
     metrics = Teachers(teachers, 0.5).evaluate(rows)
-    assert set(metrics) == {*map(str, teachers), ENSEMBLE}
-    assert metrics[ENSEMBLE]["auc"] > 0.95
+    assert [name for name, _ in metrics] == [*map(str, teachers), ENSEMBLE]
+    assert metrics[-1][1]["auc"] > 0.95
 
 
 @pytest.mark.slow
