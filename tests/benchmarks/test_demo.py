@@ -104,7 +104,7 @@ def test_what_is_trained_already_is_not_trained_again(tmp_path: Path, monkeypatc
     "make", [make_checkpoint, make_once_checkpoint, partial(make_checkpoint, num_hidden_layers=demo.LAYERS)]
 )
 def test_another_checkpoint_is_not_taken_for_the_demos(make: Callable[..., Path], tmp_path: Path) -> None:
-    with pytest.raises(BenchmarkError, match="is not the demo's model, which has 3 layers and .* run `make clean`"):
+    with pytest.raises(BenchmarkError, match=r"is not the demo's model, which has 3 layers and .* run `make clean`"):
         demo.check_fast(make(tmp_path / "checkpoint"))
     demo.check_fast(make_once_checkpoint(tmp_path / "demo", num_hidden_layers=demo.LAYERS))
 

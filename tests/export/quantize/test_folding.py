@@ -11,22 +11,22 @@ import torch
 from transformers import BertForSequenceClassification
 
 from export.graph.onnx_export import write_click_model
-from export.graph.packing import pack
+from export.graph.packing import Feed, Pair, pack
 from export.graph.session import open_on_cpu
 from export.quantize.calibration import record
 from export.quantize.int8 import int8_nodes, make_int8, replace_layers
 from export.quantize.linears import find_linears
 from export.quantize.smoothquant import QuantParams, make_params
 from release.names import LOGITS
-from tests.tiny import make_checkpoint
+from tests.tiny import make_checkpoint, make_once_checkpoint
 
 CONTEXTS = ["layers.0.attention_output.dense", "layers.1.attention_output.dense"]
 
 
-@pytest.fixture(scope="module")
-def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=[make_checkpoint, make_once_checkpoint], ids=["full", "user_once"])
+def graph(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("graph")
-    model = BertForSequenceClassification.from_pretrained(make_checkpoint(folder / "checkpoint")).eval()
+    model = BertForSequenceClassification.from_pretrained(request.param(folder / "checkpoint")).eval()
     torch.manual_seed(1)
     with torch.no_grad():
         for vector in filter(lambda values: values.ndim == 1, model.parameters()):
@@ -35,24 +35,29 @@ def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "model.onnx"
 
 
+def feed(model: onnx.ModelProto, pairs: list[Pair]) -> Feed:
+    return pack([pairs], once="user_lengths" in {value.name for value in model.graph.input})
+
+
 def fitted(graph: Path, kept: tuple[int, ...]) -> dict[str, QuantParams]:
     chance = np.random.default_rng(0)
-    pairs = [
+    pairs: list[Pair] = [
         {"input_ids": chance.integers(0, 30, size).tolist(), "token_type_ids": [0] * 3 + [1] * (size - 3)}
         for size in range(4, 16)
     ]
-    linears = find_linears(onnx.load(graph))
-    seen = record(graph, linears, [pack([pairs])])
+    model = onnx.load(graph)
+    linears = find_linears(model)
+    seen = record(graph, linears, [feed(model, pairs)])
     places = np.array(kept, dtype=np.int64)
     return {each.name: make_params(each, seen[each.name], 0.5, 1.0, places, signed=False) for each in linears}
 
 
 def logits(model: onnx.ModelProto) -> np.ndarray:
-    pairs = [
+    pairs: list[Pair] = [
         {"input_ids": [3, 7, 9, 4, 8], "token_type_ids": [0, 0, 1, 1, 1]},
         {"input_ids": [5, 6], "token_type_ids": [0, 1]},
     ]
-    (found,) = open_on_cpu(model.SerializeToString(), for_gpu=False).run([LOGITS], pack([pairs]))
+    (found,) = open_on_cpu(model.SerializeToString(), for_gpu=False).run([LOGITS], feed(model, pairs))
     return found
 
 

@@ -16,6 +16,8 @@ from finetune.checkpoint.base_model import load_base
 from finetune.checkpoint.heads import read_heads
 from finetune.checkpoint.load import CheckpointError, label_names, load_checkpoint
 from finetune.data.clicklog import read_click_log
+from finetune.evaluation.checkpoint import evaluate
+from finetune.training import run
 from finetune.training.recipes.averaging import average
 from finetune.training.recipes.carry import carry
 from finetune.training.recipes.distil import click_log_odds
@@ -71,8 +73,9 @@ def test_it_is_the_same_model_but_for_its_attention(full: Path, click_folder: Pa
 
 
 @pytest.mark.slow
-def test_heads_and_passages_stay(joint: Path, joint_folder: Path, tmp_path: Path) -> None:
-    carry(joint_folder, joint, tmp_path / "once", replace(SETTINGS, epochs=1, learning_rate=1e-5))
+@pytest.mark.parametrize("layers", [None, 1])
+def test_heads_and_passages_stay(layers: int | None, joint: Path, joint_folder: Path, tmp_path: Path) -> None:
+    carry(joint_folder, joint, tmp_path / "once", replace(SETTINGS, epochs=1, learning_rate=1e-5, layers=layers))
     before, after = (read_heads(folder, 32) for folder in (joint, tmp_path / "once"))
     assert after.settings == before.settings
     for name, weight in before.state_dict().items():
@@ -99,6 +102,21 @@ def test_settings_that_contradict_the_checkpoint_are_refused(
     with pytest.raises(SettingsError, match=re.escape(message.format(full))):
         carry(click_folder, full, tmp_path / "once", replace(SETTINGS, **options))
     assert not list(tmp_path.iterdir())
+
+
+def test_its_own_metrics_are_shown_and_held_against_what_it_becomes(
+    full: Path, click_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given: list[Any] = []
+    monkeypatch.setattr(run, "plateau", lambda *arguments: given.append(arguments) or "it is stuck")
+    carry(click_folder, full, tmp_path / "once", replace(SETTINGS, epochs=1))
+    printed = capsys.readouterr().err
+    own = evaluate(str(full), read_click_log(click_folder / "dev.jsonl")).metrics
+    assert f"{full}: dev auc {own['auc']:.4f}" in printed
+    assert "ensemble" not in printed
+    assert "warning: it is stuck" in printed
+    ((_, _, taught),) = given
+    assert taught["auc"] == pytest.approx(own["auc"])
 
 
 @pytest.mark.parametrize("attention", [None, "full", "user_once"])
