@@ -102,8 +102,8 @@ def check_fast(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if config["num_hidden_layers"] != LAYERS or USER_TOKENS_FIELD not in config:
         raise BenchmarkError(
-            f"{folder} is not the demo's model, which has {LAYERS} layers and computes the user text once: move it away "
-            "if it is yours, or run `make clean`, then again"
+            f"{folder} is not the demo's model, which has {LAYERS} layers and computes the user text once: move it "
+            "away if it is yours, or run `make clean`, then again"
         )
 
 
