@@ -12,7 +12,6 @@ Nothing is left running.
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import subprocess
 import sys
@@ -29,7 +28,8 @@ from benchmarks.options import CHECKPOINT, REPOSITORY
 from clickbert import ClickBertError, RankedDocument, Ranker
 from clickbert.connection import Connection
 from finetune.checkpoint.attention import USER_TOKENS_FIELD
-from finetune.checkpoint.files import hash_checkpoint
+from finetune.checkpoint.config import read_config
+from finetune.checkpoint.files import CheckpointError, hash_checkpoint
 from finetune.data.clicklog import ClickLogError, ClickRow, read_click_log
 from finetune.evaluation.metrics import MetricError, evaluate_ranking
 from release import versions
@@ -47,7 +47,7 @@ PAIRS_A_CALL = 64
 TOLERANCE = 5e-5  # of the AUC: equal to four decimals
 
 
-EXPECTED = (BenchmarkError, ServingError, ClickBertError, ClickLogError, MetricError)
+EXPECTED = (BenchmarkError, ServingError, ClickBertError, ClickLogError, CheckpointError, MetricError)
 
 
 @dataclass(frozen=True)
@@ -98,9 +98,12 @@ def run(_: argparse.Namespace, least_auc: float = 0.75) -> int:
 
 
 def check_fast(folder: Path) -> None:
-    """Raises BenchmarkError if a checkpoint is another one than the demo makes: a former release's, or one's own."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if config["num_hidden_layers"] != LAYERS or USER_TOKENS_FIELD not in config:
+    """Raises BenchmarkError if a checkpoint is another one than the demo makes: a former release's, or one's own.
+
+    CheckpointError if it cannot be read.
+    """
+    config = read_config(folder)
+    if config.get("num_hidden_layers") != LAYERS or USER_TOKENS_FIELD not in config:
         raise BenchmarkError(
             f"{folder} is not the demo's model, which has {LAYERS} layers and computes the user text once: move it "
             "away if it is yours, or run `make clean`, then again"

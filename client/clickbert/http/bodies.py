@@ -22,35 +22,24 @@ async def read_body(request: Request, limit: int, timeout: float) -> dict[str, A
     Raises `RefusalError`, for one that is too large before it is read whole, or that has not come within `timeout`
     seconds, and starlette's `ClientDisconnect`.
     """
-    try:
-        async with asyncio.timeout(timeout):
-            return await _read(request, limit)
-    except TimeoutError:
-        raise RefusalError(408, f"the body did not come within {timeout:g} s", {"connection": "close"}) from None
-    except _TooLargeError as exc:
-        await _discard(exc.rest)
-        raise RefusalError(
-            413, f"the body is larger than the {limit:,} bytes that this server takes", {"connection": "close"}
-        ) from None
-
-
-class _TooLargeError(Exception):
-    def __init__(self, rest: AsyncIterator[bytes]) -> None:
-        super().__init__()
-        self.rest = rest
-
-
-async def _read(request: Request, limit: int) -> dict[str, Any]:
     announced = request.headers.get("content-length", "")
     is_too_large = announced.isdecimal() and (len(announced) > 18 or int(announced) > limit)
     parts, size = [], 0
     stream = request.stream()
-    while not is_too_large and (part := await anext(stream, b"")):  # the last one is empty
-        size += len(part)
-        is_too_large = size > limit
-        parts.append(part)
+    try:
+        async with asyncio.timeout(timeout):
+            while not is_too_large and (part := await anext(stream, b"")):  # the last one is empty
+                size += len(part)
+                is_too_large = size > limit
+                parts.append(part)
+    except TimeoutError:
+        raise RefusalError(408, f"the body did not come within {timeout:g} s", {"connection": "close"}) from None
     if is_too_large:
-        raise _TooLargeError(stream)
+        parts.clear()
+        await _discard(stream)
+        raise RefusalError(
+            413, f"the body is larger than the {limit:,} bytes that this server takes", {"connection": "close"}
+        )
     return _parsed(b"".join(parts))
 
 

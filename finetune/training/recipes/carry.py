@@ -55,15 +55,15 @@ def carry(data: Path, folder: Path, output: Path, settings: TrainSettings, *, re
             "carried over"
         )
     heads = read_heads(folder, int(model.config.hidden_size)).settings
-    if settings.attention == FULL_ATTENTION and (is_once or not prunes):
-        why = (
-            f"has {USER_ONCE!r}; leave it out" if is_once else f"gets {USER_ONCE!r}, unless --layers is below {layers}"
+    wants_full = settings.attention == FULL_ATTENTION
+    if wants_full and not prunes:
+        raise SettingsError(
+            f"--attention is {FULL_ATTENTION!r}, but --from-checkpoint {folder} gets {USER_ONCE!r}, unless --layers is "
+            f"below {layers}"
         )
-        raise SettingsError(f"--attention is {FULL_ATTENTION!r}, but --from-checkpoint {folder} {why}")
-    stays_full = settings.attention == FULL_ATTENTION
     own = _own_settings(
         heads, labels=len(label_names(model)), max_length=longest, layers=settings.layers if prunes else layers,
-        attention=FULL_ATTENTION if stays_full else USER_ONCE,
+        attention=FULL_ATTENTION if wants_full and not is_once else USER_ONCE,
     )  # fmt: skip
     for name, value in own.items():
         given = getattr(settings, name)

@@ -1,19 +1,35 @@
-"""Linear layers and what they read, made up for the tests of INT8."""
+"""Linear layers and what they read, and a tiny model's graph, made up for the tests of INT8."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import strategies as st
+from transformers import BertForSequenceClassification
 
+from export.graph.onnx_export import write_click_model
 from export.quantize.calibration import Activations
 from export.quantize.fit import ALPHAS, CLIPS
 from export.quantize.linears import Linear
 from export.quantize.smoothquant import NONE, QuantParams, make_params, measure
 
 SIGNED = pytest.mark.parametrize("signed", [True, False], ids=["signed", "unsigned"])
+
+
+def write_graph(folder: Path, make: Callable[[Path], Path]) -> Path:
+    """The packed graph of a tiny click model, whose biases are not 0: an untrained BERT's are, and not exported."""
+    model = BertForSequenceClassification.from_pretrained(make(folder / "checkpoint")).eval()
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for vector in filter(lambda values: values.ndim == 1, model.parameters()):
+            vector.add_(torch.randn_like(vector), alpha=0.3)
+    write_click_model(model, folder / "model.onnx")
+    return folder / "model.onnx"
 
 
 def layer(weight: np.ndarray) -> Linear:

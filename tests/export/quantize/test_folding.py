@@ -7,17 +7,15 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-import torch
-from transformers import BertForSequenceClassification
 
-from export.graph.onnx_export import write_click_model
 from export.graph.packing import Feed, Pair, pack
 from export.graph.session import open_on_cpu
 from export.quantize.calibration import record
-from export.quantize.int8 import int8_nodes, make_int8, replace_layers
+from export.quantize.int8 import MICROSOFT, int8_nodes, make_int8, replace_layers
 from export.quantize.linears import find_linears
 from export.quantize.smoothquant import QuantParams, make_params
 from release.names import LOGITS
+from tests.export.quantize.layers import write_graph
 from tests.tiny import make_checkpoint, make_once_checkpoint
 
 CONTEXTS = ["layers.0.attention_output.dense", "layers.1.attention_output.dense"]
@@ -25,14 +23,7 @@ CONTEXTS = ["layers.0.attention_output.dense", "layers.1.attention_output.dense"
 
 @pytest.fixture(scope="module", params=[make_checkpoint, make_once_checkpoint], ids=["full", "user_once"])
 def graph(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("graph")
-    model = BertForSequenceClassification.from_pretrained(request.param(folder / "checkpoint")).eval()
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for vector in filter(lambda values: values.ndim == 1, model.parameters()):
-            vector.add_(torch.randn_like(vector), alpha=0.3)
-    write_click_model(model, folder / "model.onnx")
-    return folder / "model.onnx"
+    return write_graph(tmp_path_factory.mktemp("graph"), request.param)
 
 
 def feed(model: onnx.ModelProto, pairs: list[Pair]) -> Feed:
@@ -68,13 +59,19 @@ def divided(model: onnx.ModelProto) -> list[str]:
     ]
 
 
+def make_both(graph: Path, params: dict[str, QuantParams]) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+    """The graph in INT8 without folding, and with it."""
+    plain, folded = onnx.load(graph), onnx.load(graph)
+    replace_layers(plain, params, int8_nodes)
+    plain.opset_import.append(onnx.helper.make_opsetid(MICROSOFT, 1))
+    make_int8(folded, params, None)
+    return plain, folded
+
+
 @pytest.mark.parametrize("kept", [(), (1, 2)])
 def test_the_context_is_divided_in_the_values(graph: Path, kept: tuple[int, ...]) -> None:
     params = fitted(graph, kept)
-    plain, folded = onnx.load(graph), onnx.load(graph)
-    replace_layers(plain, params, int8_nodes)
-    plain.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
-    make_int8(folded, params, None)
+    plain, folded = make_both(graph, params)
     assert set(divided(plain)) - set(divided(folded)) == set(CONTEXTS)
     np.testing.assert_allclose(logits(folded), logits(plain), atol=1e-5)
 
@@ -83,9 +80,6 @@ def test_the_context_is_divided_in_the_values(graph: Path, kept: tuple[int, ...]
 def test_it_is_left_where_one_of_the_two_stays_in_floating_point(graph: Path, missing: str) -> None:
     params = fitted(graph, ())
     del params[missing]
-    plain, folded = onnx.load(graph), onnx.load(graph)
-    replace_layers(plain, params, int8_nodes)
-    plain.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
-    make_int8(folded, params, None)
+    plain, folded = make_both(graph, params)
     assert set(divided(plain)) - set(divided(folded)) == {CONTEXTS[1]}
     np.testing.assert_allclose(logits(folded), logits(plain), atol=1e-5)

@@ -9,21 +9,19 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
-from transformers import BertForSequenceClassification
 
 from export.engines import find_engines
 from export.engines.layers import check_layer_names
 from export.graph.layer_names import LayerNameError, belongs
-from export.graph.onnx_export import write_click_model
 from export.graph.packing import Feed, pack
 from export.graph.surgery import Constants, drop_idle
 from export.quantize.linears import Linear, find_linears, rewrite
 from export.verify.evaluation import read_checkpoint
 from release.names import GRAPH_INPUTS, LOGITS
+from tests.export.quantize.layers import write_graph
 from tests.tiny import make_checkpoint
 
 NAMES = [
@@ -49,14 +47,7 @@ FEED = pack(
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("graph")
-    click_model = BertForSequenceClassification.from_pretrained(make_checkpoint(folder / "checkpoint")).eval()
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for vector in filter(lambda values: values.ndim == 1, click_model.parameters()):
-            vector.add_(torch.randn_like(vector), alpha=0.3)  # biases of 0, as an untrained BERT has, are not exported
-    write_click_model(click_model, folder / "model.onnx")
-    return folder / "model.onnx"
+    return write_graph(tmp_path_factory.mktemp("graph"), make_checkpoint)
 
 
 @pytest.fixture

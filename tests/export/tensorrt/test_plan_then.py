@@ -20,18 +20,8 @@ NEXT = (sys.executable, "-c", "import os, sys; print('process', os.getpid(), *sy
 def start(repository: Path, *command: str) -> subprocess.Popen[str]:
     # Ctrl-C counts, also where the tests run in a shell's background job, which ignores it. (Not by preexec_fn: with it
     # Python forks, and gRPC, which other tests of this process use, may abort the child.)
-    words = [
-        "env",
-        "--default-signal=INT",
-        sys.executable,
-        "-m",
-        "export",
-        "plan",
-        "--repository",
-        str(repository),
-        "--",
-        *command,
-    ]
+    words = ["env", "--default-signal=INT", sys.executable, "-m", "export", "plan"]
+    words += ["--repository", str(repository), "--", *command]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(words, **pipes)
 
