@@ -1,8 +1,9 @@
 """What an export changes in a model's config.pbtxt and its variants: the tensors of the newest version.
 
-What the user may have written stays, but for the number of logits. All else stands in a block at the end. The config in
-git is that of a checkpoint with full attention; where the user text is computed once, its inputs are commented out, and
-the block has others. The next export takes all that back.
+What the user may have written stays, but for the number of logits. All else stands in a block at the end. Outside of it
+a config is that of a checkpoint with full attention; where the user text is computed once, its inputs are commented
+out, and the block has others. The next export takes all that back. In git the CPU engines' configs are as the demo's
+export writes them, so that it changes nothing there.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
+from export.configs import change_config
 from export.publish import STAGING, TEMPLATES, PublishError, staged
 from release.lock import LockError, locked
 from release.names import (
@@ -51,12 +52,16 @@ def test_versions_count_up_over_all_models(tmp_path: Path) -> None:
     assert found == {"1", "8", CONFIG_FILE, VARIANTS, "warmup"}
 
 
-def test_no_config_in_git_is_of_an_export() -> None:
+@pytest.mark.parametrize("model", [ONNX_MODEL, "clickbert_onnx_int8"])
+@pytest.mark.parametrize("name", [CONFIG_FILE, VARIANT])
+def test_the_demos_export_changes_no_config_in_git(model: str, name: str, tmp_path: Path) -> None:
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         pytest.skip("this is no checkout of git")
-    command = ["git", "grep", "--name-only", "written by `python -m export`", "HEAD", "--", "model_repository/*.pbtxt"]
-    assert not subprocess.run(command, cwd=root, capture_output=True, text=True, check=False).stdout
+    command = ["git", "show", f"HEAD:model_repository/{model}/{name}"]
+    text = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout
+    (tmp_path / "config").write_text(text)
+    assert change_config(tmp_path / "config", model, CLICK, once=True) == text
 
 
 def test_a_new_repository_gets_the_configs_and_an_edited_one_keeps_its_own(tmp_path: Path) -> None:
