@@ -14,6 +14,8 @@ from importlib.metadata import version as installed_version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
+from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as onnxruntime_errors
 
 from export.builder import EngineBuilder
@@ -40,6 +42,7 @@ from export.verify.evaluation import (
     read_checkpoint,
     read_evaluation,
 )
+from export.verify.exact import score_exactly
 from export.verify.gates import (
     HEAD_TOLERANCE,
     LARGEST_ACTIVATION,
@@ -220,7 +223,11 @@ def prove_source(
     say("prove its parity: the graph beside PyTorch, in merged batches")
     run, tolerance, rows = open_graph(source, for_gpu=by_shapes), TOLERANCE.of(request.limits), evaluation.rows
     once = evaluation.once
-    proved = prove(run, rows, evaluation.pairs, evaluation.logits, tolerance, checkpoint.click_label, once=once)
+
+    def exact(places: Sequence[int]) -> NDArray[np.float64]:
+        return score_exactly(checkpoint.model, checkpoint.tokenizer, [evaluation.pairs[place] for place in places])
+
+    proved = prove(run, rows, evaluation.pairs, evaluation.logits, tolerance, checkpoint.click_label, exact, once=once)
     if once and not by_shapes:
         prove_kept(run, "the packed graph", evaluation.pairs, proved[1], tolerance)
     if evaluation.heads:

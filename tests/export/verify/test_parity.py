@@ -1,6 +1,6 @@
 """The proof itself: what it covers, and that it fails when it must."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from export.graph.packing import Feed, Outputs, pack
+from export.verify.exact import MOST, Exact
 from export.verify.parity import CELLS, LARGEST, ParityError, check_order, plan_batches, prove
 from finetune.data.clicklog import ClickRow
 from release.names import LOGITS
@@ -18,6 +19,7 @@ ROWS = [
 ]
 PAIRS = [{"input_ids": [index, 1, 2][: 1 + index % 3], "token_type_ids": [0] * (1 + index % 3)} for index in range(40)]
 REFERENCE = np.arange(40, dtype=np.float32)[:, None] / 10
+EXACT: Exact = lambda places: REFERENCE[places].astype(np.float64)  # noqa: E731
 
 
 def right_answer(feed: Feed) -> np.ndarray:
@@ -30,7 +32,7 @@ def graph(answer: Callable[[Feed], np.ndarray]) -> Callable[[Feed], Outputs]:
 
 
 def test_a_right_graph_is_proved_on_every_pair() -> None:
-    parity, logits = prove(graph(right_answer), ROWS, PAIRS, REFERENCE, 1e-4, 0)
+    parity, logits = prove(graph(right_answer), ROWS, PAIRS, REFERENCE, 1e-4, 0, EXACT)
     assert parity.max_abs_diff == 0
     assert (parity.pairs, parity.groups_in_order) == (40, 10)
     assert parity.smallest_batch == 1 < parity.largest_batch
@@ -43,7 +45,7 @@ def test_one_wrong_logit_is_named() -> None:
         return np.where(answer == np.float32(1.7), answer + np.float32(2e-3), answer)
 
     with pytest.raises(ParityError, match=r"pair 18 \(group 'g4'.*'d17'.*0\.002.*tolerance 0\.0001 \(1 of 40"):
-        prove(graph(wrong), ROWS, PAIRS, REFERENCE, 1e-4, 0)
+        prove(graph(wrong), ROWS, PAIRS, REFERENCE, 1e-4, 0, EXACT)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -54,28 +56,59 @@ def test_a_logit_that_is_no_number_fails(value: float) -> None:
         return answer
 
     with pytest.raises(ParityError, match="pair 6 "):
-        prove(graph(broken), ROWS, PAIRS, REFERENCE, 1e-4, 0)
+        prove(graph(broken), ROWS, PAIRS, REFERENCE, 1e-4, 0, EXACT)
 
 
 def test_an_answer_of_another_shape_fails() -> None:
     with pytest.raises(ParityError, match="shape"):
-        prove(graph(lambda feed: right_answer(feed)[:-1]), ROWS, PAIRS, REFERENCE, 1e-4, 0)
+        prove(graph(lambda feed: right_answer(feed)[:-1]), ROWS, PAIRS, REFERENCE, 1e-4, 0, EXACT)
+
+
+def changed(*places: tuple[int, float]) -> np.ndarray:
+    """The reference with other logits in places."""
+    logits = REFERENCE.copy()
+    for place, logit in places:
+        logits[place] = logit
+    return logits
+
+
+CLOSE = changed((1, REFERENCE[0, 0] + 2e-5))
 
 
 def test_a_changed_order_fails_even_within_the_tolerance() -> None:
-    close = REFERENCE[:, 0].copy()
-    close[1] = close[0] + 2e-5
-    swapped = close.copy()
+    swapped = CLOSE.copy()
     swapped[0] += 5e-5
-    with pytest.raises(ParityError, match="order of group 'g0' changed"):
-        check_order(ROWS, close, swapped)
-    assert check_order(ROWS, close, close) == 10
+    with pytest.raises(ParityError, match=r"order of group 'g0' changed: pair 2 .* the graph by 5e-05, .* more than r"):
+        check_order(ROWS, CLOSE, swapped, 0, lambda places: CLOSE[places].astype(np.float64))
+    assert check_order(ROWS, CLOSE, CLOSE, 0, EXACT) == 10
 
 
 def test_candidates_equal_up_to_rounding_have_no_order_to_keep() -> None:
-    scores = REFERENCE[:, 0].copy()
-    scores[1] = np.nextafter(scores[0], np.float32(1))
-    assert check_order(ROWS, scores, REFERENCE[:, 0]) == 10
+    scores = changed((1, np.nextafter(REFERENCE[0, 0], np.float32(1))))
+    assert check_order(ROWS, scores, REFERENCE, 0, EXACT) == 10
+
+
+def test_an_order_that_float32_cannot_keep_is_not_the_graphs_fault() -> None:
+    """The reference itself is off by as much: what it puts first is no better than what the graph does."""
+    swapped = CLOSE.copy()
+    swapped[0] += 3e-5
+    asked = []
+
+    def exact(places: Sequence[int]) -> np.ndarray:
+        asked.append(list(places))
+        return (CLOSE[places].astype(np.float64) + swapped[places]) / 2
+
+    assert check_order(ROWS, CLOSE, swapped, 0, exact) == 10
+    (places,) = asked
+    assert {0, 1} <= set(places)
+    assert len(places) == MOST, "the pairs that differ most, too, and no more than take seconds"
+
+
+def test_float64_is_asked_only_where_the_two_differ() -> None:
+    def never(places: Sequence[int]) -> np.ndarray:
+        raise AssertionError(places)
+
+    prove(graph(right_answer), ROWS, PAIRS, REFERENCE, 1e-4, 0, never)
 
 
 @given(st.lists(st.integers(1, 512), min_size=1, max_size=1500), st.none() | st.integers(1, 40))

@@ -1,0 +1,79 @@
+"""float64 beside float32: Hugging Face's own pass, which tells a sharp model's rounding from a wrong graph."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from export.graph.onnx_export import write_click_model
+from export.graph.packing import Logits, Pair
+from export.graph.session import open_graph
+from export.verify.evaluation import Checkpoint, read_checkpoint
+from export.verify.exact import Exact, Rounding, measure_rounding, score_exactly
+from export.verify.parity import ParityError, prove
+from finetune.data.clicklog import ClickRow, read_click_log
+from finetune.evaluation.scoring import score_rows, tokenize_pairs
+from tests.tiny import make_checkpoint, make_click_log, make_once_checkpoint
+
+SHARP = 2000.0  # times as large logits: float32 is off by more than the tolerance
+TOLERANCE = 1e-4
+Case = tuple[Checkpoint, list[ClickRow], list[Pair], Logits, Exact]
+
+
+def make_case(folder: Path, make: Callable[..., Path] = make_checkpoint, sharpness: float = 1.0) -> Case:
+    """A checkpoint, the rows of a log, their pairs, Hugging Face's logits, and what computes them exactly."""
+    checkpoint = read_checkpoint(make(folder / "checkpoint"), None)
+    with torch.no_grad():
+        checkpoint.model.classifier.weight *= sharpness
+    rows = read_click_log(make_click_log(folder / "log.jsonl"))
+    pairs = tokenize_pairs(checkpoint.tokenizer, rows, checkpoint.max_length, checkpoint.user_tokens)
+    logits = score_rows(checkpoint.model, checkpoint.tokenizer, rows, checkpoint.max_length)
+    return (
+        checkpoint, rows, pairs, logits,
+        lambda places: score_exactly(checkpoint.model, checkpoint.tokenizer, [pairs[place] for place in places]),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("make", [make_checkpoint, make_once_checkpoint])
+def test_it_is_hugging_faces_own_pass(make: Callable[..., Path], tmp_path: Path) -> None:
+    checkpoint, _, _, logits, exact = make_case(tmp_path, make)
+    places = [5, 0, 17]
+    np.testing.assert_allclose(exact(places), logits[places], rtol=0, atol=1e-5)
+    assert exact(places).dtype == np.float64
+    assert next(checkpoint.model.parameters()).dtype == torch.float32, "the checkpoint itself stays as it is"
+
+
+def test_a_sharp_model_is_told_from_a_wrong_graph(tmp_path: Path) -> None:
+    checkpoint, rows, pairs, logits, exact = make_case(tmp_path, sharpness=SHARP)
+    write_click_model(checkpoint.model, tmp_path / "sharp.onnx", checkpoint.heads)
+    with pytest.raises(ParityError, match=r"tolerance 0\.0001 .* so this is rounding, .* allows it$") as told:
+        prove(open_graph(tmp_path / "sharp.onnx"), rows, pairs, logits, TOLERANCE, 0, exact)
+    enough = re.search(r"--tolerance (\S+) allows", str(told.value))
+    assert enough
+    prove(open_graph(tmp_path / "sharp.onnx"), rows, pairs, logits, float(enough[1]), 0, exact)
+
+    with torch.no_grad():
+        checkpoint.model.classifier.weight *= 1.001
+    write_click_model(checkpoint.model, tmp_path / "wrong.onnx", checkpoint.heads)
+    with torch.no_grad():
+        checkpoint.model.classifier.weight /= 1.001
+    with pytest.raises(ParityError, match=r"tolerance 0\.0001 .* more than rounding: the graph computes some"):
+        prove(open_graph(tmp_path / "wrong.onnx"), rows, pairs, logits, TOLERANCE, 0, exact)
+
+
+def test_only_the_first_are_computed_each_once() -> None:
+    asked: list[list[int]] = []
+
+    def exact(places: list[int]) -> np.ndarray:
+        asked.append(places)
+        return np.zeros((len(places), 1))
+
+    reference, found = np.full((40, 1), 1e-6, np.float32), np.full((40, 1), 3e-6, np.float32)
+    rounding = measure_rounding([3, 3, *range(40)], exact, reference, found)  # type: ignore[arg-type]
+    assert asked == [[3, 0, 1, 2, *range(4, 16)]]
+    assert not rounding.explains
+    assert Rounding(1e-6, 2e-6).explains
+    assert not Rounding(0.0, 1e-9).explains
