@@ -77,7 +77,19 @@ def trainer_arguments(
         # One process with several GPUs would cut each batch across them, and its groups with it.
         say(f"{arguments.n_gpu} GPUs are here, and one is used; `accelerate launch -m finetune train ...` uses all")
         arguments._n_gpu = 1
+    if arguments.bf16 and is_bf16_emulated():
+        say(
+            "warning: --precision bf16: this CPU has no AVX-512, without which PyTorch multiplies bf16 some 50 times "
+            "as slowly as fp32; leave --precision out"
+        )
     return arguments
+
+
+def is_bf16_emulated() -> bool:
+    """Whether training is on an x86 CPU for which oneDNN has no bf16 kernels: they need AVX-512 with BW, DQ and VL."""
+    cpu = torch.cpu.get_capabilities()
+    needed = all(cpu.get(name, False) for name in ("avx512_bw", "avx512_dq", "avx512_vl"))
+    return not torch.accelerator.is_available() and cpu.get("architecture") == "x86_64" and not needed
 
 
 def default_metric(known: Collection[str], settings: TrainSettings) -> str:
