@@ -11,6 +11,7 @@ from finetune.checkpoint.heads import Heads, Passages
 from finetune.names import ATTENTION, MAX, MEAN
 from finetune.objectives.position_bias import PositionBias
 from finetune.objectives.understanding import TaskWeights
+from finetune.training.first_token import first_states
 from finetune.training.methods.few_weights import Method
 
 Batch = dict[str, Any]
@@ -49,11 +50,12 @@ class JointModel(nn.Module):
             outputs for `texts`.
         """
         pairs = batch["pairs"] if self.attends_fully else attended(self.click.config, batch["pairs"])
-        states = self.click.bert(**pairs)
-        logits = self.click.classifier(self.click.dropout(states.pooler_output)).float()
+        first = self._first_states(pairs)
+        pooler: Any = self.click.bert.pooler  # may be None in other models' types
+        logits = self.click.classifier(self.click.dropout(pooler(first))).float()
         passages = self.heads.settings.passages
         if passages is not None:
-            weights = None if self.heads.passage is None else self.heads.passage(states.last_hidden_state[:, 0])
+            weights = None if self.heads.passage is None else self.heads.passage(first[:, 0])
             logits = aggregate(logits, weights, batch["row_of_pair"], batch["place_of_pair"], passages)
         unbiased = logits
         if self.bias is not None:
@@ -61,9 +63,16 @@ class JointModel(nn.Module):
             logits = torch.cat([logits[:, :-1], logits[:, -1:] + self.bias(batch["positions"])[:, None]], dim=1)
         if "texts" not in batch:
             return {"logits": logits, UNBIASED: unbiased}
-        first = self.click.bert(**batch["texts"]).last_hidden_state[:, 0]
-        others = {name: output.float() for name, output in self.heads(first).items()}
+        texts = self._first_states(batch["texts"])[:, 0]
+        others = {name: output.float() for name, output in self.heads(texts).items()}
         return {"logits": logits, UNBIASED: unbiased, **others}
+
+    def _first_states(self, batch: Batch) -> Tensor:
+        """[CLS]'s last state: [texts, 1, hidden]. Only PEFT's own forward pass puts a prefix before the text."""
+        if self.prefix is not None:
+            states: Tensor = self.click.bert(**batch).last_hidden_state
+            return states[:, :1]
+        return first_states(self.click.bert, **batch)
 
     def activation_checkpointing_enable(self, **options: Any) -> None:
         """What the Trainer calls for `activation_checkpointing`."""

@@ -69,7 +69,7 @@ class TrainSettings:
     )
     accumulate: int = _option(1, "batches a step", type=int)
     learning_rate: float = _option(
-        1e-4, "for the encoder; heads take ten times as much; for BERT-base, 3e-5", type=float
+        1e-4, "for the encoder; heads, and what --method adds, take ten times as much; for BERT-base, 3e-5", type=float
     )
     warm_up: float = _option(0.1, "share of the steps in which the rate rises; then it falls to 0", type=float)
     weight_decay: float = _option(0.01, "of matrices, not of biases and layer norms", type=float)

@@ -53,6 +53,7 @@ def test_a_positions_offset_is_added_to_the_click_alone() -> None:
         bias = PositionBias(3, {1: 1.0, 2: 0.5, 3: 0.25})
         pairs = {
             "input_ids": torch.tensor([[2, 5, 3], [2, 5, 3]]),
+            "token_type_ids": torch.zeros(2, 3, dtype=torch.long),
             "attention_mask": torch.ones(2, 3, dtype=torch.long),
         }
         joint = JointModel(model, Heads(HeadSettings(), 32), bias, ONE)
