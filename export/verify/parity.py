@@ -1,4 +1,4 @@
-"""Proves that a graph gives the logits and the order of Hugging Face's own padded forward pass, on real pairs.
+"""Proves that a graph gives the logits and, up to rounding, the order of Hugging Face's own padded pass, on real pairs.
 
 The graph scores the pairs of the evaluation file in merged batches of mixed sizes, from one pair to several hundred,
 cut into requests as Triton would merge them. This proves nothing about pairs unlike those of the evaluation file, and
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from export.graph.packing import Feed, Logits, Outputs, Pair, pack, split_pair
-from export.verify.exact import Exact, measure_rounding
+from export.verify.exact import ExactScores, measure_rounding
 from export.verify.heads import HeadReference
 from finetune.data.clicklog import ClickRow
 from finetune.evaluation.metrics import group_rows
@@ -29,7 +29,7 @@ LARGEST = 300
 CELLS = 64 * 512**2
 # Scores closer than this are equal up to float32 rounding, and have no order to keep.
 TIE = 1e-6
-SWAPPED = 8  # rows that changed places and are computed in float64
+SWAPPED = 8  # rows, so at least four pairs that changed places, are sure to be computed in float64
 
 
 class ParityError(RuntimeError):
@@ -57,7 +57,7 @@ def prove(
     reference: Logits,
     tolerance: float,
     click_column: int,
-    exact: Exact,
+    exact: ExactScores,
     *,
     once: bool = False,
 ) -> tuple[Parity, Logits]:
@@ -77,16 +77,18 @@ def prove(
         The figures, and the graph's own logits [rows, labels].
 
     Raises:
-        ParityError: a logit is off (or not a number), or a group's order changed; says which, by how much.
+        ParityError: a logit is off (or not a number), or a group's order changed by more than rounding; says which, by
+            how much, and what float64 says.
     """
     logits = score_merged(run, pairs, {LOGITS: reference.shape[1]}, once=once)[LOGITS]
     batches = plan_batches([len(pair["input_ids"]) for pair in pairs])
     difference, (row, label) = differ(logits, reference)
     if difference[row, label] > tolerance:
         advice = ""
-        if np.isfinite(logits).all():
+        if np.isfinite(difference).all():
             rounding = measure_rounding(worst_first(difference), exact, reference, logits)
-            enough = f"; --tolerance {2 * difference.max():.1g} allows it" if rounding.explains else ""
+            is_rounding = rounding.graph_is_right and not rounding.reference_is_wrong
+            enough = f"; --tolerance {2 * difference.max():.1g} allows it" if is_rounding else ""
             advice = f"; {rounding}{enough}"
         raise ParityError(
             f"parity failed at {name_row(rows, row)}, label {label}: the graph says {logits[row, label]:.6g}, "
@@ -217,31 +219,46 @@ def cut_into_requests(pairs: list[Pair], chance: random.Random) -> list[list[Pai
     return requests
 
 
-def check_order(rows: Sequence[ClickRow], reference: Logits, found: Logits, click_column: int, exact: Exact) -> int:
-    """Checks that no two candidates of a group changed places by more than rounding; returns the number of groups.
+def check_order(
+    rows: Sequence[ClickRow], reference: Logits, found: Logits, click_column: int, exact: ExactScores
+) -> int:
+    """Checks that no two candidates of a group changed places by more than rounding can explain.
+
+    Args:
+        rows: the evaluation file.
+        reference: float32 [rows, labels], Hugging Face's.
+        found: float32 [rows, labels], the graph's.
+        click_column: the label that ranks.
+        exact: computes the pairs at some places in float64.
+
+    Returns:
+        The number of groups whose order is the same.
 
     Raises:
-        ParityError: two did.
+        ParityError: two candidates did.
     """
     expected, actual = (logits[:, click_column].astype(np.float64) for logits in (reference, found))
-    groups, swapped = group_rows(rows), []
+    groups, swapped, changed = group_rows(rows), [], 0
     for members in groups:
         before, after = (scores[members][:, None] - scores[members][None, :] for scores in (expected, actual))
-        swapped += [tuple(members[place]) for place in np.argwhere((before > TIE) & (after <= 0))]
-    swapped.sort(key=lambda pair: expected[pair[1]] - expected[pair[0]])  # the widest apart first
+        places = np.argwhere((before > TIE) & (after <= 0))
+        swapped += [(int(members[better]), int(members[worse])) for better, worse in places]
+        changed += bool(len(places))
     if not swapped:
         return len(groups)
+    swapped.sort(key=lambda pair: expected[pair[1]] - expected[pair[0]])  # the widest apart first
     # Two rows may happen to be exact in one of the two, so the pairs that differ most are looked at as well.
-    looked_at = [int(place) for pair in swapped for place in pair][:SWAPPED] + worst_first(differ(found, reference)[0])
-    rounding = measure_rounding(looked_at, exact, reference, found)
-    if not rounding.explains:
-        better, worse = map(int, swapped[0])
+    clicks = [logits[:, [click_column]] for logits in (reference, found)]
+    looked_at = [place for pair in swapped for place in pair][:SWAPPED] + worst_first(differ(*clicks)[0])
+    rounding = measure_rounding(looked_at, lambda places: exact(places)[:, [click_column]], *clicks)
+    if not rounding.graph_is_right:
+        better, worse = swapped[0]
         raise ParityError(
             f"the order of group {rows[better].group!r} changed: {name_row(rows, better)} scored "
             f"{expected[better]:.7g} over {expected[worse]:.7g} of {name_row(rows, worse)}, the graph gives "
             f"{actual[better]:.7g} and {actual[worse]:.7g}; {rounding}"
         )
-    return len(groups)
+    return len(groups) - changed
 
 
 def name_row(rows: Sequence[ClickRow], index: int) -> str:

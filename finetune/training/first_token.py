@@ -1,15 +1,16 @@
 """The encoder in training: [CLS]'s last state, all that the heads read, and no work for states that none of them reads.
 
-In the last layer keys and values are computed of every token, and everything else of [CLS] alone. Losses and gradients
-are those of the whole forward pass, up to rounding. `finetune.evaluation.scoring`, the reference, computes it whole.
+In the last layer keys and values are computed of every token, and everything else of [CLS] alone. Without dropout,
+losses and gradients are those of the whole forward pass, up to rounding; with it, other activations are drawn.
+`finetune.evaluation.scoring`, the reference, computes the whole pass.
 """
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 from transformers import BertModel
+from transformers.masking_utils import create_bidirectional_mask
 
 
 def first_states(bert: BertModel, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -27,7 +28,7 @@ def first_states(bert: BertModel, input_ids: Tensor, token_type_ids: Tensor, att
     """
     layers = list(bert.encoder.layer)
     states = bert.embeddings(input_ids=input_ids, token_type_ids=token_type_ids)
-    mask = _added(attention_mask, states.dtype)
+    mask = create_bidirectional_mask(bert.config, inputs_embeds=states, attention_mask=attention_mask)
     for layer in layers[:-1]:
         states = layer(states, mask)
     last: Any = layers[-1]  # has no types
@@ -36,17 +37,11 @@ def first_states(bert: BertModel, input_ids: Tensor, token_type_ids: Tensor, att
     return last_state
 
 
-def _added(mask: Tensor, dtype: torch.dtype) -> Tensor | None:
-    """The mask as it is added to the scores; None where nothing is masked, which the fused kernels are fastest for."""
-    if mask.dim() == 4:
-        return mask.to(dtype)
-    if bool(mask.all()):
-        return None
-    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(mask == 0, -torch.inf)[:, None, None]
+def _attend_first(attention: Any, states: Tensor, mask: Any) -> Tensor:
+    """What [CLS] takes from all tokens: states [pairs, longest, hidden] -> [pairs, 1, hidden].
 
-
-def _attend_first(attention: Any, states: Tensor, mask: Tensor | None) -> Tensor:
-    """What [CLS] takes from all tokens: states [pairs, longest, hidden] -> [pairs, 1, hidden]."""
+    `mask` is as transformers makes it, boolean or added, [pairs, 1, longest, longest]; None if nothing is masked.
+    """
 
     def by_head(projected: Tensor) -> Tensor:
         return projected.view(*projected.shape[:2], attention.num_attention_heads, -1).transpose(1, 2)

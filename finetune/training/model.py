@@ -68,7 +68,7 @@ class JointModel(nn.Module):
         return {"logits": logits, UNBIASED: unbiased, **others}
 
     def _first_states(self, batch: Batch) -> Tensor:
-        """[CLS]'s last state: [texts, 1, hidden]. Only PEFT's own forward pass puts a prefix before the text."""
+        """[CLS]'s last state: [texts, 1, hidden]. A prefix comes in by the encoder's own pass (`few_weights`)."""
         if self.prefix is not None:
             states: Tensor = self.click.bert(**batch).last_hidden_state
             return states[:, :1]

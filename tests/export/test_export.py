@@ -183,6 +183,7 @@ def test_a_failed_proof_publishes_nothing(tmp_path: Path, log: Path, capsys, mon
     error = capsys.readouterr().err
     assert "parity failed at pair" in error
     assert "tolerance 0.0001" in error
+    assert "this does not look like rounding" in error
     assert not list((tmp_path / "repository").glob("*/1"))
     assert not list((tmp_path / "repository").glob("*/.staging*"))
 

@@ -12,7 +12,7 @@ from export.graph.onnx_export import write_click_model
 from export.graph.packing import Logits, Pair
 from export.graph.session import open_graph
 from export.verify.evaluation import Checkpoint, read_checkpoint
-from export.verify.exact import Exact, Rounding, measure_rounding, score_exactly
+from export.verify.exact import ExactScores, Rounding, measure_rounding, score_exactly
 from export.verify.parity import ParityError, prove
 from finetune.data.clicklog import ClickRow, read_click_log
 from finetune.evaluation.scoring import score_rows, tokenize_pairs
@@ -20,7 +20,7 @@ from tests.tiny import make_checkpoint, make_click_log, make_once_checkpoint
 
 SHARP = 2000.0  # times as large logits: float32 is off by more than the tolerance
 TOLERANCE = 1e-4
-Case = tuple[Checkpoint, list[ClickRow], list[Pair], Logits, Exact]
+Case = tuple[Checkpoint, list[ClickRow], list[Pair], Logits, ExactScores]
 
 
 def make_case(folder: Path, make: Callable[..., Path] = make_checkpoint, sharpness: float = 1.0) -> Case:
@@ -49,7 +49,7 @@ def test_it_is_hugging_faces_own_pass(make: Callable[..., Path], tmp_path: Path)
 def test_a_sharp_model_is_told_from_a_wrong_graph(tmp_path: Path) -> None:
     checkpoint, rows, pairs, logits, exact = make_case(tmp_path, sharpness=SHARP)
     write_click_model(checkpoint.model, tmp_path / "sharp.onnx", checkpoint.heads)
-    with pytest.raises(ParityError, match=r"tolerance 0\.0001 .* so this is rounding, .* allows it$") as told:
+    with pytest.raises(ParityError, match=r"tolerance 0\.0001 .* so this looks like rounding, .* allows it$") as told:
         prove(open_graph(tmp_path / "sharp.onnx"), rows, pairs, logits, TOLERANCE, 0, exact)
     enough = re.search(r"--tolerance (\S+) allows", str(told.value))
     assert enough
@@ -60,7 +60,7 @@ def test_a_sharp_model_is_told_from_a_wrong_graph(tmp_path: Path) -> None:
     write_click_model(checkpoint.model, tmp_path / "wrong.onnx", checkpoint.heads)
     with torch.no_grad():
         checkpoint.model.classifier.weight /= 1.001
-    with pytest.raises(ParityError, match=r"tolerance 0\.0001 .* more than rounding: the graph computes some"):
+    with pytest.raises(ParityError, match=r"tolerance 0\.0001 .* this does not look like rounding"):
         prove(open_graph(tmp_path / "wrong.onnx"), rows, pairs, logits, TOLERANCE, 0, exact)
 
 
@@ -71,9 +71,32 @@ def test_only_the_first_are_computed_each_once() -> None:
         asked.append(places)
         return np.zeros((len(places), 1))
 
-    reference, found = np.full((40, 1), 1e-6, np.float32), np.full((40, 1), 3e-6, np.float32)
+    reference, found = np.full((40, 1), 0.25, np.float32), np.full((40, 1), -0.5, np.float32)
     rounding = measure_rounding([3, 3, *range(40)], exact, reference, found)  # type: ignore[arg-type]
     assert asked == [[3, 0, 1, 2, *range(4, 16)]]
-    assert not rounding.explains
-    assert Rounding(1e-6, 2e-6).explains
-    assert not Rounding(0.0, 1e-9).explains
+    assert rounding == Rounding(reference=0.25, graph=0.5)
+
+
+@pytest.mark.parametrize(
+    ("reference", "graph", "verdict"),
+    [
+        (1e-4, 1.9e-4, "rounding, to which"),
+        (1e-4, 2.1e-4, "not look like rounding"),
+        (1e-4, 2e-5, "rounding, to which"),
+        (1e-4, 1e-6, "PyTorch's float32 that is wrong here, not the graph: run it again"),
+        (0.0, 4e-6, "rounding, to which"),
+        (0.0, 6e-6, "not look like rounding"),
+        (4e-6, 0.0, "rounding, to which"),
+    ],
+)
+def test_the_verdict_goes_by_which_of_the_two_is_off(reference: float, graph: float, verdict: str) -> None:
+    assert verdict in str(Rounding(reference, graph))
+
+
+def test_a_reference_that_was_wrong_once_asks_for_no_larger_tolerance(tmp_path: Path) -> None:
+    checkpoint, rows, pairs, logits, exact = make_case(tmp_path)
+    write_click_model(checkpoint.model, tmp_path / "sound.onnx", checkpoint.heads)
+    spoiled = logits.copy()
+    spoiled[3] += 1e-3
+    with pytest.raises(ParityError, match=r"pair 4 .* run it again$"):
+        prove(open_graph(tmp_path / "sound.onnx"), rows, pairs, spoiled, TOLERANCE, 0, exact)

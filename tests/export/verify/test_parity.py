@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from export.graph.packing import Feed, Outputs, pack
-from export.verify.exact import MOST, Exact
+from export.verify.exact import MOST, ExactScores
 from export.verify.parity import CELLS, LARGEST, ParityError, check_order, plan_batches, prove
 from finetune.data.clicklog import ClickRow
 from release.names import LOGITS
@@ -19,7 +19,7 @@ ROWS = [
 ]
 PAIRS = [{"input_ids": [index, 1, 2][: 1 + index % 3], "token_type_ids": [0] * (1 + index % 3)} for index in range(40)]
 REFERENCE = np.arange(40, dtype=np.float32)[:, None] / 10
-EXACT: Exact = lambda places: REFERENCE[places].astype(np.float64)  # noqa: E731
+EXACT: ExactScores = lambda places: REFERENCE[places].astype(np.float64)  # noqa: E731
 
 
 def right_answer(feed: Feed) -> np.ndarray:
@@ -78,7 +78,9 @@ CLOSE = changed((1, REFERENCE[0, 0] + 2e-5))
 def test_a_changed_order_fails_even_within_the_tolerance() -> None:
     swapped = CLOSE.copy()
     swapped[0] += 5e-5
-    with pytest.raises(ParityError, match=r"order of group 'g0' changed: pair 2 .* the graph by 5e-05, .* more than r"):
+    with pytest.raises(
+        ParityError, match=r"order of group 'g0' changed: pair 2 .* the graph by 5e-05, .* not look like"
+    ):
         check_order(ROWS, CLOSE, swapped, 0, lambda places: CLOSE[places].astype(np.float64))
     assert check_order(ROWS, CLOSE, CLOSE, 0, EXACT) == 10
 
@@ -89,7 +91,7 @@ def test_candidates_equal_up_to_rounding_have_no_order_to_keep() -> None:
 
 
 def test_an_order_that_float32_cannot_keep_is_not_the_graphs_fault() -> None:
-    """The reference itself is off by as much: what it puts first is no better than what the graph does."""
+    """The reference itself is off by as much: what it puts first is no better than what the graph does, nor counted."""
     swapped = CLOSE.copy()
     swapped[0] += 3e-5
     asked = []
@@ -98,10 +100,24 @@ def test_an_order_that_float32_cannot_keep_is_not_the_graphs_fault() -> None:
         asked.append(list(places))
         return (CLOSE[places].astype(np.float64) + swapped[places]) / 2
 
-    assert check_order(ROWS, CLOSE, swapped, 0, exact) == 10
+    assert check_order(ROWS, CLOSE, swapped, 0, exact) == 9
     (places,) = asked
     assert {0, 1} <= set(places)
     assert len(places) == MOST, "the pairs that differ most, too, and no more than take seconds"
+
+
+def test_another_labels_error_excuses_no_order() -> None:
+    """Only the click ranks; that the reference is off in another column says nothing of it."""
+    reference, swapped = np.hstack([CLOSE, CLOSE]), np.hstack([CLOSE, CLOSE])
+    swapped[0, 1] += 5e-5
+    truth = reference + np.array([1e-3, 0.0])
+    with pytest.raises(ParityError, match="order of group 'g0' changed"):
+        check_order(ROWS, reference, swapped, 1, lambda places: truth[places])
+
+
+def test_a_reference_that_is_no_number_is_not_the_graphs_fault() -> None:
+    with pytest.raises(ParityError, match=r"pair 4 .* Hugging Face nan; .*pairs are\)$"):
+        prove(graph(right_answer), ROWS, PAIRS, changed((3, np.nan)), 1e-4, 0, EXACT)
 
 
 def test_float64_is_asked_only_where_the_two_differ() -> None:

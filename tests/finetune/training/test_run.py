@@ -234,9 +234,11 @@ def test_evaluate_takes_the_click_label_where_the_names_do_not_tell(
 @pytest.mark.slow
 def test_joint_training_learns_clicks_topics_and_similarity(base: Path, joint_folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "joint"
+    # Slower, longer and of all weights: where less was learned, rounding decided whether a seed left the plateau.
     settings = TrainSettings(
-        epochs=20, batch_size=8, learning_rate=3e-3, understanding=("topic", "similarity"), embedding_size=16
-    )
+        epochs=30, batch_size=8, learning_rate=2e-3, freeze="none", understanding=("topic", "similarity"),
+        embedding_size=16,
+    )  # fmt: skip
     assert train(joint_folder, str(base), output, settings)["auc"] > 0.95
     model, tokenizer, max_length = load_checkpoint(output)
     heads = read_heads(output, 32)
