@@ -47,11 +47,16 @@ class Rounding:
         """Whether Hugging Face's float32 is off by more than rounding can explain."""
         return self.reference > max(FAULT * self.graph, FLOOR)
 
+    @property
+    def explains(self) -> bool:
+        """Whether rounding explains the errors of both."""
+        return self.graph_is_right and not self.reference_is_wrong
+
     def __str__(self) -> str:
-        if self.reference_is_wrong:
-            verdict = "so it is PyTorch's float32 that is wrong here, not the graph: run it again"
-        elif self.graph_is_right:
+        if self.explains:
             verdict = "so this looks like rounding, to which this model's logits are sensitive"
+        elif self.graph_is_right:
+            verdict = "so it is PyTorch's float32 that is wrong here, not the graph: run it again"
         else:
             verdict = f"over {MARGIN} times as much: this does not look like rounding, but like another computation"
         return (

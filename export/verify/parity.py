@@ -87,8 +87,7 @@ def prove(
         advice = ""
         if np.isfinite(difference).all():
             rounding = measure_rounding(worst_first(difference), exact, reference, logits)
-            is_rounding = rounding.graph_is_right and not rounding.reference_is_wrong
-            enough = f"; --tolerance {2 * difference.max():.1g} allows it" if is_rounding else ""
+            enough = f"; --tolerance {2 * difference.max():.1g} allows it" if rounding.explains else ""
             advice = f"; {rounding}{enough}"
         raise ParityError(
             f"parity failed at {name_row(rows, row)}, label {label}: the graph says {logits[row, label]:.6g}, "

@@ -140,7 +140,7 @@ def test_a_prefix_goes_through_the_whole_pass(base: Path, click_folder: Path) ->
     assert (model(**batch)["logits"] - logits).abs().max() > 1e-4, "the prefix is attended to"
 
 
-def test_half_precision_is_that_of_the_whole_pass(base: Path, click_folder: Path) -> None:
+def test_half_precision_stays_close_to_full_precision(base: Path, click_folder: Path) -> None:
     for options in CASES[:2]:
         model, batch = make_joint(base, click_folder, options)
         model.train(mode=False)
