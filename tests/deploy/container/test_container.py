@@ -20,7 +20,7 @@ from tests.deploy.container.engine import Engine, why_not
 from tests.figures import Figures
 from tests.integration.scores import PATIENCE, as_rows, in_pytorch
 from tests.published import publish
-from tests.reliability.callers import logits, requests
+from tests.reliability.gateway.callers import logits, requests
 
 REASON = why_not()
 pytestmark = [pytest.mark.deploy, pytest.mark.skipif(bool(REASON), reason=REASON)]

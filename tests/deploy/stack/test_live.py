@@ -22,7 +22,7 @@ from serving.addresses import free_ports
 from serving.server import open_directly
 from tests.figures import Figures
 from tests.gateways import TOKEN, Gateway, has_envoy
-from tests.reliability.callers import Callers
+from tests.reliability.gateway.callers import Callers
 from tests.serving.command import LISTENING
 from tests.waiting import eventually
 

@@ -8,7 +8,7 @@ import sys
 import threading
 
 from clickbert.in_process import async_ranker, ranker
-from tests.client.forking import in_child, rank, rank_in_a_loop, rank_the_shared, say, shared
+from tests.client.channels.forking import in_child, rank, rank_in_a_loop, rank_the_shared, say, shared
 
 
 def unused(path: str) -> None:

@@ -1,6 +1,6 @@
 """Plans on the real Triton of the wheel, which lacks the tensorrt backend: plan_backend/ takes its place.
 
-    python -m tests.integration.plans saturate
+    python -m tests.integration.models.plans saturate
 
 runs the benchmark that way on a GPU host (any command of `python -m benchmarks`).
 """
@@ -34,7 +34,7 @@ def serve_plans(patch: pytest.MonkeyPatch) -> None:
 
     patch.setattr(serving.server, "lay_out_backends", with_plans)
     patch.setattr(serving.repository.models, "look_for_gpus", lambda _: (None, query_gpus()))
-    patch.setitem(os.environ, "CLICKBERT_ROOT", str(Path(__file__).parents[2]))
+    patch.setitem(os.environ, "CLICKBERT_ROOT", str(Path(__file__).parents[3]))
 
 
 def serve_on_cpu(model: Path) -> None:

@@ -21,7 +21,7 @@ from tritonclient.grpc import service_pb2
 
 from serving.server import Server
 from tests.figures import Figures
-from tests.reliability.raw import GOOD, GOOD_ONCE, MODELS, SERVICE, RawCaller, Refused, Unharmed, message
+from tests.reliability.hostile.raw import GOOD, GOOD_ONCE, MODELS, SERVICE, RawCaller, Refused, Unharmed, message
 
 INT64 = st.integers(-(2**63), 2**63 - 1)
 SIZES = st.sampled_from([0, 1, -1, 4, 5, 6, 16, 17, 2**31 - 1, 2**31, 2**32 + 1, 2**61, 2**62, -(2**62), 2**63 - 1])

@@ -19,7 +19,7 @@ from clickbert import Ranker
 from export.verify.evaluation import read_checkpoint
 from finetune.evaluation.scoring import score_texts
 from serving.server import Server
-from tests.integration.plans import serve_on_cpu
+from tests.integration.models.plans import serve_on_cpu
 from tests.integration.scores import PATIENCE, Executions, as_rows, call_at_once, in_pytorch
 from tests.published import serve
 from tests.tiny import ONCE_USER_TOKENS, WORDS

@@ -13,7 +13,7 @@ from serving.server import Server
 from tests.figures import Figures
 from tests.gateways import Gateway, gateway, make_secrets
 from tests.published import serve
-from tests.reliability.callers import Callers
+from tests.reliability.gateway.callers import Callers
 from tests.waiting import eventually
 
 THREADS = 16

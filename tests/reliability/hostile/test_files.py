@@ -47,7 +47,7 @@ from tests.published import as_admin, publish, serve
 from tests.tiny import make_checkpoint, make_click_log
 
 TEST = 25
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 ROOMS = ("release", "finetune", "export", "serving", "client", "benchmarks", "deploy")
 # What frameworks leave in a checkpoint's folder, each of them a pickle.
 DECOYS = (

@@ -12,7 +12,7 @@ import numpy as np
 from clickbert import Ranker
 from finetune.data.clicklog import ClickRow
 from serving.server import Server
-from tests.integration.plans import serve_on_cpu
+from tests.integration.models.plans import serve_on_cpu
 from tests.integration.scores import PATIENCE, score_at_once
 from tests.published import serve
 from tests.serving.busy_cores import busy_cores, needs_bound_cores

@@ -11,7 +11,7 @@ from clickbert.telemetry.observer import Call
 from clickbert.wire.inputs import CANDIDATES, TOKENS, Expected, Inputs, read_expected
 from tests.client.fake_model import MODEL, WORDS, Published, tokenizer_json
 from tests.client.fakes import FakeTriton
-from tests.client.test_telemetry import DRAINING, call, failing
+from tests.client.telemetry.test_telemetry import DRAINING, call, failing
 
 prometheus = pytest.importorskip("prometheus_client", reason="prometheus-client is not installed: no count is checked")
 

@@ -24,7 +24,7 @@ from serving.server import Server
 from tests.figures import Figures
 from tests.integration.scores import PATIENCE
 from tests.integration.test_dead_backend import backend_of
-from tests.reliability import clients
+from tests.reliability.faults import clients
 from tests.serving.busy_cores import busy_cores, needs_bound_cores, waiting_in_the_schedule
 from tests.serving.test_server import Command
 from tests.waiting import eventually

@@ -19,7 +19,7 @@ from release.names import ONNX_MODEL
 from serving.server import Server
 from tests.figures import Figures
 from tests.integration.scores import PATIENCE
-from tests.reliability import slow_clients
+from tests.reliability.hostile import slow_clients
 from tests.tiny import WORDS
 
 EACH = 40  # connections of each kind

@@ -15,9 +15,9 @@ import pytest
 import clickbert
 from clickbert import Ranker
 from clickbert.errors import from_status
+from tests.client.calls.test_retries import ENVOYS
 from tests.client.fake_model import FakeStatusError, Published
 from tests.client.fakes import FakeTransport, FakeTriton, held, rank_once
-from tests.client.test_retries import ENVOYS
 
 STATUSES = [
     ("UNAVAILABLE", "Exceeds maximum queue size", "ServerOverloadedError", "later"),

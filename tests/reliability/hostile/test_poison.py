@@ -19,8 +19,8 @@ from serving.server import Server
 from tests.figures import Figures
 from tests.integration.scores import PATIENCE
 from tests.integration.test_scheduling import draw
-from tests.reliability.raw import GOOD, SERVICE, TOLERANCE, message
-from tests.reliability.test_wrong_requests import wrong_batches, wrong_tensors, wrong_values
+from tests.reliability.hostile.raw import GOOD, SERVICE, TOLERANCE, message
+from tests.reliability.hostile.test_wrong_requests import wrong_batches, wrong_tensors, wrong_values
 from tests.serving.busy_cores import waiting_in_the_schedule
 from tests.waiting import eventually
 

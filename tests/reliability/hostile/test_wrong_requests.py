@@ -17,7 +17,7 @@ from tritonclient.grpc import service_pb2
 from clickbert.errors import ModelNotFoundError, ProtocolError, from_status
 from serving.server import Server
 from tests.figures import Figures
-from tests.reliability.raw import GOOD, GOOD_ONCE, MODELS, TOLERANCE, RawCaller, Refused, Unharmed, message
+from tests.reliability.hostile.raw import GOOD, GOOD_ONCE, MODELS, TOLERANCE, RawCaller, Refused, Unharmed, message
 
 Tensors = dict[str, list[int]]
 TYPES = {"BOOL": 1, "INT8": 1, "UINT8": 1, "FP16": 2, "INT64": 8, "UINT32": 4, "FP32": 4, "FP64": 8, "BYTES": 4}

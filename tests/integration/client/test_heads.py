@@ -27,7 +27,7 @@ from finetune.evaluation.scoring import aggregate, pad, score_documents, score_t
 from finetune.names import AGGREGATES
 from tests.client.fake_model import Published
 from tests.client.fakes import FakeTriton, grpc_server
-from tests.client.test_pair_tokenizer_parity import bert_folders, load, texts
+from tests.client.wire.test_pair_tokenizer_parity import bert_folders, load, texts
 from tests.tiny import WORDS
 
 PROPERTY = settings(max_examples=60, suppress_health_check=list(HealthCheck))

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from serving.server import Server
+from tests.client.channels.test_proxies import VARIABLES
 from tests.client.fakes import FakeTriton, grpc_server, rank_once
-from tests.client.test_proxies import VARIABLES
 from tests.figures import Figures
 from tests.integration.scores import PATIENCE
 
-FORKING = Path(__file__).parents[1] / "client" / "forking.py"
+FORKING = Path(__file__).parents[2] / "client" / "channels" / "forking.py"
 
 
 def run(url: str, scenario: str) -> list[str]:

@@ -12,7 +12,7 @@ from export.plan import newest_versions
 from export.tensorrt.runtime import load_tensorrt
 from finetune.data.clicklog import ClickRow
 from release.stamp import PlanError, find_machine
-from tests.integration.plans import serve_plans
+from tests.integration.models.plans import serve_plans
 from tests.integration.scores import PATIENCE, in_pytorch, score_at_once
 from tests.published import publish, serve
 from tests.tiny import make_checkpoint, make_once_checkpoint

@@ -23,7 +23,7 @@ from clickbert import Ranker, ServerError
 from tests.figures import Figures
 from tests.integration.scores import PATIENCE
 from tests.published import serve
-from tests.reliability import clients
+from tests.reliability.faults import clients
 from tests.serving.busy_cores import busy_cores, needs_bound_cores
 
 SOURCE = Path(__file__).with_name("wall_clock.c")

@@ -28,7 +28,7 @@ from serving.server import Addresses, Server
 from tests.figures import Figures
 from tests.integration.scores import PATIENCE
 from tests.processes import children
-from tests.reliability import clients
+from tests.reliability.faults import clients
 from tests.serving.command import options
 from tests.waiting import eventually
 
@@ -186,7 +186,7 @@ def test_connections_over_the_limit_wait_and_the_server_recovers(
 def newcomer(url: str, timeout: float) -> str:
     """How a call of another process ends, with a connection of its own."""
     program = (
-        "import sys\nfrom tests.reliability.clients import outcome\nfrom clickbert import Ranker\n"
+        "import sys\nfrom tests.reliability.faults.clients import outcome\nfrom clickbert import Ranker\n"
         "print(outcome(Ranker(sys.argv[1], timeout=float(sys.argv[2]))))"
     )
     done = subprocess.run(

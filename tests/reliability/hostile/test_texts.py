@@ -115,7 +115,7 @@ def test_ten_thousand_candidates_are_scored_if_the_ranker_allows_them(
 
 @pytest.mark.reliability
 def test_a_hostile_megabyte_is_masked_in_time(figures: Figures) -> None:
-    """Of the texts that tests/client/test_masking.py has, those that take longest. A quadratic search takes hours."""
+    """The texts of tests/client/masking/test_masking.py that take longest. A quadratic search takes hours."""
     seconds = {}
     for unit in ("@", "e\u0301@", "中@", "+(((", "(1)", "4444 ", "1 ", " "):
         text = unit * (MEGABYTE // len(unit))

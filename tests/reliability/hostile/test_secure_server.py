@@ -19,7 +19,7 @@ from serving.server import Addresses, Server
 from tests.figures import Figures
 from tests.integration.scores import PATIENCE
 from tests.published import serve
-from tests.reliability.triton_calls import ADMIN, CALLERS, HEALTH, refusals
+from tests.reliability.hostile.triton_calls import ADMIN, CALLERS, HEALTH, refusals
 from tests.serving.certs import make_certs
 
 pytestmark = pytest.mark.reliability

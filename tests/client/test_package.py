@@ -93,8 +93,8 @@ def test_a_clean_environment_needs_only_the_client_and_pytest(tmp_path):
     quiet = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow")
     collected = environment.run(*quiet, "--collect-only", ROOT / "tests/client")  # imports every test's modules
     assert collected.returncode == 0, collected.stdout[-3000:]
-    some = [ROOT / "tests/client" / f"test_{name}.py" for name in ("ranker", "connection", "pair_tokenizer_parity")]
-    tested = environment.run(*quiet, "-rs", *some)
+    some = ("calls/test_ranker", "test_connection", "wire/test_pair_tokenizer_parity")
+    tested = environment.run(*quiet, "-rs", *(ROOT / "tests/client" / f"{name}.py" for name in some))
     assert tested.returncode == 0, tested.stdout[-3000:] + tested.stderr[-1000:]
     assert "transformers is not installed" in tested.stdout
 
