@@ -77,7 +77,7 @@ def _add_imports(parser: argparse.ArgumentParser) -> None:
 
 
 def _sample(options: argparse.Namespace) -> None:
-    from finetune.data.sample import write_sample
+    from finetune.data.sample.draw import write_sample
 
     for name, summary in write_sample(options.output, options.seed).items():
         shown = ", ".join(f"{key} {value:.4g}" for key, value in summary.items())
@@ -124,7 +124,7 @@ def _write(output: Path, rows: Iterable[ClickRow], skipped: Counter[str]) -> Non
 
 
 def _split(options: argparse.Namespace) -> None:
-    from finetune.data.describe import moment
+    from finetune.data.describe.description import moment
     from finetune.data.split import split_log
 
     with _progress(options.file) as watch:
@@ -137,13 +137,13 @@ def _split(options: argparse.Namespace) -> None:
 
 def _describe(options: argparse.Namespace) -> None:
     from finetune.data.clicklog import iterate_click_log
-    from finetune.data.describe import describe, tables
+    from finetune.data.describe.description import describe, tables
 
     with _progress(options.file) as watch:
         description = describe(iterate_click_log(options.file, watch))
     print("\n\n".join(str(table) for table in tables(description)))
     if options.page:
-        from finetune.data.describe_page import write_page
+        from finetune.data.describe.page import write_page
 
         write_page(options.page, options.file, description)
         print(f"\n{options.page}: the same, with pictures")

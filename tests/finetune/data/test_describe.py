@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune.data.describe import Description, describe, moment, quantile, tables
-from finetune.data.describe_page import write_page
+from finetune.data.describe.description import Description, describe, moment, quantile, tables
+from finetune.data.describe.page import write_page
 from finetune.data.row import ClickRow, parse_row
 
 LINES = (

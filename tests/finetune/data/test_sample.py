@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from finetune.data.clicklog import read_click_log
-from finetune.data.sample import (
+from finetune.data.sample.draw import (
     DRIFT_LOGIT,
     POSITION_LOGIT,
     SPLITS,
@@ -21,7 +21,7 @@ from finetune.data.sample import (
     generate_sample,
     write_sample,
 )
-from finetune.data.sample_words import DOMAINS
+from finetune.data.sample.words import DOMAINS
 
 # Of the three files of seed 0, joined: the same bytes for every Python.
 SHA256 = "b05918f440daa393fe584b011af02faa9a7011ec1390a4344b039547ba4295af"

@@ -22,7 +22,7 @@ from random import Random
 from typing import TypeVar
 
 from finetune.data.row import ClickRow, format_row
-from finetune.data.sample_words import DOMAINS, SLOTS, USER_FILLER, Domain, Topic
+from finetune.data.sample.words import DOMAINS, SLOTS, USER_FILLER, Domain, Topic
 from finetune.data.writing import whole_files
 from finetune.evaluation.metrics import evaluate_ranking
 

@@ -13,11 +13,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from finetune.data.describe import EPOCH, SHOWN, Description, Rate, quantile, tables
+from finetune.data.describe.description import EPOCH, SHOWN, Description, Rate, quantile, tables
 from finetune.page import picture, render
 from release.files import write_whole
 
-TEMPLATE = Path(__file__).with_name("describe_page.html.j2")
+TEMPLATE = Path(__file__).with_name("page.html.j2")
 COLOURS = ("#3b6ea5", "#c8553d")
 MOST_POSITIONS = 50
 BARS = 60

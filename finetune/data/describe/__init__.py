@@ -1,0 +1,1 @@
+"""What a click log holds, as a table and as a page with pictures."""

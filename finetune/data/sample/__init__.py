@@ -1,0 +1,1 @@
+"""The sample click log: its words, and how its rows are drawn."""
