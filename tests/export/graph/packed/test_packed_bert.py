@@ -139,7 +139,7 @@ def test_what_lies_behind_an_empty_request_is_nan_and_what_lies_before_is_unharm
     before = sum(len(request) for request in batch[:place])
     assert logits[before:].isnan().all()
     if before:
-        assert torch.allclose(logits[:before], run(packed, pack(batch[:place])), atol=1e-6)
+        assert torch.allclose(logits[:before], run(packed, pack(batch[:place])), atol=1e-5)
 
 
 CLAIMS = {
