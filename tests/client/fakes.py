@@ -33,7 +33,16 @@ class FakeTriton:
         self.requests: list[InferRequest] = []
         self.before_infer: Callable[[InferRequest], None] = lambda request: None
         self.after_infer: Callable[[InferResponse], InferResponse] = lambda response: response
+        self._callers: set[str] = set()
+        self._gone: set[str] = set()
         self._lock = threading.Lock()
+
+    def begin_anew(self) -> None:
+        """Forget the requests so far, and their callers, which are gone: what they sent may still be on its way."""
+        with self._lock:
+            self.requests.clear()
+            self._gone |= self._callers
+            self._callers.clear()
 
     @property
     def asked(self) -> list[tuple[str, str]]:
@@ -47,8 +56,12 @@ class FakeTriton:
         inputs = ("input_ids", *(("user_lengths", "user_pairs") if once else ("token_type_ids",)), "lengths")
         return ModelDescription((str(self.serving),), dict(self.parameters), inputs)
 
-    def infer(self, request: InferRequest) -> InferResponse:
+    def infer(self, request: InferRequest, caller: str = "") -> InferResponse:
         with self._lock:
+            if caller in self._gone:
+                raise FakeStatusError("CANCELLED", "the caller is gone")
+            if caller:  # over gRPC
+                self._callers.add(caller)
             self.requests.append(request)
             self.before_infer(request)
             version = int(request.version or self.serving)
@@ -194,7 +207,8 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):
         }
         wanted = tuple(output.name for output in request.outputs)
         with _as_status(context):
-            answer = self.server.infer(InferRequest(request.model_name, request.model_version, inputs, wanted))
+            asked = InferRequest(request.model_name, request.model_version, inputs, wanted)
+            answer = self.server.infer(asked, context.peer())
             response = service_pb2.ModelInferResponse(model_name=request.model_name, model_version=answer.version)
             for name, array in answer.outputs.items():
                 datatype = np_to_triton_dtype(array.dtype)

@@ -132,7 +132,7 @@ def kill_again_and_again(url, server, tmp_path, rows, most, within):
     assert score(url, log, "--output", calm).returncode == 0
     chance, journal, kills = random.Random(7), tmp_path / "out.jsonl.journal", 0
     while True:
-        server.requests.clear()
+        server.begin_anew()
         noted = json.loads(journal.read_text())["done"]["scored"] if journal.exists() else 0
         killed = threading.Event()
         count, last = iter(range(10**6)), chance.randint(*within)

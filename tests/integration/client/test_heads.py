@@ -83,9 +83,9 @@ class PyTorchTriton(FakeTriton):
         super().__init__({1: Published(content, self.max_length, heads=asdict(settings))})
         self.parameters = {"max_elements.lengths": "7"}
 
-    def infer(self, request: InferRequest) -> InferResponse:
+    def infer(self, request: InferRequest, caller: str = "") -> InferResponse:
         if request.model != "clickbert_onnx":
-            return super().infer(request)
+            return super().infer(request, caller)
         ids, types, lengths = (request.inputs[name][0] for name in ("input_ids", "token_type_ids", "lengths"))
         ends = np.cumsum(lengths)[:-1]
         pairs = [
