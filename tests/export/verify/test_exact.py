@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -46,22 +47,35 @@ def test_it_is_hugging_faces_own_pass(make: Callable[..., Path], tmp_path: Path)
     assert next(checkpoint.model.parameters()).dtype == torch.float32, "the checkpoint itself stays as it is"
 
 
-def test_a_sharp_model_is_told_from_a_wrong_graph(tmp_path: Path) -> None:
-    checkpoint, rows, pairs, logits, exact = make_case(tmp_path, sharpness=SHARP)
-    write_click_model(checkpoint.model, tmp_path / "sharp.onnx", checkpoint.heads)
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The graph of every case here, before its classifier is changed."""
+    folder = tmp_path_factory.mktemp("sound")
+    checkpoint, *_ = make_case(folder)
+    write_click_model(checkpoint.model, folder / "sound.onnx", checkpoint.heads)
+    return folder / "sound.onnx"
+
+
+def sharpened(graph: Path, times: float, path: Path) -> Path:
+    model = onnx.load(graph)
+    (weight,) = (each for each in model.graph.initializer if each.name.endswith("classifier.weight"))
+    weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) * np.float32(times), weight.name))
+    onnx.save(model, path)
+    return path
+
+
+def test_a_sharp_model_is_told_from_a_wrong_graph(sound: Path, tmp_path: Path) -> None:
+    _, rows, pairs, logits, exact = make_case(tmp_path, sharpness=SHARP)
+    sharp = open_graph(sharpened(sound, SHARP, tmp_path / "sharp.onnx"))
     with pytest.raises(ParityError, match=r"tolerance 0\.0001 .* so this looks like rounding, .* allows it$") as told:
-        prove(open_graph(tmp_path / "sharp.onnx"), rows, pairs, logits, TOLERANCE, 0, exact)
+        prove(sharp, rows, pairs, logits, TOLERANCE, 0, exact)
     enough = re.search(r"--tolerance (\S+) allows", str(told.value))
     assert enough
-    prove(open_graph(tmp_path / "sharp.onnx"), rows, pairs, logits, float(enough[1]), 0, exact)
+    prove(sharp, rows, pairs, logits, float(enough[1]), 0, exact)
 
-    with torch.no_grad():
-        checkpoint.model.classifier.weight *= 1.001
-    write_click_model(checkpoint.model, tmp_path / "wrong.onnx", checkpoint.heads)
-    with torch.no_grad():
-        checkpoint.model.classifier.weight /= 1.001
+    wrong = open_graph(sharpened(sound, 1.001 * SHARP, tmp_path / "wrong.onnx"))
     with pytest.raises(ParityError, match=r"tolerance 0\.0001 .* this does not look like rounding"):
-        prove(open_graph(tmp_path / "wrong.onnx"), rows, pairs, logits, TOLERANCE, 0, exact)
+        prove(wrong, rows, pairs, logits, TOLERANCE, 0, exact)
 
 
 def test_only_the_first_are_computed_each_once() -> None:
@@ -93,10 +107,9 @@ def test_the_verdict_goes_by_which_of_the_two_is_off(reference: float, graph: fl
     assert verdict in str(Rounding(reference, graph))
 
 
-def test_a_reference_that_was_wrong_once_asks_for_no_larger_tolerance(tmp_path: Path) -> None:
-    checkpoint, rows, pairs, logits, exact = make_case(tmp_path)
-    write_click_model(checkpoint.model, tmp_path / "sound.onnx", checkpoint.heads)
+def test_a_reference_that_was_wrong_once_asks_for_no_larger_tolerance(sound: Path, tmp_path: Path) -> None:
+    _, rows, pairs, logits, exact = make_case(tmp_path)
     spoiled = logits.copy()
     spoiled[3] += 1e-3
     with pytest.raises(ParityError, match=r"pair 4 .* run it again$"):
-        prove(open_graph(tmp_path / "sound.onnx"), rows, pairs, spoiled, TOLERANCE, 0, exact)
+        prove(open_graph(sound), rows, pairs, spoiled, TOLERANCE, 0, exact)
