@@ -1,1 +1,1 @@
-"""The click log and the sample log."""
+"""The click log: its form, its checks, its splits."""

@@ -38,7 +38,7 @@ class FakeTriton:
         self._lock = threading.Lock()
 
     def begin_anew(self) -> None:
-        """Forget the requests so far, and their callers, which are gone: what they sent may still be on its way."""
+        """Forget the requests so far, and refuse what their callers, which are gone, still have on its way here."""
         with self._lock:
             self.requests.clear()
             self._gone |= self._callers
@@ -60,7 +60,7 @@ class FakeTriton:
         with self._lock:
             if caller in self._gone:
                 raise FakeStatusError("CANCELLED", "the caller is gone")
-            if caller:  # over gRPC
+            if caller:  # over gRPC: address and port
                 self._callers.add(caller)
             self.requests.append(request)
             self.before_infer(request)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -25,7 +26,7 @@ from tests.waiting import eventually
 
 Answer = TypeVar("Answer")
 PATIENCE = 60  # seconds that a call may take: these tests are about answers, and the machine may be busy
-LONGEST_PAUSE = 0.6  # seconds; Triton gives up a backend that stands still for one, and ends
+LONGEST_PAUSE = 0.5  # seconds; Triton gives up a backend that is stopped for a second, and crashes when it goes on
 
 
 def in_pytorch(checkpoint: Path, rows: list[ClickRow]) -> np.ndarray:
@@ -66,14 +67,27 @@ def waiting_requests(server: Server, model: str = "clickbert_onnx") -> int:
     return int(total(server.metrics(), "nv_inference_pending_request_count", model=model))
 
 
+def pile_up(server: Server, model: str, wanted: int) -> bool:
+    """Waits until so many requests are in the queue, but not for long; whether there are two, which can be merged."""
+    until = time.monotonic() + LONGEST_PAUSE
+    while (waiting := waiting_requests(server, model)) < wanted and time.monotonic() < until:
+        time.sleep(0.02)
+    return waiting > 1
+
+
 def call_at_once(server: Server, model: str, calls: Sequence[Callable[[], Answer]], at_a_time: int) -> list[Answer]:
     """The answers to calls that are made so many at a time; the first of them pile up in the queue, and are merged."""
     assert server.process
-    with ThreadPoolExecutor(at_a_time) as pool:
-        with paused(children(server.process.pid)):
-            until = time.monotonic() + LONGEST_PAUSE
-            answers = [pool.submit(call) for call in calls]
-            eventually(lambda: waiting_requests(server, model) >= at_a_time // 2 or time.monotonic() > until)
+    pause = ExitStack()
+    with ThreadPoolExecutor(at_a_time) as pool, pause:
+        pause.enter_context(paused(children(server.process.pid)))
+        answers = [pool.submit(call) for call in calls]
+        while not pile_up(server, model, at_a_time // 2):
+            assert not all(answer.done() for answer in answers), "the calls came one by one: nothing was merged"
+            pause.close()
+            time.sleep(LONGEST_PAUSE)  # Triton must see that it works
+            pause.enter_context(paused(children(server.process.pid)))
+        pause.close()
         return [answer.result() for answer in answers]
 
 

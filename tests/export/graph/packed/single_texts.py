@@ -16,6 +16,7 @@ from tests.tiny import MAX_LENGTH, WORDS
 
 TEXTS = st.lists(st.lists(st.sampled_from(WORDS), max_size=60).map(" ".join), min_size=1, max_size=8)
 SIZES = st.lists(st.integers(1, 3), min_size=8, max_size=8)
+DRAWN = 1e-5  # what rounding may do to logits of drawn texts; 1.01e-6 was seen. Fixed cases keep to 1e-6
 
 
 def batch_of(
@@ -38,4 +39,4 @@ def check_heads(joint: Checkpoint, drawn: list[str], found: dict[str, torch.Tens
     for name, values in found.items():
         if name != LOGITS:
             own = np.delete(values.numpy(), others, axis=0)
-            assert np.allclose(own, expected[name], atol=1e-5), name
+            assert np.allclose(own, expected[name], atol=DRAWN), name
