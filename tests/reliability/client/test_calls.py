@@ -205,7 +205,8 @@ def test_a_server_that_hangs_does_not_hold_callers_beyond_their_deadline(
 
 
 def hang_blocking(server: Server, hung: list[int]) -> list[float]:
-    with Ranker(server.addresses.grpc, timeout=PATIENCE) as ranker, ThreadPoolExecutor(CALLERS) as pool:
+    """Four seconds of calls, as after eight keepalive ends the connection, and calls fail before their deadline."""
+    with Ranker(server.addresses.grpc, timeout=PATIENCE) as ranker, ThreadPoolExecutor(2 * CALLERS) as pool:
         ranker.rank("w1", ["w2"])
 
         def ask(_: int) -> float:
