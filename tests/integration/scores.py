@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -78,16 +77,15 @@ def pile_up(server: Server, model: str, wanted: int) -> bool:
 def call_at_once(server: Server, model: str, calls: Sequence[Callable[[], Answer]], at_a_time: int) -> list[Answer]:
     """The answers to calls that are made so many at a time; the first of them pile up in the queue, and are merged."""
     assert server.process
-    pause = ExitStack()
-    with ThreadPoolExecutor(at_a_time) as pool, pause:
-        pause.enter_context(paused(children(server.process.pid)))
-        answers = [pool.submit(call) for call in calls]
-        while not pile_up(server, model, at_a_time // 2):
+    answers: list[Future[Answer]] = []
+    with ThreadPoolExecutor(at_a_time) as pool:
+        while True:
+            with paused(children(server.process.pid)):
+                answers = answers or [pool.submit(call) for call in calls]
+                if pile_up(server, model, at_a_time // 2):
+                    break
             assert not all(answer.done() for answer in answers), "the calls came one by one: nothing was merged"
-            pause.close()
             time.sleep(LONGEST_PAUSE)  # Triton must see that it works
-            pause.enter_context(paused(children(server.process.pid)))
-        pause.close()
         return [answer.result() for answer in answers]
 
 

@@ -5,22 +5,20 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from serving.server import Server
+from tests.client.channels import forking
 from tests.client.channels.test_proxies import VARIABLES
 from tests.client.fakes import FakeTriton, grpc_server, rank_once
 from tests.figures import Figures
 from tests.integration.scores import PATIENCE
 
-FORKING = Path(__file__).parents[2] / "client" / "channels" / "forking.py"
-
 
 def run(url: str, scenario: str) -> list[str]:
     """The lines that a process of its own prints; it is killed if it hangs."""
-    command = [sys.executable, str(FORKING), url, scenario]
+    command = [sys.executable, forking.__file__, url, scenario]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout.splitlines()
