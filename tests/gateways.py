@@ -44,7 +44,8 @@ class Gateway:
 
     def __init__(self, process: subprocess.Popen[bytes], port: int, admin_port: int, log: Path, secrets: Path) -> None:
         self.process, self.port, self.admin_port, self.log, self.secrets = process, port, admin_port, log, secrets
-        self.url = f"grpcs://localhost:{port}"
+        # Not localhost: of its two addresses, gRPC may tell the refusal of the one that nothing listens on.
+        self.url = f"grpcs://127.0.0.1:{port}"
         self.ca_file = secrets.with_name("ours") / "authority.pem"
 
     def connection(self, token: str | None = TOKEN) -> Connection:
@@ -56,7 +57,7 @@ class Gateway:
         roots = {"root_certificates": self.ca_file.read_bytes()}
         own = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0)]
         secured = grpc.ssl_channel_credentials(**(roots | credentials))
-        return grpc.secure_channel(f"localhost:{self.port}", secured, [*own, *options])
+        return grpc.secure_channel(f"127.0.0.1:{self.port}", secured, [*own, *options])
 
     def stub(self) -> service_pb2_grpc.GRPCInferenceServiceStub:
         """Triton's calls through it, without the client's library and its retries."""

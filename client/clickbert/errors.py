@@ -96,6 +96,10 @@ class _Rule(NamedTuple):
 
 
 _GRPC_PORT = "check that the server runs and that the address is its gRPC port (8001 by default)"
+_ONE_OF_SEVERAL = (
+    f"{_GRPC_PORT}; a name may have several addresses, and gRPC tells what one of them said: write 127.0.0.1 in place"
+    " of localhost to see what that one says"
+)
 _HTTP_PORT = (
     "what listens there does not speak plain gRPC: use Triton's gRPC port (8001 by default), not HTTP (8000);"
     " if it wants TLS, write grpcs:// in front of the address"
@@ -186,6 +190,8 @@ _RULES = (
         retry=True,
         next_step_with_tls=_CLIENT_CERTIFICATE,
     ),
+    # Of localhost, gRPC may tell that ::1 refused, whatever 127.0.0.1 said.
+    _Rule(ConnectionFailedError, _ONE_OF_SEVERAL, ("all addresses; last error: unknown: ipv6:",), retry=True),
     _Rule(ConnectionFailedError, "see the proxy's log", ("http proxy returned",)),
     _Rule(ConnectionFailedError, "check the host name in the address", ("errors resolving", "dns resolution")),
     _Rule(

@@ -63,6 +63,13 @@ STATUSES = [
     ("RESOURCE_EXHAUSTED", "rate limit", "ServerOverloadedError", "later"),
     ("DEADLINE_EXCEEDED", "Deadline Exceeded", "ServerTimeoutError", "timeout"),
     ("UNAVAILABLE", "Socket closed", "ConnectionFailedError", "8001"),
+    (
+        "UNAVAILABLE",
+        "failed to connect to all addresses; last error: UNKNOWN: ipv6:%5B::1%5D:8001: Failed to connect to remote"
+        " host: Connection refused",
+        "ConnectionFailedError",
+        "write 127.0.0.1 in place of localhost",
+    ),
     ("INTERNAL", "onnx runtime error 2", "ServerError", "log"),
 ]
 
