@@ -77,6 +77,19 @@ class FakeTriton:
         return self.after_infer(InferResponse(str(version), outputs))
 
 
+def publish_after(server: FakeTriton, requests: int, version: int) -> None:
+    """Serve `version` once the click model got this many requests from now on."""
+    seen = 0
+
+    def count(request: InferRequest) -> None:
+        nonlocal seen
+        seen += request.model == MODEL
+        if seen > requests:
+            server.serving = version
+
+    server.before_infer = count
+
+
 class Held:
     """Requests that nobody answers until `answer` is set; `reached` says that there is one."""
 

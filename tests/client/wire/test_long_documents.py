@@ -12,7 +12,7 @@ import pytest
 from clickbert import InvalidInputError, ProtocolError, Ranker
 from clickbert.__main__ import main
 from tests.client.fake_model import WORDS, Published, sigmoid
-from tests.client.fakes import FakeTransport, FakeTriton, call_once, calls, grpc_server
+from tests.client.fakes import FakeTransport, FakeTriton, call_once, calls, grpc_server, publish_after
 
 RANDOM = random.Random(0)
 DOCUMENTS = [" ".join(RANDOM.choices(WORDS[:16], k=length)) for length in (0, 3, 12, 13, 26, 27, 28, 60, 200, 500)]
@@ -158,17 +158,10 @@ def test_a_version_published_at_any_moment_is_noticed(blocking, name, requests_b
     with calls(server, blocking) as call:
         call("score_pairs", pairs, long_documents="passages")
         server.published[2] = Published(heads=CHANGES[name], max_length=24 if name == "more overlap" else 32, shift=0.5)
-        seen = 0
-
-        def publish(request):
-            nonlocal seen
-            seen += request.model == "clickbert_onnx"
-            if seen > requests_before:
-                server.serving = 2
-
-        server.before_infer = publish
+        publish_after(server, requests_before, 2)
+        server.requests.clear()
         scores = call("score_pairs", pairs, long_documents="passages")
-    assert seen > 3
+    assert len(lengths(server)) > 3
     assert scores == pytest.approx([expected(server.published[2], *pair) for pair in pairs], abs=1e-6)
 
 

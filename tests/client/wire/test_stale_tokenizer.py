@@ -11,7 +11,7 @@ import pytest
 from clickbert import AsyncRanker, ModelNotFoundError, ProtocolError, Ranker, ServerError
 from clickbert.wire.protocol import CALL_HEADER
 from tests.client.fake_model import WORDS, FakeStatusError, Published, tokenizer_json
-from tests.client.fakes import AsyncFakeTransport, FakeTransport, FakeTriton
+from tests.client.fakes import AsyncFakeTransport, FakeTransport, FakeTriton, publish_after
 
 OTHER = tokenizer_json(list(reversed(WORDS)))  # same words, other ids
 SMALLER = tokenizer_json(WORDS[:2])  # ids of the old one are beyond its vocabulary
@@ -46,19 +46,6 @@ def kind(request):
 
 def from_version(server: FakeTriton, version: int, pairs=PAIRS):
     return pytest.approx([server.published[version].expected(*pair) for pair in pairs], abs=1e-6)
-
-
-def publish_after(server: FakeTriton, requests: int, version: int) -> None:
-    """Serve `version` once the click model got this many requests from now on."""
-    seen = 0
-
-    def count(request):
-        nonlocal seen
-        seen += request.model == "clickbert_onnx"
-        if seen > requests:
-            server.serving = version
-
-    server.before_infer = count
 
 
 CHANGES = {
@@ -122,11 +109,7 @@ def test_the_version_changes_between_reading_it_and_the_first_request(kind):
     server = FakeTriton({1: Published(), 2: Published(OTHER)})
     server.serving = 1
 
-    def publish(request):
-        if request.model == "clickbert_onnx":
-            server.serving = 2
-
-    server.before_infer = publish
+    publish_after(server, 0, 2)
     assert kind(server).score() == from_version(server, 2)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from clickbert import InvalidInputError, ProtocolError, Ranker, RankerClosedError
 from tests.client.fake_model import Published, sigmoid
-from tests.client.fakes import FakeTransport, FakeTriton, call_once, calls, grpc_server
+from tests.client.fakes import FakeTransport, FakeTriton, call_once, calls, grpc_server, publish_after
 
 HEADS = {"topics": ["sports", "food", "news"], "several_topics": False, "embedding_size": 5, "passages": None}
 TEXTS = ["a cheap bar", "", "the coffee cafe", "tea [SEP] [MASK]", "museum of the city " * 40, "中文", "a bar"]
@@ -147,15 +147,7 @@ def test_a_version_that_comes_between_or_during_calls_answers_whole(server, bloc
     with calls(server, blocking) as call:
         call("classify", TEXTS)
         server.published[4] = Published(heads=CHANGES[name], shift=0.5)
-        seen = 0
-
-        def publish(request):
-            nonlocal seen
-            seen += request.model == "clickbert_onnx"
-            if seen > requests_before:
-                server.serving = 4
-
-        server.before_infer = publish
+        publish_after(server, requests_before, 4)
         topics, embeddings = call("classify", TEXTS), call("embed", TEXTS)
     expected = [server.published[4].of_text(text) for text in TEXTS]
     names = CHANGES[name]["topics"]
