@@ -193,7 +193,13 @@ _RULES = (
     # Of localhost, gRPC may tell that ::1 refused, whatever 127.0.0.1 said.
     _Rule(ConnectionFailedError, _ONE_OF_SEVERAL, ("all addresses; last error: unknown: ipv6:",), retry=True),
     _Rule(ConnectionFailedError, "see the proxy's log", ("http proxy returned",)),
-    _Rule(ConnectionFailedError, "check the host name in the address", ("errors resolving", "dns resolution")),
+    # Names may go with their servers, as a container's does; another address may be tried.
+    _Rule(
+        ConnectionFailedError,
+        "check the host name in the address",
+        ("errors resolving", "dns resolution"),
+        retry=True,
+    ),
     _Rule(
         ServerTimeoutError,
         f"allow a longer timeout; if nothing ever answers, {_GRPC_PORT}",

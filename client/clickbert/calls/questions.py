@@ -151,7 +151,7 @@ def _by_length(
     """
     distinct = sorted(dict.fromkeys(items), key=order)
     # However long its pairs are, a request keeps the server's limit of tokens.
-    size = int(max(min(release.max_pairs, release.max_tokens // release.tokenizer.max_length), 1))
+    size = int(max(min(release.limits.max_pairs, release.limits.max_tokens // release.tokenizer.max_length), 1))
     parts = [distinct[first : first + size] for first in range(0, len(distinct), size)]
     return distinct, tuple(Batch(len(part), partial(pack, part)) for part in parts)
 
@@ -173,7 +173,7 @@ def _within_limits(windows: Sequence[Window], release: Release) -> list[list[Win
     for window in windows:
         shares = bool(release.heads.user_tokens and batches[-1] and batches[-1][-1].query == window.query)
         tokens += window.tokens - shares * (len(window.query) + 1)
-        if batches[-1] and (len(batches[-1]) == release.max_pairs or tokens > release.max_tokens):
+        if batches[-1] and (len(batches[-1]) == release.limits.max_pairs or tokens > release.limits.max_tokens):
             batches.append([])
             tokens = window.tokens
         batches[-1].append(window)

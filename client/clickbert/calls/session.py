@@ -14,7 +14,7 @@ import reprlib
 import secrets
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -62,6 +62,7 @@ from clickbert.wire.protocol import (
     is_number,
     model_request,
     newest_version,
+    read_limits,
     read_release,
     read_rows,
     tokenizer_request,
@@ -207,7 +208,12 @@ class Session:
         version = version or newest_version(description, self._where)
         (answer,) = yield Infer((partial(tokenizer_request, version),))
         where = f"{TOKENIZER_MODEL} at {self.url}"
-        release: Release = yield Compute(partial(read_release, answer, version, description, where))
+        release: Release = yield Compute(partial(self._read_release, answer, version, description, where))
+        return release
+
+    def _read_release(self, answer: InferResponse, version: str, description: ModelDescription, where: str) -> Release:
+        """Read a release, and remember it here: its call may be over before it is read, and the next ones wait less."""
+        release = read_release(answer, version, description, where)
         self.releases.remember(release)
         return release
 
@@ -321,28 +327,30 @@ class Session:
         packed = question.batches[index].pack(inputs)
         if counts is not None and inputs is not None:
             counts[index] = inputs  # in place of those of a request that was answered by another version
-        if packed.input_ids.size > release.max_tokens:
+        if packed.input_ids.size > release.limits.max_tokens:
             raise ProtocolError(
                 f"{self._where}: a request has {packed.input_ids.size} tokens, but the server takes"
-                f" {release.max_tokens:g} (max_elements.input_ids in config.pbtxt): raise that to the"
+                f" {release.limits.max_tokens:g} (max_elements.input_ids in config.pbtxt): raise that to the"
                 f" {release.tokenizer.max_length} that a pair may have, or more"
             )
-        return model_request(self.model, version, packed, question.outputs, takes_longest=release.takes_longest)
+        return model_request(self.model, version, packed, question.outputs, takes_longest=release.limits.takes_longest)
 
     def _successor(self, error: ServerError | InvalidInputError, release: Release) -> Generator[Step, Any, Release]:
         """Return the newer release that explains why a question was refused, here or by the server, or raise the error.
 
-        A version with another tokenizer may find a request made with the old one malformed: ids beyond a smaller
-        vocabulary, pairs beyond a lower limit, a head that is gone. A refusal does not say which version it comes from,
-        so ask the server.
+        The limits of a request may have changed, even those of a version. A version with another tokenizer may find a
+        request made with the old one malformed: ids beyond a smaller vocabulary, pairs beyond a lower limit, a head
+        that is gone. A refusal does not say which version it comes from, so ask the server.
         """
         if type(error) not in (ServerError, ProtocolError, InvalidInputError):
             raise error
         description: ModelDescription = yield DescribeModel(self.model)
         newest = newest_version(description, self._where)
         if newest == release.version:
-            raise error
-        successor: Release = yield GetRelease(newest)
+            # It may have been loaded again with another configuration.
+            successor = replace(release, limits=read_limits(description, self._where))
+        else:
+            successor = yield GetRelease(newest)
         if successor.is_interchangeable_with(release):
             raise error
         return successor

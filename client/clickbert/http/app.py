@@ -124,7 +124,7 @@ class _App:
                     }
                 },
                 "max_input_length": release.tokenizer.max_length,
-                "max_batch_tokens": None if math.isinf(release.max_tokens) else int(release.max_tokens),
+                "max_batch_tokens": None if math.isinf(release.limits.max_tokens) else int(release.limits.max_tokens),
                 "max_client_batch_size": self._settings.max_documents,
                 "auto_truncate": True,
                 "version": _version(),

@@ -1,27 +1,37 @@
 """The models that are served: a ranker for each, over one connection."""
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import TypeVar
 
 from prometheus_client import CollectorRegistry
 
 from clickbert.async_ranker import AsyncRanker
 from clickbert.calls.session import RankedDocument
-from clickbert.errors import ClickBertError
+from clickbert.errors import ClickBertError, ServerError
 from clickbert.http.forms.form import RefusalError, Rerank
 from clickbert.http.settings import Settings
 from clickbert.telemetry.counters import Counters
 from clickbert.telemetry.observer import Call
 from clickbert.wire.inputs import Inputs
-from clickbert.wire.protocol import TOKENIZER_MODEL, Release, newest_version, read_release, tokenizer_request
+from clickbert.wire.protocol import (
+    TOKENIZER_MODEL,
+    Release,
+    newest_version,
+    read_limits,
+    read_release,
+    tokenizer_request,
+)
 from clickbert.wire.transport import AsyncGrpcTransport, AsyncTransport
 
 _HEALTH_SECONDS = 2.0
 _call: ContextVar[list[Call]] = ContextVar("call")
+
+Answer = TypeVar("Answer")
 
 
 class _Noting:
@@ -53,6 +63,7 @@ class Served:
     ) -> None:
         self.models = settings.models
         self._url = settings.connection.url
+        self._addresses = len(settings.connection.targets)
         self._transport = transport or AsyncGrpcTransport(settings.connection)
         self._releases: dict[str, Release] = {}
         observers = (Counters(registry), _Noting())
@@ -95,28 +106,40 @@ class Served:
 
     async def release(self, model: str, timeout: float) -> Release:
         """Return what is known of the version that is served now."""
-        description = await self._transport.describe(model, timeout=timeout)
+        description = await self._ask(partial(self._transport.describe, model, timeout=timeout))
         where = f"{model} at {self._url}"
         version = newest_version(description, where)
         known = self._releases.get(model)
         if known is None or known.version != version:
-            answer = await self._transport.infer(tokenizer_request(version), timeout=timeout)
+            request = tokenizer_request(version)
+            answer = await self._ask(partial(self._transport.infer, request, timeout=timeout))
             read = partial(read_release, answer, version, description, f"{TOKENIZER_MODEL} at {self._url}")
             self._releases[model] = known = await asyncio.to_thread(read)
-        return known
+        return replace(known, limits=read_limits(description, where))
 
     async def failing(self) -> dict[str, str]:
         """Return the models that cannot rank now, each with the class of the error."""
 
         async def ask(model: str) -> str:
             try:
-                newest_version(await self._transport.describe(model, timeout=_HEALTH_SECONDS), model)
+                describe = partial(self._transport.describe, model, timeout=_HEALTH_SECONDS)
+                newest_version(await self._ask(describe), model)
             except ClickBertError as exc:
                 return type(exc).__name__
             return ""
 
         found = await asyncio.gather(*map(ask, self.models))
         return {model: error for model, error in zip(self.models, found, strict=True) if error}
+
+    async def _ask(self, question: Callable[[], Awaitable[Answer]]) -> Answer:
+        """Ask a server; where it is away, the next one, until each was asked: as long as one answers, rankings do."""
+        for _ in range(self._addresses - 1):
+            try:
+                return await question()
+            except ServerError as exc:
+                if not exc.is_retryable:
+                    raise
+        return await question()
 
     async def close(self) -> None:
         """Close the connection."""

@@ -77,6 +77,15 @@ class ModelDescription:
 
 
 @dataclass(frozen=True)
+class Limits:
+    """What the configuration of a model says of a request. It may change while the version stays."""
+
+    max_pairs: int
+    max_tokens: float  # infinite if the configuration does not say
+    takes_longest: bool  # whether there is the input LONGEST, and LONGEST_USER where each query is sent once
+
+
+@dataclass(frozen=True)
 class Release:
     """A published version as the client sees it: its tokenizer, its labels and its limits."""
 
@@ -85,17 +94,14 @@ class Release:
     tokenizer: PairTokenizer
     labels: tuple[str, ...]
     click_label: int
-    max_pairs: int  # in one request
-    max_tokens: float  # in one request; infinite if the model's configuration does not say
-    takes_longest: bool  # whether a request has the input LONGEST, and LONGEST_USER where each query is sent once
+    limits: Limits
     heads: Heads
     expected: Expected | None = None  # how the evaluation log's inputs were distributed; None: it does not say
 
     def is_interchangeable_with(self, other: "Release") -> bool:
         """Tell whether both releases turn texts into the same requests, and outputs into the same results."""
         mine, theirs = (
-            (release.sha256, release.tokenizer.max_length, release.labels, release.click_label, release.heads)
-            for release in (self, other)
+            (r.sha256, r.tokenizer.max_length, r.labels, r.click_label, r.limits, r.heads) for r in (self, other)
         )
         return mine == theirs
 
@@ -139,8 +145,16 @@ def newest_version(description: ModelDescription, where: str) -> str:
     return max(description.versions, key=int)
 
 
-def read_limit(description: ModelDescription, parameter: str, default: float, where: str) -> float:
-    """Return a limit of a request's size, the default if the model's configuration does not say."""
+def read_limits(description: ModelDescription, where: str) -> Limits:
+    """Read what the configuration of the click model says of a request; raises `ProtocolError` if it is no number."""
+    return Limits(
+        int(_limit(description, MAX_PAIRS_PARAMETER, DEFAULT_MAX_PAIRS, where)),
+        _limit(description, MAX_TOKENS_PARAMETER, math.inf, where),
+        LONGEST in description.inputs,
+    )
+
+
+def _limit(description: ModelDescription, parameter: str, default: float, where: str) -> float:
     if parameter not in description.parameters:
         return default
     text = description.parameters[parameter].strip()
@@ -187,21 +201,8 @@ def read_release(response: InferResponse, version: str, description: ModelDescri
         tokenizer = PairTokenizer(content, max_length, heads.user_tokens)
     except ValueError as exc:
         raise ProtocolError(f"{where}: {exc}; publish the model again") from exc
-    max_pairs = int(read_limit(description, MAX_PAIRS_PARAMETER, DEFAULT_MAX_PAIRS, where))
-    max_tokens = read_limit(description, MAX_TOKENS_PARAMETER, math.inf, where)
-    takes_longest = LONGEST in description.inputs
-    return Release(
-        version,
-        actual,
-        tokenizer,
-        labels,
-        click_label,
-        max_pairs,
-        max_tokens,
-        takes_longest,
-        heads,
-        read_expected(further),
-    )
+    limits = read_limits(description, where)
+    return Release(version, actual, tokenizer, labels, click_label, limits, heads, read_expected(further))
 
 
 def read_rows(

@@ -95,13 +95,13 @@ def _is_good(line: bytes) -> bool:
 @by_files
 @given(
     st.lists(st.tuples(GOOD_TEXT, GOOD_TEXT, GOOD_TEXT).map(list) | st.lists(GOOD_TEXT, max_size=5), max_size=20),
-    st.sampled_from(["\n", "\r\n"]),
+    st.sampled_from(["\n", "\r\n", "\r\r\n"]),
     st.booleans(),
     st.booleans(),
 )
 def test_csv(tmp_path, records, line_break, quoted, with_bom):
     # Python's writer quotes a carriage return only where line breaks have one; else it would be part of the line break.
-    assume(quoted or line_break == "\r\n" or not any("\r" in field for record in records for field in record))
+    assume(quoted or line_break != "\n" or not any("\r" in field for record in records for field in record))
     folder = fresh(tmp_path)
     written = io.StringIO(newline="")
     writer = csv.writer(written, lineterminator=line_break, quoting=csv.QUOTE_ALL if quoted else csv.QUOTE_MINIMAL)
@@ -110,7 +110,8 @@ def test_csv(tmp_path, records, line_break, quoted, with_bom):
     source.write_bytes((b"\xef\xbb\xbf" if with_bom else b"") + written.getvalue().encode())
     done = run(source, output)
     assert output.read_bytes().endswith(line_break.encode())
-    found = list(csv.reader(io.StringIO(output.read_bytes().decode(), newline=""), strict=True))
+    # Where a line break has two carriage returns, Python reads an empty row between them.
+    found = [row for row in csv.reader(io.StringIO(output.read_bytes().decode(), newline=""), strict=True) if row]
     good = [["d", "x", "q"], *(record for record in records if len(record) == 3)]
     assert found == [["document", "x", "query", "score"]] + [
         [*record, repr(score_of(record[2], record[0]))] for record in good
@@ -122,19 +123,19 @@ def test_csv(tmp_path, records, line_break, quoted, with_bom):
 @given(
     st.lists(st.tuples(st.none() | GOOD_TEXT, st.none() | GOOD_TEXT, st.integers(0, 9)), max_size=30),
     st.integers(1, 9),
-    st.booleans(),
+    st.sampled_from(["string", "dictionary", "string_view"]),
 )
-def test_parquet(tmp_path, values, group, by_dictionary):
+def test_parquet(tmp_path, values, group, kind):
     pa = pytest.importorskip("pyarrow")
     pq = pytest.importorskip("pyarrow.parquet")
     folder = fresh(tmp_path)
     values = [("q", "d", 1), *values]
     queries, documents, numbers = zip(*values, strict=True)
-    texts = pa.array(queries, pa.string())
+    texts = pa.array(queries, pa.string_view() if kind == "string_view" else pa.string())
     table = pa.table(
         {
             "number": pa.array(numbers, pa.int8()),
-            "query": texts.dictionary_encode() if by_dictionary else texts,
+            "query": texts.dictionary_encode() if kind == "dictionary" else texts,
             "document": pa.array(documents, pa.large_string()),
         },
         metadata={b"kept": b"yes"},
@@ -144,7 +145,8 @@ def test_parquet(tmp_path, values, group, by_dictionary):
     done = run(source, output)
     found = pq.read_table(output)
     good = [value for value in values if None not in value]
-    assert found.drop_columns("score").equals(table.filter(pa.array([None not in value for value in values])))
+    assert found.schema.remove(found.schema.get_field_index("score")).equals(table.schema)
+    assert [tuple(row.values()) for row in found.select(["query", "document", "number"]).to_pylist()] == good
     assert found.schema.metadata[b"kept"] == b"yes" and found.schema.field("score").type == pa.float64()
     assert found["score"].to_pylist() == [score_of(*value[:2]) for value in good]
     assert [row["line"] for row in bad_of(output)] == [n for n, value in enumerate(values, start=1) if None in value]
@@ -252,7 +254,7 @@ def test_a_file_none_of_whose_rows_can_be_scored_is_told(tmp_path, ending):
         assert pytest.importorskip("pyarrow.parquet").read_table(output).shape == (0, 3)
 
 
-@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r\r\n"])  # the last: Python on Windows without `newline=""`
 def test_line_ends_stay(tmp_path, end):
     score = repr(score_of("q", "d"))
     for name, lines, expected in [

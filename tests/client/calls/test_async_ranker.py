@@ -8,7 +8,8 @@ import grpc
 import pytest
 from tritonclient.grpc import service_pb2_grpc
 
-from clickbert import AsyncRanker, InvalidInputError, Ranker, RankerClosedError
+from clickbert import AsyncRanker, InvalidInputError, Ranker, RankerClosedError, ServerTimeoutError
+from clickbert.calls import session
 from clickbert.wire.tokenization import PairTokenizer
 from tests.client.fakes import FakeTriton, Servicer, held
 
@@ -156,3 +157,28 @@ def test_the_event_loop_goes_on_while_texts_are_tokenized(url, monkeypatch):
             return await ranker.rank("tea", ["a bar"])
 
     assert len(asyncio.run(scenario())) == 1
+
+
+def test_a_tokenizer_that_takes_longer_than_a_call_has_is_read_once(server, url, monkeypatch):
+    """Who waited for it is told that it took too long, and later calls have it."""
+    read, begun, go, done = session.Session._read_release, [], threading.Event(), threading.Event()
+
+    def read_slowly(*arguments):
+        begun.append(arguments)
+        assert go.wait(60)
+        release = read(*arguments)
+        done.set()
+        return release
+
+    monkeypatch.setattr(session.Session, "_read_release", read_slowly)
+
+    async def scenario():
+        async with AsyncRanker(url) as ranker:
+            with pytest.raises(ServerTimeoutError):
+                await ranker.rank("tea", ["a bar"], timeout=0.5)
+            go.set()
+            assert await asyncio.to_thread(done.wait, 60)
+            return await ranker.rank("tea", ["a bar"])
+
+    assert len(asyncio.run(scenario())) == 1
+    assert len(begun) == 1

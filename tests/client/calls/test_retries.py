@@ -20,6 +20,7 @@ PASSING = [
     ("UNAVAILABLE", "failed to connect to all addresses; last error: UNKNOWN: Connection refused"),
     ("UNAVAILABLE", "recvmsg:Connection reset by peer"),
     ("UNAVAILABLE", "keepalive watchdog timeout"),
+    ("UNAVAILABLE", "DNS resolution failed for x:1"),  # of several addresses, the next one is asked
     ("CANCELLED", "CANCELLED"),
     ("NOT_FOUND", "Request for unknown model: 'x' has no available versions"),
     ("UNAVAILABLE", "Server is stopping, scheduler for model has stopped accepting new inference requests"),
@@ -41,7 +42,6 @@ LASTING = [
     ("PERMISSION_DENIED", "no"),
     ("NOT_FOUND", "Request for unknown model: 'x' is not found"),
     ("UNAVAILABLE", "Ssl handshake failed: CERTIFICATE_VERIFY_FAILED"),
-    ("UNAVAILABLE", "DNS resolution failed for x:1"),
     ("UNAVAILABLE", "HTTP proxy returned response code 403"),
     ("UNAVAILABLE", "Trying to connect an http1.x server"),
     ("INVALID_ARGUMENT", "unexpected inference input"),

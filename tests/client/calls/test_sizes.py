@@ -6,7 +6,7 @@ import pytest
 from clickbert import InvalidInputError, ProtocolError
 from clickbert.wire.protocol import InferRequest
 from clickbert.wire.transport import infer_message
-from tests.client.fake_model import Published
+from tests.client.fake_model import FakeStatusError, Published
 from tests.client.fakes import FakeTriton, calls
 
 LONG = [f"{number} " + "the coffee " * 40 for number in range(20)]  # each beyond the model's 32 tokens
@@ -32,6 +32,35 @@ def test_a_limit_that_no_pair_keeps_is_named_and_nothing_is_sent(server, blockin
         with pytest.raises(ProtocolError, match=r"has 32 tokens, but the server takes 31 \(max_elements\.input_ids"):
             call("rank", "tea", LONG)
     assert server.asked.count(("clickbert_onnx", "")) == 1
+
+
+@pytest.mark.parametrize("limit, lowered", [("lengths", "6"), ("input_ids", "100")])
+def test_a_limit_that_is_lowered_while_the_version_stays_is_noticed(server, blocking, limit, lowered):
+    """As the server is told by a config.pbtxt that is loaded again."""
+
+    def refuse(request):
+        most = int(server.parameters.get(f"max_elements.{limit}", 10**9))
+        if request.model == "clickbert_onnx" and (size := request.inputs[limit].size) > most:
+            text = f"input '{limit}' has {size} elements, at most {most} are allowed; split it"
+            raise FakeStatusError("INVALID_ARGUMENT", text)
+
+    server.before_infer = refuse
+    with calls(server, blocking) as call:
+        expected = call("rank", "tea", LONG)
+        server.parameters[f"max_elements.{limit}"] = lowered
+        assert call("rank", "tea", LONG) == expected
+        server.requests.clear()
+        assert call("rank", "tea", LONG) == expected
+    assert max(request.inputs[limit].size for request in server.requests) <= int(lowered)
+
+
+def test_a_limit_that_is_raised_as_the_error_says_is_noticed(server, blocking):
+    server.parameters |= {"max_elements.input_ids": "31"}
+    with calls(server, blocking) as call:
+        with pytest.raises(ProtocolError, match="raise that to the 32"):
+            call("rank", "tea", LONG)
+        server.parameters |= {"max_elements.input_ids": "32"}
+        assert len(call("rank", "tea", LONG)) == len(LONG)
 
 
 def test_a_message_beyond_grpcs_limit_is_refused_before_it_is_built():

@@ -76,6 +76,13 @@ def test_one_that_is_down_is_passed_over(server, url, dead, blocking):
     assert server.asked.count(("clickbert_onnx", "")) == 20
 
 
+def test_one_whose_name_is_gone_is_passed_over(server, url, blocking):
+    with calls(["no-such-host.invalid:8001", url], blocking) as call:
+        for _ in range(20):
+            assert len(call("rank", "tea", ["a bar"])) == 1
+    assert server.asked.count(("clickbert_onnx", "")) == 20
+
+
 def test_one_that_drains_is_passed_over(server, url, blocking):
     draining = FakeTriton()
     draining.before_infer = refuse_with("NOT_FOUND", "Request for unknown model: 'x' has no available versions")

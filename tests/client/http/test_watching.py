@@ -1,5 +1,8 @@
 """`/health` and `/metrics`."""
 
+import socket
+from contextlib import closing
+
 from starlette.applications import Starlette
 from starlette.routing import Mount
 from starlette.testclient import TestClient
@@ -8,6 +11,7 @@ from clickbert import Connection
 from clickbert.http.app import make_app
 from clickbert.http.settings import Settings
 from tests.client.fake_model import MODEL, FakeStatusError
+from tests.client.fakes import grpc_server
 
 
 def figure(http, name):
@@ -30,6 +34,17 @@ def test_it_is_not_healthy_while_triton_is_away(http, server):
     assert http.get("/health").json()["models"] == {MODEL: "ConnectionFailedError"}
     server.describe = describe
     assert http.get("/health").status_code == 200
+
+
+def test_it_is_healthy_while_one_of_its_servers_is(server):
+    with closing(socket.socket()) as taken, grpc_server(server) as url:
+        taken.bind(("127.0.0.1", 0))  # bound, not listening
+        dead = f"127.0.0.1:{taken.getsockname()[1]}"
+        with TestClient(make_app(Settings(Connection([dead, url])))) as http:
+            for _ in range(4):
+                assert http.get("/health").status_code == http.get("/info").status_code == 200
+        with TestClient(make_app(Settings(Connection([dead, dead.replace("127.0.0.1", "localhost")])))) as http:
+            assert http.get("/health").status_code == 503
 
 
 def test_requests_are_counted_by_path_and_status(http):

@@ -105,7 +105,7 @@ class _Records:
             fields = TOO_LONG
             self._reader = csv.reader(self._read_lines(), strict=True)
         raw = b"".join(self._raw)
-        return None if fields is None else (raw.removesuffix(b"\n").removesuffix(b"\r"), fields, line_break(raw))
+        return None if fields is None else (raw.rstrip(b"\r\n"), fields, line_break(raw))
 
     def _read_lines(self) -> Iterator[str]:
         for line in self.lines:

@@ -66,5 +66,5 @@ class Lines:
 
 
 def line_break(line: bytes) -> bytes:
-    """Return what ends a line; a line feed where nothing does."""
-    return b"\r\n" if line.endswith(b"\r\n") else b"\n"
+    """Return what ends a line, with all carriage returns; a line feed where nothing does."""
+    return line[len(line.rstrip(b"\r\n")) :] if line.endswith(b"\n") else b"\n"

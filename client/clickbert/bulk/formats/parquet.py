@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 try:
     import pyarrow as pa
@@ -95,9 +96,14 @@ class Parquet:
         """Write the rows that have a score, with it, to `target`: the same schema and one column more."""
         with self._open() as file:
             schema = file.schema_arrow.append(pa.field(SCORE, pa.float64()))
-            with pq.ParquetWriter(target, schema, write_batch_size=_PAGE_ROWS) as writer:
-                for table in _row_groups(self._scored(file, scores, schema)):
-                    writer.write_table(table)
+            try:
+                with pq.ParquetWriter(target, schema, write_batch_size=_PAGE_ROWS) as writer:
+                    for table in _row_groups(self._scored(file, scores, schema)):
+                        writer.write_table(table)
+            except pa.ArrowException as exc:
+                raise JobError(
+                    f"{self.name} has columns that cannot be written: {exc}; the scores are in {scores}, 8 bytes a row"
+                ) from exc
 
     def _scored(self, file: Any, scores: Path, schema: Any) -> Iterator[Any]:
         with scores.open("rb") as numbers:
@@ -107,7 +113,9 @@ class Parquet:
                     if len(found) != batch.num_rows:
                         raise JobError(f"{scores} has too few scores: remove the journal to begin anew", is_final=True)
                     scored = pa.RecordBatch.from_arrays([*batch.columns, pa.array(found)], schema=schema)
-                    yield scored.filter(pa.array(~np.isnan(found)))
+                    # By slices: Arrow cannot filter every type of column, such as the views of strings.
+                    for first, end in _runs(~np.isnan(found)):
+                        yield scored.slice(first, end - first)
 
     def _open(self) -> Any:
         with Path(self.name).open("rb"):
@@ -147,6 +155,12 @@ def _row_groups(batches: Iterator[Any]) -> Iterator[Any]:
             size = rows = 0
     if waiting:
         yield pa.Table.from_batches(waiting)
+
+
+def _runs(wanted: npt.NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
+    """Where each run of wanted rows begins and ends."""
+    edges = np.flatnonzero(np.diff(wanted, prepend=False, append=False))
+    yield from zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)
 
 
 def _is_text(kind: Any) -> bool:
