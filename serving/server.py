@@ -24,7 +24,7 @@ from serving.asking import why_not_ready
 from serving.backends.packed_cpu.presence import find_dead
 from serving.checks import check_ports, check_triton
 from serving.flags import CONDUCT, refuse_flags
-from serving.repository.loading import withdraw_refused
+from serving.repository.loading import withdraw_latest, withdraw_refused
 from serving.repository.models import find_models
 from serving.repository.verification import loaded_versions, verify_models
 from serving.runtime import RuntimeFolder
@@ -112,12 +112,22 @@ class Server:
             f"--backend-directory={backends}",
             *self.addresses.flags,
             *admin.restriction(self.admin_token, http=self.addresses.http_port is not None),
-            *(self.security.flags if self.security else []),
+            *(self.security.flags(self.folder.path) if self.security and self.folder else []),
             # Triton loads what is published now, and a new version when it is asked to, not when files appear.
             "--model-control-mode=explicit",
             *(f"--load-model={model}" for model in self.models),
             *([f"--model-config-name={self.config}"] if self.config else []),
         ]
+
+    def read_security(self) -> None:
+        """Reads the files of `--secure`. Raises ServingError if they are no good, and the server did not run before."""
+        if self.secure:
+            try:
+                self.security = read_security(self.secure, former=self.security)
+            except ServingError as exc:
+                if self.security is None:
+                    raise
+                print(f"serving: the former files stay in use: {exc}", file=sys.stderr, flush=True)
 
     def prepare(self) -> list[str]:
         """Makes the runtime folder; returns the command line that starts tritonserver."""
@@ -138,6 +148,8 @@ class Server:
     def fill(self, folder: Path) -> None:
         """Puts into the runtime folder what the server and its admin need. Raises OSError."""
         admin.keep_token(self.admin_token, self.addresses, folder)
+        if self.security:
+            self.security.write(folder)
         if self.needs_python:
             lay_out_backends(self.triton, folder / "backends")
 
@@ -151,7 +163,7 @@ class Server:
             model: [version.name for version in loaded_versions(self.repository / model, self.config)]
             for model in self.models
         }
-        self.security = read_security(self.secure, former=self.security) if self.secure else None
+        self.read_security()
         command = self.prepare()
         log = self.log or STDERR
         try:
@@ -252,9 +264,14 @@ class Server:
         """Lets the server answer what it has accepted, ends it, and returns its exit code."""
         if self.process is None:
             return 0
+        deadline = time.monotonic() + DRAIN + 10
         try:
             self.process.terminate()
-            return self.process.wait(timeout=DRAIN + 10)
+            try:
+                return self.process.wait(timeout=DRAIN + 10)
+            except KeyboardInterrupt:  # the first signal, while it drains for new certificates: it drains all the same
+                self.process.wait(timeout=deadline - time.monotonic())
+                raise
         except subprocess.TimeoutExpired:
             return -signal.SIGKILL
         finally:
@@ -270,13 +287,33 @@ class Server:
             self.folder.remove()
 
     def __enter__(self) -> Self:
+        former = self.loaded if self.ready_since else None
         try:
-            self.start()
-            self.wait_until_ready()
+            while not self.came_up(former):
+                self.kill()
         except BaseException:
             self.kill()
             raise
         return self
+
+    def came_up(self, former: dict[str, list[str]] | None) -> bool:
+        """Starts the server, and waits until it is ready; False if it ended, and one version less is there now.
+
+        Args:
+            former: what it had loaded when it ran before: what came since may be what ends it. None: it did not run.
+
+        Raises:
+            ServingError: it cannot be started.
+        """
+        self.start()
+        try:
+            self.wait_until_ready()
+        except ServingError as exc:
+            is_over = self.running().poll() is not None
+            if former is None or not is_over or not withdraw_latest(self.repository, former, self.loaded, str(exc)):
+                raise
+            return False
+        return True
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

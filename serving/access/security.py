@@ -50,15 +50,24 @@ class Security:
         text = self.files.get(TOKEN_FILE)
         return None if text is None else text.decode("ascii").strip()
 
-    @property
-    def flags(self) -> list[str]:
-        """The flags of tritonserver."""
+    def write(self, folder: Path) -> None:
+        """Writes what Triton reads into a folder of the server's own, for this user alone. Raises OSError.
+
+        Not where they came from: when Triton is started again, after a crash, others may lie there that are no good.
+        """
+        for name in (SERVER_FILE, SERVER_KEY, AUTHORITY_FILE):
+            if name in self.files:
+                (folder / name).touch(mode=0o600)
+                (folder / name).write_bytes(self.files[name])
+
+    def flags(self, folder: Path) -> list[str]:
+        """The flags of tritonserver, which reads the files in `folder`."""
         paths = {"server-cert": SERVER_FILE, "server-key": SERVER_KEY}
         if AUTHORITY_FILE in self.files:
             paths["root-cert"] = AUTHORITY_FILE
         kind = "--grpc-use-ssl-mutual=true" if AUTHORITY_FILE in self.files else "--grpc-use-ssl=true"
         tokens = [f"--grpc-restricted-protocol={CALLERS}:{TOKEN_HEADER}={self.token}"] if self.token else []
-        return [kind, *(f"--grpc-{flag}={self.folder / file}" for flag, file in paths.items()), *tokens]
+        return [kind, *(f"--grpc-{flag}={folder / file}" for flag, file in paths.items()), *tokens]
 
     @property
     def credentials(self) -> Any:

@@ -15,6 +15,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
+from google.protobuf.json_format import MessageToJson
 from tritonclient.utils import InferenceServerException
 
 from release import versions
@@ -25,12 +26,13 @@ from serving.access import admin
 from serving.access.security import Security
 from serving.addresses import Addresses
 from serving.asking import ask_versions, asking, why_failed
-from serving.repository.models import check_plan, config_file, read_backend
+from serving.repository.models import check_plan, config_file, read_backend, read_config
 from serving.repository.verification import loaded_versions, verify_version
 from serving.triton import ServingError
 
 # A server that does not answer has refused nothing.
 NO_ANSWER = {f"StatusCode.{name}" for name in ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED")}
+NOT_READ = "failed to poll"  # Triton's word for a folder that is not in its repository, or has no valid config.pbtxt
 LONGEST = 600.0  # seconds that a load may take: a large model is warmed up before it serves
 
 
@@ -58,7 +60,8 @@ def load(
     try:
         with locked(repository), asking(addresses, security) as client, ExitStack() as own:
             # First: where the server cannot be asked, nothing is renamed.
-            serving_now = ready_versions(client, headers, model)
+            ready = ready_versions(client, headers)
+            serving_now = ready.get(model, [])
             version, was_withdrawn = find(repository, model, number)
             keep(version, own, was_withdrawn=was_withdrawn)
             try:
@@ -67,19 +70,21 @@ def load(
                 raise ServingError(refuse(version, str(exc), serving_now)) from exc
             withdrawn = withdraw_newer(version)
             try:
-                for each in dict.fromkeys((TOKENIZER_MODEL, model)):
-                    if (repository / each).is_dir():
-                        client.load_model(each, headers=headers, client_timeout=LONGEST)
+                if (tokenizers := repository / TOKENIZER_MODEL).is_dir():
+                    config = tokenizers_config(tokenizers, ready)
+                    client.load_model(TOKENIZER_MODEL, headers=headers, config=config, client_timeout=LONGEST)
+                if model != TOKENIZER_MODEL:
+                    client.load_model(model, headers=headers, client_timeout=LONGEST)
             except InferenceServerException as exc:
                 for newer in withdrawn:
                     versions.bring_back(newer.parent, versions.withdrawn_number(newer))
                 why = f"Triton did not load it: {why_failed(exc)}"
-                if exc.status() in NO_ANSWER:
+                if exc.status() in NO_ANSWER or NOT_READ in why:
                     if was_withdrawn:  # it may be what killed the server, which is started again
                         versions.withdraw(version)
                     raise ServingError(f"{model} version {version.name}: {why}") from exc
                 raise ServingError(refuse(version, why, serving_now)) from exc
-            ready = ready_versions(client, headers, model)
+            answering = ready_versions(client, headers).get(model, [])
     except LockError as exc:
         raise ServingError(str(exc)) from exc
     except OSError as exc:
@@ -87,19 +92,23 @@ def load(
             f"{exc.filename} cannot be renamed ({exc.strerror}), and by that versions are withdrawn and brought back; "
             "run this as the user who publishes"
         ) from exc
-    if version.name not in ready:
+    if version.name not in answering:
         raise ServingError(
-            f"Triton serves {model} version {', '.join(ready) or 'none'}, and not {version.name}: does the server read "
-            f"the repository {shlex.quote(str(repository))}, and does it take the newest version (config.pbtxt, "
+            f"Triton serves {model} version {', '.join(answering) or 'none'}, and not {version.name}: does the server "
+            f"read the repository {shlex.quote(str(repository))}, and does it take the newest version (config.pbtxt, "
             "version_policy)?"
         )
     return version.name
 
 
-def ready_versions(client: Any, headers: dict[str, str], model: str) -> list[str]:
-    """The versions of a model that answer. Raises ServingError."""
+def ready_versions(client: Any, headers: dict[str, str]) -> dict[str, list[str]]:
+    """The versions that answer, by model. Raises ServingError."""
+    ready: dict[str, list[str]] = {}
     try:
-        return [each.number for each in ask_versions(client, headers) if each.model == model and each.is_ready]
+        for each in ask_versions(client, headers):
+            if each.is_ready:
+                ready.setdefault(each.model, []).append(each.number)
+        return ready
     except InferenceServerException as exc:
         hint = ""
         if "restricted" in str(exc):
@@ -142,6 +151,24 @@ def find(repository: Path, model: str, number: int | None) -> tuple[Path, bool]:
     return version, was_withdrawn
 
 
+def tokenizers_config(tokenizers: Path, ready: dict[str, list[str]]) -> str | None:
+    """The config, as JSON, by which no version that answers loses its tokenizer; None if config.pbtxt will do.
+
+    Triton keeps the newest tokenizers. Where many versions were published since a click model was last loaded, its own
+    is not among them, and it answers on until its next load: another model may be the one that is loaded now, the load
+    may take a while, or fail. The next load by config.pbtxt unloads what is no longer needed.
+    """
+    kept = {path.name for path in loaded_versions(tokenizers)}
+    answering = {number for model, numbers in ready.items() if model != TOKENIZER_MODEL for number in numbers}
+    needed = {number for number in answering if (tokenizers / number).is_dir()}
+    if needed <= kept:
+        return None
+    config = read_config(config_file(tokenizers, ""))
+    config.version_policy.Clear()
+    config.version_policy.specific.versions.extend(sorted(map(int, needed | kept)))
+    return str(MessageToJson(config, preserving_proto_field_name=True))
+
+
 def keep(version: Path, own: ExitStack, *, was_withdrawn: bool) -> None:
     """Keeps plan builds out of a version for as long as `own` is open. Raises LockError: one is at work there."""
     why = f"a plan of {version.parent.name} version {version.name} is being built; wait for it, then load it again"
@@ -172,11 +199,13 @@ def withdraw_newer(version: Path) -> list[Path]:
 
 
 def refuse(version: Path, why: str, serving_now: list[str]) -> str:
-    """Withdraws a version that was not loaded, where another one serves; returns what to say."""
+    """Withdraws a version that was not loaded, unless it serves; returns what to say."""
     model, number = version.parent.name, version.name
-    if number in serving_now or not serving_now:
+    if number in serving_now:
         return f"{model} version {number} is not loaded: {why}"
-    return f"{model} version {number} is not loaded, {', '.join(serving_now)} serves on: {why}. {put_aside(version)}"
+    # The first version of a model, too: with it, the server would not start again.
+    others = f", {', '.join(serving_now)} serves on" if serving_now else ""
+    return f"{model} version {number} is not loaded{others}: {why}. {put_aside(version)}"
 
 
 def put_aside(version: Path) -> str:
@@ -206,6 +235,32 @@ def withdraw_refused(repository: Path, loaded: dict[str, list[str]], variant: st
             print(f"serving: {why}. {put_aside(version)}", file=sys.stderr, flush=True)
             if version.exists():
                 break
+
+
+def withdraw_latest(repository: Path, former: dict[str, list[str]], loaded: dict[str, list[str]], why: str) -> bool:
+    """Withdraws the click model's version that came last, of those that a server had not loaded before; says so.
+
+    Their files are whole, but Triton ended when it was to load them, so one of them seems to be the reason. They go one
+    at a time, the last one first, because `load` may have loaded others since, which served.
+
+    Args:
+        why: what happened.
+
+    Returns:
+        Whether there was one.
+    """
+    new = [
+        repository / model / number
+        for model, numbers in loaded.items()
+        for number in numbers
+        if model != TOKENIZER_MODEL and number not in former.get(model, [])
+    ]
+    if not new:
+        return False
+    latest = max(new, key=lambda version: version.stat().st_ctime)
+    about = f"{latest.parent.name} version {latest.name} is the last that came since the server ran"
+    print(f"serving: {why}. {about}. {put_aside(latest)}", file=sys.stderr, flush=True)
+    return not latest.exists()
 
 
 def find_refused(model: Path, numbers: list[str], variant: str) -> tuple[Path, str] | None:

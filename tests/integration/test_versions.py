@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from clickbert import Ranker
+from clickbert.telemetry.observer import Call
+from release.manifest import read_manifest, write_manifest
 from release.versions import published
-from serving.repository.loading import load
+from serving.asking import asking
+from serving.repository.loading import load, ready_versions
+from serving.server import Server
 from serving.triton import ServingError
 from tests.integration.scores import PATIENCE, as_rows, in_pytorch
-from tests.published import load_newest, publish, serve
+from tests.published import as_admin, load_newest, publish, serve
 from tests.tiny import WORDS, make_checkpoint
 
 
@@ -75,6 +81,65 @@ def test_an_older_version_of_the_other_kind_is_not_loaded_and_the_newer_one_serv
             load(repository, server.addresses, None, "clickbert_onnx", 1)
         assert ranker.score_pairs([("w1", "w2")]) == pytest.approx(expected)
         assert [path.name for path in published(repository, "clickbert_onnx")] == ["2"], "what the next start serves"
+
+
+def copy_again(repository: Path, numbers: range, *models: str) -> None:
+    """Publishes version 1 of these models, and the tokenizer, under these numbers, too."""
+    for number in numbers:
+        for model in ("clickbert_tokenizer", *models):
+            shutil.copytree(repository / model / "1", repository / model / str(number))
+
+
+class Answered:
+    """An observer that remembers the version."""
+
+    version = ""
+
+    @contextmanager
+    def observe(self, call: Call) -> Iterator[None]:
+        yield
+        self.version = call.version
+
+    def headers(self) -> dict[str, str]:
+        return {}
+
+
+def version_for_a_newcomer(server: Server, model: str) -> str:
+    """Which version answers a client that has no tokenizer yet."""
+    seen = Answered()
+    with Ranker(server.addresses.grpc, model=model, timeout=PATIENCE, observers=[seen]) as ranker:
+        ranker.score_pairs([("w1", "w2")])
+    return seen.version
+
+
+def test_a_model_that_is_not_loaded_keeps_its_tokenizer_however_many_are_published(
+    published_repository: Path, tmp_path: Path
+) -> None:
+    repository = shutil.copytree(published_repository, tmp_path / "repository")
+    with serve(repository) as server:
+        copy_again(repository, range(2, 8), "clickbert_onnx", "clickbert_onnx_int8")
+        load_newest(server, "clickbert_onnx_int8")
+        assert version_for_a_newcomer(server, "clickbert_onnx") == "1"
+        assert version_for_a_newcomer(server, "clickbert_onnx_int8") == "7"
+        load_newest(server)
+        assert version_for_a_newcomer(server, "clickbert_onnx") == "7"
+        copy_again(repository, range(8, 9), "clickbert_onnx")
+        load_newest(server)
+        with asking(server.addresses, None) as client:
+            kept = ready_versions(client, as_admin(server))["clickbert_tokenizer"]
+        assert sorted(kept) == ["5", "6", "7", "8"], "the next load lets go of those that nobody needs"
+
+
+def test_after_a_load_that_failed_the_version_that_serves_on_has_its_tokenizer(repository: Path) -> None:
+    with serve(repository) as server:
+        copy_again(repository, range(2, 7), "clickbert_onnx")
+        broken = repository / "clickbert_onnx" / "6"
+        (broken / "model.onnx").write_bytes(b"no graph")
+        write_manifest(broken, read_manifest(broken))
+        with pytest.raises(ServingError, match="version 6 is not loaded, 1 serves on"):
+            load_newest(server)
+        with Ranker(server.addresses.grpc, timeout=PATIENCE) as ranker:
+            assert ranker.score_pairs([("w1", "w2")])
 
 
 def test_a_cleaner_of_temporary_files_does_not_keep_a_new_version_from_being_loaded(

@@ -21,6 +21,7 @@ from tritonclient.utils import InferenceServerException
 
 import serving.checks
 import serving.triton
+from release.manifest import read_manifest, write_manifest
 from serving.__main__ import main
 from serving.server import Addresses, Server, why_not_ready
 from serving.triton import ServingError, find_triton
@@ -152,6 +153,28 @@ def test_a_server_that_crashes_comes_back_but_not_again_and_again(
         os.kill(command.triton(), signal.SIGSEGV)  # soon after the last time
         assert command.process.wait(timeout=30) == 1
         assert "not started again" in command.log_file.read_text()
+        assert not left_of_servers(state)
+
+
+def test_a_server_that_crashes_comes_back_without_what_triton_refuses(
+    small_repository: Path, state: Path, tmp_path: Path
+) -> None:
+    """What came last goes first: of the others, `load` may have loaded some, which serve."""
+    repository = shutil.copytree(small_repository, tmp_path / "repository")
+    with Command(repository, tmp_path) as command:
+        sound = shutil.copytree(repository / "small" / "1", repository / "small" / "2")
+        other = shutil.copytree(repository / "small", repository / "other", ignore=shutil.ignore_patterns("2"))
+        (other / "config.pbtxt").write_text((other / "config.pbtxt").read_text().replace("small", "other"))
+        (other / "1" / "model.onnx").write_bytes(b"no graph")
+        write_manifest(other / "1", read_manifest(other / "1"))
+        os.kill(command.triton(), signal.SIGSEGV)
+        assert command.process.stdout
+        line = command.process.stdout.readline()
+        assert line == "serving: small ready\n"
+        assert sound.is_dir() and (other / "withdrawn.1").is_dir()
+        log = command.log_file.read_text()
+        assert "before it was ready" in log and "other version 1 is the last that came since the server ran" in log
+        assert command.end(signal.SIGTERM) == 0
         assert not left_of_servers(state)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 from pathlib import Path
@@ -43,20 +44,29 @@ def test_the_files_that_are_there_decide_what_callers_need(folder: Path) -> None
     assert security.name == "localhost"
     assert security.token == token
     assert token not in repr(security)
-    assert security.flags == [
+    assert security.flags(Path("/copies")) == [
         "--grpc-use-ssl-mutual=true",
-        f"--grpc-server-cert={folder}/server.pem",
-        f"--grpc-server-key={folder}/server.key",
-        f"--grpc-root-cert={folder}/ca.pem",
+        "--grpc-server-cert=/copies/server.pem",
+        "--grpc-server-key=/copies/server.key",
+        "--grpc-root-cert=/copies/ca.pem",
         f"--grpc-restricted-protocol=inference,metadata,model-config,statistics:clickbert-token={token}",
     ]
     for name in ("ca.pem", "client.pem", "client.key", "token"):
         (folder / name).unlink()
-    assert read_security(folder).flags == [
+    assert read_security(folder).flags(Path("/copies")) == [
         "--grpc-use-ssl=true",
-        f"--grpc-server-cert={folder}/server.pem",
-        f"--grpc-server-key={folder}/server.key",
+        "--grpc-server-cert=/copies/server.pem",
+        "--grpc-server-key=/copies/server.key",
     ]
+
+
+def test_what_triton_reads_is_written_for_this_user_alone(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "copies").mkdir()
+    read_security(folder).write(tmp_path / "copies")
+    written = {path.name: path for path in (tmp_path / "copies").iterdir()}
+    assert sorted(written) == ["ca.pem", "server.key", "server.pem"], "no token, and no caller's key"
+    assert {oct(path.stat().st_mode & 0o777) for path in written.values()} == {"0o600"}
+    assert all(path.read_bytes() == (folder / name).read_bytes() for name, path in written.items())
 
 
 @pytest.mark.parametrize(
@@ -163,7 +173,7 @@ def test_a_file_that_vanishes_opens_the_server_to_nobody(folder: Path, clock: li
     (folder / "away").rename(folder / name)
     clock[0] += LOOK
     assert not rotation.is_due()
-    assert read_security(folder, former=security).flags == security.flags
+    assert read_security(folder, former=security) == security
 
 
 def test_http_is_not_opened_beside_tls(small_repository: Path, folder: Path, capsys) -> None:
@@ -196,6 +206,36 @@ def test_a_rotation_drains_the_server_and_starts_it_with_the_new_files(
         assert why_not_ready(command.addresses, read_security(folder)) is None
         assert why_not_ready(command.addresses, former) is not None, "its certificate is another"
         assert command.triton() != first
+        assert command.end(signal.SIGTERM) == 0
+
+
+def test_a_signal_while_it_drains_for_new_files_does_not_cut_that_short(
+    small_repository: Path, folder: Path, tmp_path: Path
+) -> None:
+    with Command(small_repository, tmp_path, f"--secure={folder}") as command:
+        make_certs(folder)
+        eventually(lambda: "Waiting for in-flight requests" in command.log_file.read_text())
+        assert command.end(signal.SIGTERM) == 0
+        assert "Found 0 live models" in command.log_file.read_text()
+
+
+def test_a_server_that_crashes_comes_back_with_the_files_that_it_had(
+    small_repository: Path, folder: Path, others: Path, tmp_path: Path
+) -> None:
+    with Command(small_repository, tmp_path, f"--secure={folder}") as command:
+        security = read_security(folder)
+        shutil.copy(others / "server.key", folder)
+        (folder / "token").unlink()
+        os.kill(command.triton(), signal.SIGSEGV)
+        assert command.process.stdout
+        assert command.process.stdout.readline() == "serving: small ready\n"
+        assert why_not_ready(command.addresses, security) is None
+        assert "the former files stay in use" in command.log_file.read_text()
+        assert command.process.stdout.readline().startswith("serving: gRPC")
+        make_certs(folder)  # a token, too
+        eventually(lambda: "the server was drained and is started with them" in command.log_file.read_text())
+        assert command.process.stdout.readline() == "serving: small ready\n"
+        assert why_not_ready(command.addresses, read_security(folder)) is None
         assert command.end(signal.SIGTERM) == 0
 
 

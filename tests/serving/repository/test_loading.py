@@ -98,6 +98,24 @@ def test_a_version_that_triton_refuses_is_withdrawn_and_what_was_newer_comes_bac
     assert names(server) == ["1", "withdrawn.2", "withdrawn.2.1", "withdrawn.3"]
 
 
+@pytest.mark.parametrize("damage", ["no graph", "no config"])
+def test_the_first_version_of_a_model_is_withdrawn_if_it_is_to_blame(server: Server, capsys, damage: str) -> None:
+    """With a version that Triton refuses, the server would not start again."""
+    other = shutil.copytree(server.repository / "small", server.repository / "other")
+    config = (other / "config.pbtxt").read_text().replace("small", "other")
+    (other / "config.pbtxt").write_text(f"{config} no_such_field: 1" if damage == "no config" else config)
+    if damage == "no graph":
+        (other / "1" / "model.onnx").write_bytes(b"no graph")
+        write_manifest(other / "1", read_manifest(other / "1"))
+    assert load(server, model="other") == 1
+    assert "other version 1" in capsys.readouterr().err
+    assert (other / "1").is_dir() == (damage == "no config")
+    if damage == "no graph":
+        shutil.copy(server.repository / "small" / "1" / "model.onnx", other / "withdrawn.1")
+        write_manifest(other / "withdrawn.1", read_manifest(other / "withdrawn.1"))
+        assert load(server, "--version=1", model="other") == 0
+
+
 def test_a_damaged_version_that_serves_is_not_taken_away(server: Server, capsys) -> None:
     (server.repository / "small" / "1" / "model.onnx").write_bytes(b"damaged")
     assert load(server) == 1
@@ -155,7 +173,7 @@ def test_a_version_that_kills_triton_is_not_published_again_by_that(
     shutil.copytree(repository / "small" / "1", folder)
     monkeypatch.setenv(VARIABLE, "one-that-somebody-has-chosen")
     monkeypatch.setattr(serving.repository.loading, "asking", asking)
-    monkeypatch.setattr(serving.repository.loading, "ready_versions", lambda *_: ["1"])
+    monkeypatch.setattr(serving.repository.loading, "ready_versions", lambda *_: {"small": ["1"]})
     with pytest.raises(ServingError, match="Socket closed"):
         serving.repository.loading.load(repository, Addresses.free(), None, "small", 7)
     assert folder.is_dir(), "it lies where it lay"
