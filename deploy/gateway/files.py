@@ -14,6 +14,7 @@ Each secret becomes a file of its own, which Envoy reads again when it is replac
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import json
 import re
@@ -170,11 +171,36 @@ def certificate(name: str, secrets: Path) -> dict[str, Any]:
     """The secret of a certificate and its key. Raises GatewayError if they are none, or not of each other."""
     chain, key = secrets / f"{name}.pem", secrets / f"{name}.key"
     try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(chain, key, password="")
+        shake_hands(chain, key, is_servers=name == "server")
+    except ssl.SSLCertVerificationError as exc:
+        raise GatewayError(f"{chain} cannot be used: {exc.verify_message}; renew it") from exc
     except (OSError, ValueError) as exc:
         raise GatewayError(f"{chain} and {key.name} cannot be used: {exc}; expected a certificate and its key") from exc
     content = {"certificate_chain": inline(read_text(chain)), "private_key": inline(read_text(key))}
     return as_secret(name, tls_certificate=content)
+
+
+def shake_hands(chain: Path, key: Path, *, is_servers: bool) -> None:
+    """Tries a certificate out in memory, on a server's side or on a client's. Raises OSError and ValueError.
+
+    It is taken for its own authority: who signed it, the other side knows.
+    """
+    server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    client.check_hostname, client.verify_mode = False, ssl.CERT_NONE
+    for context in (server, client):
+        context.load_cert_chain(chain, key, password="")
+    checking = client if is_servers else server
+    checking.verify_mode = ssl.CERT_REQUIRED
+    checking.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    checking.load_verify_locations(chain)
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    sides = client.wrap_bio(to_client, to_server), server.wrap_bio(to_server, to_client, server_side=True)
+    left = list(sides)
+    while left:
+        for side in tuple(left):
+            with contextlib.suppress(ssl.SSLWantReadError):
+                side.do_handshake()
+                left.remove(side)
 
 
 def authority(name: str, file: Path) -> dict[str, Any]:

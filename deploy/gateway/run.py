@@ -25,10 +25,12 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
+from typing import IO
 
 from deploy.gateway.files import CONFIG, GatewayError, host_port, write_config, write_secrets
 
@@ -74,7 +76,10 @@ def main(given: Sequence[str]) -> int:
             write_secrets(folder, options.secrets)
             command = [find_envoy(), "--config-path", str(folder / CONFIG), "--disable-hot-restart"]
             if options.check:
-                return subprocess.run([*command, "--mode", "validate", *flags], check=False).returncode
+                envoy, relay = start([*command, "--mode", "validate", *flags])
+                code = envoy.wait()
+                relay.join()
+                return code
             command += ["--drain-time-s", str(NOTICE), "--drain-strategy", "immediate"]
             command += ["--log-level", "warning", "--file-flush-interval-msec", "1000"]
             return run([*command, *flags], folder, options.secrets, options.admin_port)
@@ -106,13 +111,13 @@ def find_envoy() -> str:
 def run(command: list[str], folder: Path, secrets: Path, admin_port: int) -> int:
     """Runs Envoy until it ends or a signal asks for it, and hands it new secrets. Returns the exit code."""
     stopping = note_signals()
-    # A session of its own: Ctrl-C at the terminal reaches this process alone, which then drains.
-    envoy = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+    envoy, relay = start(command)
     try:
         refused = ""
         while not stopping:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 code = envoy.wait(timeout=LOOK)
+                relay.join()
                 print(f"gateway: envoy ended by itself with code {code}; its log above says why", file=sys.stderr)
                 return code or 1
             try:
@@ -128,6 +133,27 @@ def run(command: list[str], folder: Path, secrets: Path, admin_port: int) -> int
     finally:
         envoy.kill()
         envoy.wait()
+        relay.join()
+
+
+def start(command: list[str]) -> tuple[subprocess.Popen[bytes], threading.Thread]:
+    """Starts Envoy; returns it, and the thread that copies its stderr to ours until it ends.
+
+    Envoy opens /dev/stderr, too, for the events of its health checks: a socket, such as systemd's journal, cannot be
+    opened so, and in a file they would be overwritten. A pipe will do.
+    """
+    # A session of its own: Ctrl-C at the terminal reaches this process alone, which then drains.
+    envoy = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
+
+    def copy(lines: IO[bytes]) -> None:
+        for line in lines:
+            with contextlib.suppress(OSError):  # a full disk must not keep Envoy waiting
+                sys.stderr.buffer.write(line)
+                sys.stderr.buffer.flush()
+
+    relay = threading.Thread(target=copy, args=(envoy.stderr,))
+    relay.start()
+    return envoy, relay
 
 
 def note_signals() -> list[int]:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import shutil
 import signal
+import socket
 import ssl
+import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -19,11 +22,12 @@ from tritonclient.utils import InferenceServerException
 
 from clickbert import Ranker
 from clickbert.wire.protocol import CALL_HEADER
+from serving.addresses import free_ports
 from serving.server import Server
 from tests.client.certificates import Authority
 from tests.client.fakes import rank_once
 from tests.deploy.upstream import Upstream, upstream
-from tests.gateways import TOKEN, WITH_TOKEN, Gateway, gateway, make_secrets, renew
+from tests.gateways import TOKEN, WITH_TOKEN, Gateway, gateway, make_secrets, needs_envoy, renew
 from tests.integration.scores import PATIENCE
 from tests.published import as_admin, serve, serve_with_tls
 from tests.waiting import eventually
@@ -277,6 +281,34 @@ def test_a_new_certificate_counts_without_a_restart(
     ask(running)
 
 
+@needs_envoy
+def test_it_runs_where_its_output_is_a_socket(folder: Path, authority: Authority) -> None:
+    """As systemd gives one to a unit, for its journal."""
+    ours, theirs = socket.socketpair()
+    port, admin_port = free_ports(2)
+    command = [sys.executable, "-m", "deploy", "gateway", f"--secrets={folder / 'secrets'}"]
+    command += [f"--listen=127.0.0.1:{port}", f"--admin-port={admin_port}"]
+
+    def said_until(word: bytes) -> None:
+        said = b""
+        while word not in said:
+            received = ours.recv(2**16)
+            assert received, said.decode()
+            said += received
+
+    with ours, ExitStack() as stack:
+        ours.settimeout(60)
+        with upstream() as (_, address):
+            process = subprocess.Popen([*command, f"--triton={address}"], stdout=theirs, stderr=theirs)
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+            theirs.close()
+            said_until(b'"add_healthy_event"')
+        said_until(b'"eject_unhealthy_event"')
+        process.send_signal(signal.SIGTERM)
+        said_until(b"gateway: ended on SIGTERM")
+
+
 def test_it_drains_on_a_signal(folder: Path, authority: Authority) -> None:
     with upstream() as (server, address), gateway(folder, [address]) as running:
         server.silent = True
@@ -329,6 +361,8 @@ def test_a_server_is_in_while_it_serves_the_model(
             shutil.rmtree(broken)
             control.load_model("clickbert_onnx", headers=as_admin(server))
             eventually(lambda: running.healthy() == 2)
+            events = ('"eject_unhealthy_event"', '"add_healthy_event"')
+            eventually(lambda: all(event in running.log.read_text(encoding="utf-8") for event in events))
 
 
 def test_it_speaks_tls_with_servers_that_want_it(published_repository: Path, tmp_path: Path) -> None:

@@ -96,6 +96,26 @@ def test_a_key_must_be_its_certificates(secrets: Path, tmp_path: Path) -> None:
         write_secrets(tmp_path, secrets)
 
 
+def test_a_certificate_must_be_valid_now(made: Path, secrets: Path, tmp_path: Path) -> None:
+    for name in FILES:
+        shutil.copy(made / name, secrets)
+    write_secrets(tmp_path, secrets)
+    expired, former = Authority(tmp_path / "other").issue(days=-1), read_all(tmp_path)
+    for name in ("server", "triton"):
+        saved = {file: file.read_bytes() for file in secrets.glob(f"{name}.*")}
+        for file in expired:
+            shutil.copy(file, secrets / f"{name}{file.suffix}")
+        with pytest.raises(GatewayError, match=rf"{name}\.pem cannot be used: certificate has expired; renew it"):
+            write_secrets(tmp_path, secrets)
+        for file, content in saved.items():
+            file.write_bytes(content)
+    assert read_all(tmp_path) == former
+
+
+def read_all(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.glob("*.json")}
+
+
 def test_only_what_changed_is_written(secrets: Path, tmp_path: Path) -> None:
     write_secrets(tmp_path, secrets)
     former = {file.name: file.stat().st_ino for file in tmp_path.glob("*.json")}

@@ -149,19 +149,6 @@ def test_the_client_says_what_does_not_fit(guarded: Gateway, connect: Callable[[
         rank_once(Connection(connect(guarded)), True, timeout=PATIENCE)
 
 
-def test_an_expired_certificate_of_the_gateways_is_refused(
-    folder: Path, authority: Authority, published_server: Server, tmp_path: Path
-) -> None:
-    shutil.copytree(folder / "ours", tmp_path / "ours")
-    shutil.copytree(folder / "secrets", tmp_path / "secrets")
-    key, certificate = authority.issue(days=-1)
-    shutil.copy(key, tmp_path / "secrets" / "server.key")
-    shutil.copy(certificate, tmp_path / "secrets" / "server.pem")
-    with gateway(tmp_path, [published_server.addresses.grpc]) as running:
-        with pytest.raises(ConnectionFailedError, match="expired"):
-            rank_once(running.connection(), True, timeout=PATIENCE)
-
-
 def test_a_request_that_is_too_large_is_refused_and_the_next_one_answered(
     guarded: Gateway, published_server: Server, figures: Figures
 ) -> None:
