@@ -10,6 +10,8 @@ Each command explains itself with --help. Run them from the repository's root.
 import argparse
 import sys
 
+from safetensors import SafetensorError
+
 from finetune.commands import data, evaluation, training
 
 
@@ -30,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt as interrupt:
         print(f"\ninterrupted{'; ' if str(interrupt) else ''}{interrupt}", file=sys.stderr)
         return 130
-    except (ValueError, OSError) as error:  # this package's errors are ValueErrors
+    except (ValueError, OSError, SafetensorError) as error:  # this package's are ValueErrors; the last: a full disk
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

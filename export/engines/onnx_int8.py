@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from export.engines.base import Engine
-from export.graph.layer_names import EMBEDDINGS
+from export.graph.layer_names import EMBEDDINGS, belongs
 from export.verify.gates import INT8, INT8_GATES
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class OnnxInt8(Engine):
         from export.quantize.int8 import make_int8  # noqa: PLC0415
 
         graph = builder.load()
-        words = None if EMBEDDINGS in keep_fp32 else builder.words()
+        words = None if any(belongs(EMBEDDINGS, name) for name in keep_fp32) else builder.words()
         make_int8(graph, builder.fit(keep_fp32, signed=False), words)
         lint(graph, tensorrt=False)
         onnx.save(graph, target)

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import BertForSequenceClassification, PreTrainedTokenizerFast
 
-from export.graph.packing import Logits, Pair
+from export.graph.packing import Pair
 from finetune.checkpoint.attention import attended
 from finetune.evaluation.scoring import pad
 
@@ -65,7 +65,9 @@ class Rounding:
         )
 
 
-def measure_rounding(places: Sequence[int], exact: ExactScores, reference: Logits, found: Logits) -> Rounding:
+def measure_rounding(
+    places: Sequence[int], exact: ExactScores, reference: NDArray[np.floating[Any]], found: NDArray[np.floating[Any]]
+) -> Rounding:
     """Compares both, [pairs, labels], with float64 at the first `MOST` of `places`: the worst should come first."""
     chosen = list(dict.fromkeys(places))[:MOST]
     truth = exact(chosen)

@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +21,7 @@ from export.graph.packing import Feed, Logits, Outputs, Pair, pack, split_pair
 from export.verify.exact import ExactScores, measure_rounding
 from export.verify.heads import HeadReference
 from finetune.data.clicklog import ClickRow
-from finetune.evaluation.metrics import group_rows
+from finetune.evaluation.metrics import group_rows, to_log_odds
 from release.names import LOGITS
 
 BATCH_SIZES = (1, 2, 5, 20, 64)  # pairs; the first batch, of short pairs, holds LARGEST
@@ -128,7 +129,9 @@ def prove_heads(
             )
 
 
-def differ(found: Logits, expected: Logits) -> tuple[NDArray[np.float64], tuple[int, int]]:
+def differ(
+    found: NDArray[np.floating[Any]], expected: NDArray[np.floating[Any]]
+) -> tuple[NDArray[np.float64], tuple[int, int]]:
     """How far each number is off, infinite where one is none, and the row and column of the largest difference."""
     difference = np.abs(found.astype(np.float64) - expected)
     difference[~np.isfinite(difference)] = np.inf
@@ -236,7 +239,8 @@ def check_order(
     Raises:
         ParityError: two candidates did.
     """
-    expected, actual = (logits[:, click_column].astype(np.float64) for logits in (reference, found))
+    # Of several labels, too: what ranks is the click's logit less the others'.
+    expected, actual = (to_log_odds(logits, click_column) for logits in (reference, found))
     groups, swapped, changed = group_rows(rows), [], 0
     for members in groups:
         before, after = (scores[members][:, None] - scores[members][None, :] for scores in (expected, actual))
@@ -247,9 +251,9 @@ def check_order(
         return len(groups)
     swapped.sort(key=lambda pair: expected[pair[1]] - expected[pair[0]])  # the widest apart first
     # Two rows may happen to be exact in one of the two, so the pairs that differ most are looked at as well.
-    clicks = [logits[:, [click_column]] for logits in (reference, found)]
-    looked_at = [place for pair in swapped for place in pair][:SWAPPED] + worst_first(differ(*clicks)[0])
-    rounding = measure_rounding(looked_at, lambda places: exact(places)[:, [click_column]], *clicks)
+    odds = expected[:, None], actual[:, None]
+    looked_at = [place for pair in swapped for place in pair][:SWAPPED] + worst_first(differ(*odds)[0])
+    rounding = measure_rounding(looked_at, lambda places: to_log_odds(exact(places), click_column)[:, None], *odds)
     if not rounding.graph_is_right:
         better, worse = swapped[0]
         raise ParityError(

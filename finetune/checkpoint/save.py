@@ -53,8 +53,6 @@ def save_checkpoint(
             write_heads(heads, draft)
         loaded, *_ = load_checkpoint(draft)
         read_heads(draft, int(loaded.config.hidden_size))
-        # safetensors makes its file readable by the owner alone; the server may run as another user.
-        (draft / WEIGHTS).chmod((draft / CONFIG).stat().st_mode)
 
 
 @contextmanager
@@ -71,6 +69,9 @@ def replacing(folder: Path) -> Iterator[Path]:
     try:
         draft.mkdir()
         yield draft
+        for weights in draft.rglob("*.safetensors"):
+            # safetensors makes its files readable by the owner alone; who exports or serves may be another user.
+            weights.chmod((draft / CONFIG).stat().st_mode)
         if folder.exists():
             folder.rename(older)
         draft.rename(folder)

@@ -90,7 +90,10 @@ def format_row(row: ClickRow) -> str:
 def _required_text(fields: Mapping[str, object], key: str, where: str) -> str:
     if key not in fields:
         raise ClickLogError(f"{where}: {key!r} is missing; a row needs group, query, document and click (or counts)")
-    return _text(fields[key], key, where)
+    text = _text(fields[key], key, where)
+    if key == "group" and not text:
+        raise ClickLogError(f"{where}: 'group' is empty; name the impression: rows without a name would all be one")
+    return text
 
 
 def _optional(fields: Mapping[str, object], key: str, where: str, parse: Callable[[object, str, str], T]) -> T | None:

@@ -46,6 +46,18 @@ class MetricError(ValueError):
     """Raised for scores that cannot be evaluated, and for a click log on which a metric is undefined."""
 
 
+def to_log_odds(logits: ArrayLike, click: int) -> FloatArray:
+    """Turn classifier logits [rows, labels] into the log-odds of a click [rows], computed in float64.
+
+    One label: the logit itself. More: the logit of the label `click` less the logarithm of the others' sum.
+    """
+    values = np.asarray(logits, dtype=np.float64)
+    if values.shape[1] == 1:
+        return values[:, 0]
+    others: FloatArray = np.logaddexp.reduce(np.delete(values, click, axis=1), axis=1)
+    return values[:, click] - others
+
+
 def click_probability(logits: ArrayLike, labels: Sequence[str]) -> FloatArray:
     """Turn classifier logits [rows, labels] into click probabilities [rows], each in 0..1, computed in float64.
 

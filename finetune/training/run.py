@@ -62,11 +62,13 @@ def train(
     restart: bool = False,
     teachers: Teachers | None = None,
     callbacks: Sequence[TrainerCallback] = (),
+    stop: StopAtStep | None = None,
 ) -> Metrics:
     """Fine-tune `base` on `data`/train.jsonl, and save the weights that were best on `data`/dev.jsonl as `output`.
 
     Either split may be gzipped. With the same arguments it goes on where it was stopped; `restart` drops a stopped run.
-    `teachers` are learned from beside the clicks; `callbacks` are the Trainer's.
+    `teachers` are learned from beside the clicks; `callbacks` are the Trainer's. After a run that Ctrl-C came too late
+    to stop, in its last evaluation, `stop.asked` is true.
 
     A model that is no better than chance, or far below its teachers, is saved, too, but the user is told.
 
@@ -84,6 +86,7 @@ def train(
     check_output(output)
     if settings.passages == CHOOSE:
         return _choose_passages(data, base, output, settings, restart=restart, teachers=teachers, callbacks=callbacks)
+    stop = stop or StopAtStep()
     train_rows, dev_rows = (read_click_log(find_split(data, name)) for name in ("train", "dev"))
     for warning in [f"train: {line}" for line in check_log(train_rows)] + check_splits(train_rows, dev_rows):
         say(f"warning: {warning}")
@@ -98,7 +101,6 @@ def train(
     if settings.method == PREFIX:
         say(UNMERGED)
     collator = Collator(train_rows, tokenizer, model.heads.settings, max_length, user_tokens(model.click.config))
-    stop = StopAtStep()
     items = Items(train_rows, settings.by_group)
     called: list[TrainerCallback] = [stop, *callbacks]
     if settings.word_dropout or settings.synonyms:
@@ -180,11 +182,15 @@ def _choose_passages(data: Path, base: str, output: Path, settings: TrainSetting
     A way that is finished is not trained again when a stopped choice goes on.
     """
     found: dict[str, Metrics] = {}
+    taught = others["teachers"].describe() if others["teachers"] else {}
+    stop = StopAtStep()
     folders = {way: output.with_name(f"{output.name}-{way}") for way in AGGREGATES}
     for way, folder in folders.items():
         own = replace(settings, passages=way)
-        done = None if others["restart"] else _finished(folder, describe(data, base, own))
-        found[way] = done or train(data, base, folder, own, **others)
+        done = None if others["restart"] else _finished(folder, describe(data, base, own) | taught)
+        if stop.asked:
+            raise KeyboardInterrupt("give the same command again to go on")
+        found[way] = done or train(data, base, folder, own, stop=stop, **others)
         metric = settings.metric or default_metric(found[way], settings)
         say(f"passages by {way}: dev {metric} {found[way][metric]:.4f}")
     sign = -1 if metric in LOWER_IS_BETTER else 1

@@ -7,16 +7,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from transformers import Trainer
+from transformers import Trainer, TrainerState
 
 from finetune.data.clicklog import find_split
 from finetune.names import ESTIMATED, NONE
-from finetune.training.loop.callbacks import StopAtStep
+from finetune.training.loop.callbacks import Patience, StopAtStep
 from finetune.training.loop.processes import is_first_process, say
 from finetune.training.settings import SettingsError, TrainSettings
 from release.files import sha256
 
 RUN_SETTINGS = "settings.json"
+TRAINER_STATE = "trainer_state.json"
 
 
 def place_of_run(output: Path) -> Path:
@@ -72,21 +73,36 @@ def run_to_end(trainer: Trainer, stop: StopAtStep, run: Path) -> Path:
     checkpoint = last_checkpoint(run)
     if checkpoint:
         say(f"{checkpoint}: going on from there")
+        state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE))
+        if any(
+            each.is_over(trainer.args, state)
+            for each in trainer.callback_handler.callbacks
+            if isinstance(each, Patience)
+        ):
+            trainer.state = state  # it had ended, and what comes after it was stopped
+            return best_checkpoint(run, state)
+    was_cut = False
     try:
         with stop.listening():
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except KeyboardInterrupt:
-        stop.asked = True
+        stop.asked = was_cut = True
     finally:
         if "wandb" in (trainer.args.report_to or ()) and (wandb := sys.modules.get("wandb")):
             wandb.finish()  # else the next run of this process would go into the same one
         kept = last_checkpoint(run)
         if kept is None and is_first_process():
             shutil.rmtree(run, ignore_errors=True)
-    if stop.asked and trainer.state.global_step < trainer.state.max_steps:
+    # After the last step the evaluation may be cut short, too: the best of those before it is not the best.
+    if was_cut or (stop.asked and trainer.state.global_step < trainer.state.max_steps):
         how = f"{kept} is kept: give the same command again to go on" if kept else "no checkpoint was written yet"
         raise KeyboardInterrupt(how)
-    return run / f"checkpoint-{trainer.state.best_global_step}"
+    return best_checkpoint(run, trainer.state)
+
+
+def best_checkpoint(run: Path, state: TrainerState) -> Path:
+    """Where the best checkpoint of a run lies."""
+    return run / f"checkpoint-{state.best_global_step}"
 
 
 def read_settings(run: Path) -> dict[str, Any]:
@@ -109,7 +125,7 @@ def last_checkpoint(run: Path) -> Path | None:
 
 def _is_whole(folder: Path) -> bool:
     try:  # the Trainer writes this file last
-        json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+        json.loads((folder / TRAINER_STATE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
     return True

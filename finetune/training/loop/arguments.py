@@ -2,7 +2,7 @@
 
 import math
 import platform
-from collections.abc import Collection
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,13 @@ import torch
 from transformers import TrainingArguments
 
 from finetune.evaluation.metrics import LOWER_IS_BETTER
+from finetune.training.loop.dev import FEWEST_PAIRS, SIGNIFICANT_PAIRS
 from finetune.training.loop.processes import count_processes, say
 from finetune.training.settings import CLICK, PAIRWISE, SettingsError, TrainSettings
 
 
 def trainer_arguments(
-    run: Path, items: int, known: Collection[str], settings: TrainSettings, full_first: float = 0.0
+    run: Path, items: int, known: Mapping[str, float], settings: TrainSettings, full_first: float = 0.0
 ) -> TrainingArguments:
     """Make the Trainer's arguments.
 
@@ -95,10 +96,13 @@ def is_bf16_emulated() -> bool:
     return on_x86 and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-def default_metric(known: Collection[str], settings: TrainSettings) -> str:
-    """The metric on dev by which the best is kept, if none is chosen, of those that are known."""
+def default_metric(known: Mapping[str, float], settings: TrainSettings) -> str:
+    """The metric on dev by which the best is kept, if none is chosen, of those that are known.
+
+    That of pairs whose rates differ significantly only if there are enough to tell one model from another.
+    """
     if settings.objective == CLICK:
         return "auc"
-    if "significant_pair_accuracy" in known:
-        return "significant_pair_accuracy"
+    if known.get("significant_pairs", 0) >= FEWEST_PAIRS:
+        return SIGNIFICANT_PAIRS
     return "pairwise_accuracy" if settings.objective == PAIRWISE else "ndcg_at_10"

@@ -97,21 +97,20 @@ class Patience(TrainerCallback):
         self.model = model
         self.evaluations = evaluations
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **unused: Any
-    ) -> None:
-        """A run that was killed when it had already ended is over at its first step."""
-        self.on_evaluate(args, state, control)
-
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **unused: Any) -> None:
         """Stop if the last evaluations were no better than one before them."""
+        if self.is_over(args, state):
+            control.should_training_stop = True
+
+    def is_over(self, args: TrainingArguments, state: TrainerState) -> bool:
+        """Whether the last evaluations were no better than one before them."""
         name = f"eval_{args.metric_for_best_model}"
         switch = switch_step(self.model, state)
         values = [entry[name] for entry in state.log_history if name in entry and entry["step"] > switch]
         if not args.greater_is_better:
             values = [-value for value in values]
-        if len(values) > self.evaluations and max(values[-self.evaluations :]) <= max(values[: -self.evaluations]):
-            control.should_training_stop = True
+        few = len(values) <= self.evaluations
+        return not few and max(values[-self.evaluations :]) <= max(values[: -self.evaluations])
 
 
 class Progress(ProgressCallback):

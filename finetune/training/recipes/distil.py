@@ -13,7 +13,7 @@ from finetune.checkpoint.heads import read_heads
 from finetune.checkpoint.labels import click_column
 from finetune.checkpoint.load import label_names, load_checkpoint
 from finetune.data.clicklog import ClickRow
-from finetune.evaluation.metrics import click_probability, evaluate_ranking
+from finetune.evaluation.metrics import click_probability, evaluate_ranking, to_log_odds
 from finetune.evaluation.scoring import score_documents
 
 ENSEMBLE = "ensemble"
@@ -62,9 +62,5 @@ def click_log_odds(folder: Path, rows: Sequence[ClickRow]) -> NDArray[np.float32
     model, tokenizer, max_length = load_checkpoint(folder)
     heads = read_heads(folder, int(model.config.hidden_size))
     logits = score_documents(model, heads, tokenizer, rows, max_length)
-    if logits.shape[1] == 1:
-        return logits[:, 0]
-    click = click_column(label_names(model))
-    others = np.logaddexp.reduce(np.delete(logits, click, axis=1), axis=1)
-    odds: NDArray[np.float32] = logits[:, click] - others
-    return odds
+    click = click_column(label_names(model)) if logits.shape[1] > 1 else 0
+    return to_log_odds(logits, click).astype(np.float32)

@@ -22,7 +22,7 @@ from finetune.checkpoint.save import check_output
 from finetune.data.clicklog import find_split, read_click_log
 from finetune.evaluation.metrics import LOWER_IS_BETTER, evaluate_ranking
 from finetune.training.loop.arguments import default_metric
-from finetune.training.loop.callbacks import switch_step
+from finetune.training.loop.callbacks import StopAtStep, switch_step
 from finetune.training.loop.dev import Metrics
 from finetune.training.loop.processes import say
 from finetune.training.run import train
@@ -142,9 +142,10 @@ class Search:
         settings = replace(self.settings, **self._draw(trial), metric=self.metric)
         say(f"trial {trial.number}: {', '.join(f'{name} {value:.3g}' for name, value in trial.params.items())}")
         pruning = Pruning(trial, self.metric, settings.evaluations)
+        stop = StopAtStep()
         try:
             metrics = train(
-                self.data, self.base, self._place(trial.number), settings, restart=True, callbacks=[pruning]
+                self.data, self.base, self._place(trial.number), settings, restart=True, callbacks=[pruning], stop=stop
             )
         except optuna.TrialPruned:
             self._tell(trial, TrialState.PRUNED)
@@ -155,13 +156,16 @@ class Search:
         except KeyboardInterrupt:
             self._tell(trial, TrialState.FAIL, "Ctrl-C")
             self.study.enqueue_trial(trial.params)  # begins anew when the search goes on
-            kept = f"; {self.output} is the best of {len(self._finished())} finished" if self._finished() else ""
-            raise KeyboardInterrupt(
-                f"{self.folder / TABLE} has all trials{kept}; give the same command again to go on"
-            ) from None
+            raise KeyboardInterrupt(self._how_to_go_on()) from None
         else:
             trial.set_user_attr("metrics", metrics)
             self._tell(trial, TrialState.COMPLETE, value=metrics[self.metric])
+            if stop.asked:
+                raise KeyboardInterrupt(self._how_to_go_on())
+
+    def _how_to_go_on(self) -> str:
+        kept = f"; {self.output} is the best of {len(self._finished())} finished" if self._finished() else ""
+        return f"{self.folder / TABLE} has all trials{kept}; give the same command again to go on"
 
     def _tell(self, trial: Trial, state: TrialState, error: str = "", value: float | None = None) -> None:
         if error:
@@ -184,25 +188,30 @@ class Search:
             "weight_decay": trial.suggest_float("weight_decay", 0.0, max(0.1, self.settings.weight_decay)),
             "dropout": trial.suggest_float("dropout", 0.0, max(0.2, self.settings.dropout)),
         }
-        if self._weighs_tasks():
-            given = float(self.settings.understanding_weight[0])
-            least, most = min(0.02, given or 0.02), max(2.0, given)
-            drawn["understanding_weight"] = (str(trial.suggest_float("understanding_weight", least, most, log=True)),)
+        if weights := self._task_weights():
+            drawn["understanding_weight"] = tuple(
+                # A weight of zero stays.
+                str(trial.suggest_float(name, min(0.02, given), max(2.0, given), log=True) if given else given)
+                for name, given in weights.items()
+            )
         return drawn
 
     def _given(self) -> dict[str, Any]:
         names = ("learning_rate", "epochs", "weight_decay", "dropout")
         given: dict[str, Any] = {name: getattr(self.settings, name) for name in names}
         given["batch_size"] = self.settings.items
-        if self._weighs_tasks():
-            given["understanding_weight"] = max(0.02, float(self.settings.understanding_weight[0]))
-        return given
+        return given | {name: weight for name, weight in self._task_weights().items() if weight}
 
     def _batch_sizes(self) -> list[int]:
         return [max(1, self.settings.items // 2), self.settings.items, 2 * self.settings.items, 4 * self.settings.items]
 
-    def _weighs_tasks(self) -> bool:
-        return bool(self.settings.understanding) and self.settings.understanding_weight != (LEARNED,)
+    def _task_weights(self) -> dict[str, float]:
+        """The weights that are given, one for all tasks or one for each, by the names of a trial's parameters."""
+        given = self.settings.understanding_weight
+        if not self.settings.understanding or given == (LEARNED,):
+            return {}
+        tasks = [f"understanding_weight_{task}" for task in self.settings.understanding]
+        return dict(zip(tasks if len(given) > 1 else ["understanding_weight"], map(float, given), strict=True))
 
     def _tidy(self) -> None:
         """Keep the best trial's checkpoint as `output`, no other, and write the table."""

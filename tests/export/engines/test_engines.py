@@ -82,8 +82,9 @@ def test_tensorrt_graphs_have_the_longest_pair_as_a_shape(published_engines: Pat
         assert all(node.domain == "" for node in graph.node)
 
 
-def test_kept_layers_stay_float32(checkpoint: Path, log: Path, tmp_path: Path) -> None:
-    keep_fp32 = "layers.1,classifier,embeddings.word_embeddings"
+@pytest.mark.parametrize("words", ["embeddings.word_embeddings", "embeddings"])
+def test_kept_layers_stay_float32(checkpoint: Path, log: Path, tmp_path: Path, words: str) -> None:
+    keep_fp32 = f"layers.1,classifier,{words}"
     options = [*engines("onnx_int8", "trt_int8"), *WIDE, "--keep-fp32", keep_fp32]
     assert run(checkpoint, tmp_path / "repository", log, *options) == 0
     cpu, gpu = (

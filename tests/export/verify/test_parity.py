@@ -107,12 +107,23 @@ def test_an_order_that_float32_cannot_keep_is_not_the_graphs_fault() -> None:
 
 
 def test_another_labels_error_excuses_no_order() -> None:
-    """Only the click ranks; that the reference is off in another column says nothing of it."""
-    reference, swapped = np.hstack([CLOSE, CLOSE]), np.hstack([CLOSE, CLOSE])
+    """What ranks is the click beside the others: that the reference is off in all columns alike says nothing of it."""
+    reference = np.hstack([0 * CLOSE, CLOSE])
+    swapped = reference.copy()
     swapped[0, 1] += 5e-5
-    truth = reference + np.array([1e-3, 0.0])
+    truth = reference.astype(np.float64) + 1e-3
     with pytest.raises(ParityError, match="order of group 'g0' changed"):
         check_order(ROWS, reference, swapped, 1, lambda places: truth[places])
+
+
+def test_the_order_is_that_of_the_probabilities() -> None:
+    """Of two labels, the other one's logit counts as much."""
+    reference = np.hstack([0 * CLOSE, CLOSE])
+    swapped = reference.copy()
+    swapped[0, 0] -= 5e-5
+    with pytest.raises(ParityError, match="order of group 'g0' changed: pair 2 "):
+        check_order(ROWS, reference, swapped, 1, lambda places: reference[places].astype(np.float64))
+    assert check_order(ROWS, reference, reference + np.float32(5e-5), 1, EXACT) == 10, "all alike change none"
 
 
 def test_a_reference_that_is_no_number_is_not_the_graphs_fault() -> None:

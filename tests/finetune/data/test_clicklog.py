@@ -113,7 +113,7 @@ numbers = st.floats(allow_nan=False, allow_infinity=False)
 names = st.text(min_size=1, max_size=10)
 rows_of_a_log = st.builds(
     ClickRow,
-    group=texts,
+    group=names,
     query=texts,
     document=texts,
     clicks=st.floats(0, 1) | st.sampled_from([0.0, 1.0, 40.0]),
@@ -162,6 +162,7 @@ def test_any_value_in_one_field_gives_a_row_or_an_error(key: str, value: object)
         ("[" * 100_000, "not JSON"),
         ("[1]", "holds list, not an object"),
         ({"group": "g", "query": "u", "click": 1}, "'document' is missing"),
+        ({**GOOD, "group": ""}, "'group' is empty; name the impression"),
         ({**GOOD, "query": 5}, "'query' is 5, not a string"),
         ({**GOOD, "query": None}, "'query' is None, not a string"),
         ({**GOOD, "document": "\ud83d"}, "half a character"),

@@ -72,6 +72,13 @@ def test_a_difference_that_chance_explains_is_hardly_learned() -> None:
     assert many > 0.999, "the same rates, a hundred times as often"
 
 
+def test_of_millions_of_impressions_a_small_difference_is_learned() -> None:
+    clicks, shown = torch.tensor([1620.0, 1500.0, 0.0, 1.0]), torch.tensor([5e6, 5e6, 5e6, 5e6])
+    told, chance = higher_probability(clicks, shown, torch.tensor([0, 3]), torch.tensor([1, 2])).tolist()
+    assert told == pytest.approx(0.984, abs=0.001)
+    assert chance == pytest.approx(0.841, abs=0.001), "z is 1"
+
+
 @given(counts)
 def test_the_listwise_loss_is_the_likelihood_of_each_click_among_its_groups_impressions(
     rows: list[tuple[int, int, int, float]],

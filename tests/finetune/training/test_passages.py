@@ -1,7 +1,9 @@
 """Training on long documents, in passages: what stands beyond the encoder's limit is seen."""
 
+import signal
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,6 +12,9 @@ from finetune.checkpoint.load import load_checkpoint
 from finetune.data.clicklog import read_click_log
 from finetune.evaluation.metrics import click_probability, evaluate_ranking
 from finetune.evaluation.scoring import score_documents
+from finetune.training import run as module
+from finetune.training.loop.dev import Dev
+from finetune.training.recipes.distil import Teachers
 from finetune.training.run import train
 from finetune.training.settings import TrainSettings
 from tests.finetune.conftest import TOPICS
@@ -48,6 +53,35 @@ def test_the_way_to_aggregate_is_chosen_on_dev(base: Path, long_folder: Path, tm
     model, tokenizer, max_length = load_checkpoint(tmp_path / "out")
     logits = score_documents(model, read_heads(tmp_path / "out", 32), tokenizer, dev, max_length)
     assert evaluate_ranking(dev, click_probability(logits, ["click"]))["auc"] == pytest.approx(found["auc"])
+
+
+@pytest.mark.slow
+def test_a_choice_that_is_stopped_goes_on_behind_the_ways_that_are_finished(
+    base: Path, long_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With teachers, too. Ctrl-C comes in the last evaluation of the first way, which is finished all the same."""
+    plain = TrainSettings(epochs=1, learning_rate=3e-3, max_length=24, passage_overlap=4)
+    train(long_folder, str(base), tmp_path / "teacher", plain)
+    teachers, settings = Teachers((tmp_path / "teacher",), 0.5), replace(plain, passages="choose")
+    trained: list[str] = []
+    measure, ready = Dev.measure, module.build
+
+    def build(base: str, rows: Any, own: TrainSettings) -> Any:
+        trained.append(own.passages)
+        return ready(base, rows, own)
+
+    def press(*given: Any) -> Any:
+        if len(trained) == 1:
+            signal.raise_signal(signal.SIGINT)
+        return measure(*given)
+
+    monkeypatch.setattr(module, "build", build)
+    monkeypatch.setattr(Dev, "measure", press)
+    with pytest.raises(KeyboardInterrupt, match="give the same command again to go on"):
+        train(long_folder, str(base), tmp_path / "out", settings, teachers=teachers)
+    assert len(trained) == 1
+    train(long_folder, str(base), tmp_path / "out", settings, teachers=teachers)
+    assert len(trained) == len(set(trained)) == 3, "each once"
 
 
 @pytest.mark.slow

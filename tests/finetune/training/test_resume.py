@@ -9,9 +9,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from finetune.training.loop.dev import Dev
 from finetune.training.run import train
 from finetune.training.run_folder import last_checkpoint
 from finetune.training.settings import SettingsError, TrainSettings
@@ -87,6 +89,56 @@ def test_a_half_written_checkpoint_does_not_count(base: Path, click_folder: Path
     state = newer / "trainer_state.json"
     state.write_text(state.read_text(encoding="utf-8")[:100], encoding="utf-8")
     assert last_checkpoint(run) == whole
+
+
+def test_an_evaluation_that_is_cut_short_after_the_last_step_is_done_again(
+    base: Path, click_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C twice: without that evaluation, an earlier model would count as the best."""
+    settings = TrainSettings(epochs=2, batch_size=16, learning_rate=3e-3)
+    expected = train(click_folder, str(base), tmp_path / "whole", settings)
+    measure, calls = Dev.measure, []
+
+    def press(*given: Any) -> Any:
+        calls.append(given)
+        if len(calls) == 2:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+        return measure(*given)
+
+    monkeypatch.setattr(Dev, "measure", press)
+    with pytest.raises(KeyboardInterrupt, match=r"checkpoint-\d+ is kept: give the same command again to go on"):
+        train(click_folder, str(base), tmp_path / "out", settings)
+    assert not (tmp_path / "out").exists()
+    assert train(click_folder, str(base), tmp_path / "out", settings) == expected
+    assert weights(tmp_path / "out") == weights(tmp_path / "whole")
+
+
+def test_a_run_that_patience_had_ended_is_not_gone_on_with(
+    base: Path, noise_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = TrainSettings(epochs=30, batch_size=16, learning_rate=3e-3, patience=1, metric="auc")
+    expected = train(noise_folder, str(base), tmp_path / "whole", settings)
+    with monkeypatch.context() as patch:
+        patch.setattr(Dev, "intervals", lambda *_: signal.raise_signal(signal.SIGINT))  # when it is over
+        with pytest.raises(KeyboardInterrupt):
+            train(noise_folder, str(base), tmp_path / "out", settings)
+    measured: list[object] = []
+    measure = Dev.measure
+    monkeypatch.setattr(Dev, "measure", lambda *given: measured.append(given) or measure(*given))
+    assert train(noise_folder, str(base), tmp_path / "out", settings) == expected
+    assert not measured
+    assert weights(tmp_path / "out") == weights(tmp_path / "whole")
+
+
+def test_a_disk_that_is_full_is_an_error_in_a_line(base: Path, click_folder: Path, tmp_path: Path) -> None:
+    """As a limit on the size of files, here."""
+    arguments = [sys.executable, "-m", "finetune", "train", "--data", str(click_folder), "--base-model", str(base)]
+    arguments += ["--output", str(tmp_path / "out"), "--epochs", "1"]
+    limited = ["bash", "-c", 'ulimit -f 30 && exec "$@"', "bash", *arguments]
+    done = subprocess.run(limited, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    assert "error: " in done.stderr and "File too large" in done.stderr
 
 
 @pytest.mark.slow

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from finetune.training.loop.arguments import is_bf16_emulated, trainer_arguments
+from finetune.training.loop.arguments import default_metric, is_bf16_emulated, trainer_arguments
+from finetune.training.loop.dev import FEWEST_PAIRS
 from finetune.training.settings import TrainSettings
 
 
@@ -32,7 +33,7 @@ def test_bf16_without_its_kernels_is_told(
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: kernels)
 
-    arguments = trainer_arguments(tmp_path, 8, {"auc"}, TrainSettings(precision=precision))
+    arguments = trainer_arguments(tmp_path, 8, {"auc": 0.5}, TrainSettings(precision=precision))
 
     assert arguments.bf16 == (precision == "bf16"), "it is told, not refused"
     assert ("leave --precision out" in capsys.readouterr().err) == (emulated and precision == "bf16")
@@ -50,3 +51,20 @@ def test_avx512_has_its_kernels_and_avx2_has_none() -> None:
         assert is_bf16_emulated()
     else:
         pytest.skip("a CPU between the two")
+
+
+@pytest.mark.parametrize(
+    ("objective", "pairs", "metric"),
+    [
+        ("click", FEWEST_PAIRS, "auc"),
+        ("pairwise", FEWEST_PAIRS, "significant_pair_accuracy"),
+        ("pairwise", FEWEST_PAIRS - 1, "pairwise_accuracy"),
+        ("listwise", FEWEST_PAIRS, "significant_pair_accuracy"),
+        ("listwise", FEWEST_PAIRS - 1, "ndcg_at_10"),
+        ("listwise", 0, "ndcg_at_10"),
+    ],
+)
+def test_a_handful_of_significant_pairs_chooses_no_checkpoint(objective: str, pairs: int, metric: str) -> None:
+    """Of so few, one model after another has them all right."""
+    known = {"auc": 0.5, "significant_pairs": float(pairs), **({"significant_pair_accuracy": 0.5} if pairs else {})}
+    assert default_metric(known, TrainSettings(objective=objective)) == metric

@@ -1,6 +1,7 @@
 """Search: trials are whole runs, the best is kept, hopeless ones are cut short, and a stopped search goes on."""
 
 import csv
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from optuna.trial import create_trial
 from finetune.__main__ import main
 from finetune.checkpoint.files import hash_checkpoint
 from finetune.checkpoint.load import load_checkpoint
+from finetune.training.loop.dev import Dev
 from finetune.training.loop.trainer import TrainingError
 from finetune.training.recipes import search as module
 from finetune.training.recipes.search import Search
@@ -173,6 +175,43 @@ def test_weights_of_tasks_are_looked_for_where_there_are_any(base: Path, joint_f
     search.run(5, trials=2)
     given, drawn = (row["understanding_weight"] for row in search.table())
     assert given == 0.2 != drawn
+
+
+def test_each_tasks_weight_is_looked_for_and_first_it_is_the_given_one(
+    base: Path, joint_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights: list[tuple[str, ...]] = []
+
+    def note(data: Path, base: str, output: Path, settings: TrainSettings, **_: Any) -> dict[str, float]:
+        weights.append(settings.understanding_weight)
+        return {"log_loss": 0.5}
+
+    monkeypatch.setattr(module, "train", note)
+    for number, given in enumerate([("0.01", "0.5"), ("0", "3"), ("0.01",)]):
+        settings = replace(SETTINGS, understanding=("topic", "similarity"), understanding_weight=given)
+        weights.clear()
+        Search(joint_folder, str(base), tmp_path / str(number), settings).run(5, trials=3)
+        assert [float(weight) for weight in weights[0]] == [float(weight) for weight in given]
+        drawn = [[float(one) for one in trial] for trial in weights[1:]]
+        for task, weight in enumerate(map(float, given)):
+            values = {trial[task] for trial in drawn}
+            assert values == {0.0} if weight == 0 else len(values) == 2 and 0.01 <= min(values) <= max(values) <= 3
+
+
+def test_ctrl_c_in_the_last_evaluation_of_a_trial_ends_the_search(
+    open_search: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure = Dev.measure
+
+    def press(*given: Any) -> Any:
+        signal.raise_signal(signal.SIGINT)
+        return measure(*given)
+
+    search = open_search()
+    monkeypatch.setattr(Dev, "measure", press)
+    with pytest.raises(KeyboardInterrupt, match="best of 1 finished; give the same command again to go on"):
+        search.run(5, trials=3)
+    assert states(search) == ["finished"]
 
 
 def test_command(
