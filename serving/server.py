@@ -24,7 +24,7 @@ from serving.asking import why_not_ready
 from serving.backends.packed_cpu.presence import find_dead
 from serving.checks import check_ports, check_triton
 from serving.flags import CONDUCT, refuse_flags
-from serving.repository.loading import withdraw_latest, withdraw_refused
+from serving.repository.loading import bring_back, withdraw_latest, withdraw_refused
 from serving.repository.models import find_models
 from serving.repository.verification import loaded_versions, verify_models
 from serving.runtime import RuntimeFolder
@@ -270,7 +270,8 @@ class Server:
             try:
                 return self.process.wait(timeout=DRAIN + 10)
             except KeyboardInterrupt:  # the first signal, while it drains for new certificates: it drains all the same
-                self.process.wait(timeout=deadline - time.monotonic())
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self.process.wait(timeout=max(deadline - time.monotonic(), 0))
                 raise
         except subprocess.TimeoutExpired:
             return -signal.SIGKILL
@@ -288,19 +289,22 @@ class Server:
 
     def __enter__(self) -> Self:
         former = self.loaded if self.ready_since else None
+        withdrawn: list[Path] = []
         try:
-            while not self.came_up(former):
+            while not self.came_up(former, withdrawn):
                 self.kill()
         except BaseException:
             self.kill()
+            bring_back(withdrawn)
             raise
         return self
 
-    def came_up(self, former: dict[str, list[str]] | None) -> bool:
+    def came_up(self, former: dict[str, list[str]] | None, withdrawn: list[Path]) -> bool:
         """Starts the server, and waits until it is ready; False if it ended, and one version less is there now.
 
         Args:
             former: what it had loaded when it ran before: what came since may be what ends it. None: it did not run.
+            withdrawn: where that version lies now is added here.
 
         Raises:
             ServingError: it cannot be started.
@@ -309,9 +313,12 @@ class Server:
         try:
             self.wait_until_ready()
         except ServingError as exc:
-            is_over = self.running().poll() is not None
-            if former is None or not is_over or not withdraw_latest(self.repository, former, self.loaded, str(exc)):
+            if former is None or self.running().poll() is None:
                 raise
+            latest = withdraw_latest(self.repository, former, self.loaded, str(exc))
+            if latest is None:
+                raise
+            withdrawn.append(latest)
             return False
         return True
 

@@ -120,13 +120,14 @@ def write_secrets(folder: Path, secrets: Path) -> None:
     Raises:
         GatewayError: one is missing or wrong, or is gone that was there at the start. Nothing was written then.
     """
-    read = {TOKENS: tokens(secrets / "tokens"), "server.json": certificate("server", secrets)}
+    used = {name: read_resource(folder / f"{name}.json") for name in ("server", "triton")}
+    read = {TOKENS: tokens(secrets / "tokens"), "server.json": certificate("server", secrets, used["server"])}
     read["callers.json"] = authority("callers", secrets / "ca.pem")
     read["triton-token.json"] = triton_token(secrets / "triton-token")
     if (secrets / "triton-ca.pem").exists():
         read["triton-ca.json"] = authority("triton-ca", secrets / "triton-ca.pem")
         if (secrets / "triton.pem").exists():
-            read["triton.json"] = certificate("triton", secrets)
+            read["triton.json"] = certificate("triton", secrets, used["triton"])
     for name, resource in read.items():
         if resource in (NO_AUTHORITY, NO_TRITON_TOKEN) and read_resource(folder / name) not in (None, resource):
             gone = "ca.pem" if resource == NO_AUTHORITY else "triton-token"
@@ -167,17 +168,29 @@ def tokens(file: Path) -> dict[str, Any]:
     }
 
 
-def certificate(name: str, secrets: Path) -> dict[str, Any]:
-    """The secret of a certificate and its key. Raises GatewayError if they are none, or not of each other."""
+def certificate(name: str, secrets: Path, used: object = None) -> dict[str, Any]:
+    """The secret of a certificate and its key.
+
+    Args:
+        used: what is in use. It is not checked again: when it expires, new tokens must still be taken.
+
+    Raises:
+        GatewayError: they are none, or not of each other, or not valid now.
+    """
     chain, key = secrets / f"{name}.pem", secrets / f"{name}.key"
+    content = {"certificate_chain": inline(read_text(chain)), "private_key": inline(read_text(key))}
+    secret = as_secret(name, tls_certificate=content)
+    if secret == used:
+        return secret
     try:
         shake_hands(chain, key, is_servers=name == "server")
     except ssl.SSLCertVerificationError as exc:
-        raise GatewayError(f"{chain} cannot be used: {exc.verify_message}; renew it") from exc
+        raise GatewayError(
+            f"{chain} cannot be used: {exc.verify_message}; renew it, or look at its dates and what it is for"
+        ) from exc
     except (OSError, ValueError) as exc:
         raise GatewayError(f"{chain} and {key.name} cannot be used: {exc}; expected a certificate and its key") from exc
-    content = {"certificate_chain": inline(read_text(chain)), "private_key": inline(read_text(key))}
-    return as_secret(name, tls_certificate=content)
+    return secret
 
 
 def shake_hands(chain: Path, key: Path, *, is_servers: bool) -> None:

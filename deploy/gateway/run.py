@@ -77,9 +77,10 @@ def main(given: Sequence[str]) -> int:
             command = [find_envoy(), "--config-path", str(folder / CONFIG), "--disable-hot-restart"]
             if options.check:
                 envoy, relay = start([*command, "--mode", "validate", *flags])
-                code = envoy.wait()
-                relay.join()
-                return code
+                try:
+                    return envoy.wait()
+                finally:
+                    end(envoy, relay)
             command += ["--drain-time-s", str(NOTICE), "--drain-strategy", "immediate"]
             command += ["--log-level", "warning", "--file-flush-interval-msec", "1000"]
             return run([*command, *flags], folder, options.secrets, options.admin_port)
@@ -131,9 +132,14 @@ def run(command: list[str], folder: Path, secrets: Path, admin_port: int) -> int
         print(f"gateway: ended on {signal.Signals(stopping[0]).name}", file=sys.stderr)
         return 0 if envoy.returncode in (0, -signal.SIGTERM) else 1
     finally:
-        envoy.kill()
-        envoy.wait()
-        relay.join()
+        end(envoy, relay)
+
+
+def end(envoy: subprocess.Popen[bytes], relay: threading.Thread) -> None:
+    """Ends Envoy, if it did not end by itself, and copies the rest of what it said."""
+    envoy.kill()
+    envoy.wait()
+    relay.join()
 
 
 def start(command: list[str]) -> tuple[subprocess.Popen[bytes], threading.Thread]:

@@ -127,5 +127,7 @@ def _check(settings: HeadSettings, path: Path) -> None:
     passages = settings.passages
     if passages and (passages.aggregate not in AGGREGATES or passages.best < 1 or passages.overlap < 0):
         raise CheckpointError(f"{path}: {passages} is not usable; aggregate is one of {', '.join(AGGREGATES)}")
+    if len(settings.topics) == 1:
+        raise CheckpointError(f"{path}: has the topic {settings.topics[0]!r} alone, and it takes two to tell one")
     if settings.embedding_size < 0 or len(set(settings.topics)) < len(settings.topics):
         raise CheckpointError(f"{path}: a topic stands twice, or embedding_size is negative; fine-tune it again")

@@ -81,13 +81,13 @@ def _shares(dev: float, test: float) -> dict[str, float]:
 
 
 def _check_folder(path: Path, folder: Path, names: Sequence[str]) -> None:
-    for name in SPLITS:
-        file = folder / f"{name}.jsonl"
+    written = {folder / f"{name}.jsonl" for name in names}
+    for file in (folder / f"{name}.{end}" for name in SPLITS for end in ("jsonl", "jsonl.gz")):
         if not file.exists():
             continue
         if path.exists() and file.samefile(path):
             raise ClickLogError(f"{file}: is the log that is to be split; give another folder as --output")
-        if name not in names:
+        if file not in written:
             raise ClickLogError(
                 f"{file}: would stay beside the new files, and may share users with them; "
                 "remove it, or give another folder as --output"

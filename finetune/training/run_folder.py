@@ -18,6 +18,7 @@ from release.files import sha256
 
 RUN_SETTINGS = "settings.json"
 TRAINER_STATE = "trainer_state.json"
+TORCH_WRITES = ("inline_container", "PytorchStreamWriter")  # PyTorch has no class for a file that it could not write
 
 
 def place_of_run(output: Path) -> Path:
@@ -69,6 +70,7 @@ def run_to_end(trainer: Trainer, stop: StopAtStep, run: Path) -> Path:
 
     Raises:
         KeyboardInterrupt: with how to go on.
+        OSError, SafetensorError: the disk is full.
     """
     checkpoint = last_checkpoint(run)
     if checkpoint:
@@ -87,6 +89,10 @@ def run_to_end(trainer: Trainer, stop: StopAtStep, run: Path) -> Path:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except KeyboardInterrupt:
         stop.asked = was_cut = True
+    except RuntimeError as error:
+        if any(word in str(error) for word in TORCH_WRITES):
+            raise OSError(f"{run}: a checkpoint cannot be written ({error}); is the disk full?") from error
+        raise
     finally:
         if "wandb" in (trainer.args.report_to or ()) and (wandb := sys.modules.get("wandb")):
             wandb.finish()  # else the next run of this process would go into the same one

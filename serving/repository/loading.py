@@ -213,6 +213,11 @@ def put_aside(version: Path) -> str:
     where = version
     with suppress(OSError):  # a read-only repository
         where = versions.withdraw(version)
+    return how_to_bring_back(version, where)
+
+
+def how_to_bring_back(version: Path, where: Path) -> str:
+    """What to do about a version that lies elsewhere now."""
     return (
         f"It lies in {where}; once it is in order, `python -m serving load {version.parent.name} --version "
         f"{version.name}` brings it back"
@@ -237,7 +242,9 @@ def withdraw_refused(repository: Path, loaded: dict[str, list[str]], variant: st
                 break
 
 
-def withdraw_latest(repository: Path, former: dict[str, list[str]], loaded: dict[str, list[str]], why: str) -> bool:
+def withdraw_latest(
+    repository: Path, former: dict[str, list[str]], loaded: dict[str, list[str]], why: str
+) -> Path | None:
     """Withdraws the click model's version that came last, of those that a server had not loaded before; says so.
 
     Their files are whole, but Triton ended when it was to load them, so one of them seems to be the reason. They go one
@@ -247,7 +254,7 @@ def withdraw_latest(repository: Path, former: dict[str, list[str]], loaded: dict
         why: what happened.
 
     Returns:
-        Whether there was one.
+        Where it lies now; None if there was none, or the repository is read-only.
     """
     new = [
         repository / model / number
@@ -256,11 +263,24 @@ def withdraw_latest(repository: Path, former: dict[str, list[str]], loaded: dict
         if model != TOKENIZER_MODEL and number not in former.get(model, [])
     ]
     if not new:
-        return False
+        return None
     latest = max(new, key=lambda version: version.stat().st_ctime)
+    try:
+        where = versions.withdraw(latest)
+    except OSError:
+        return None
     about = f"{latest.parent.name} version {latest.name} is the last that came since the server ran"
-    print(f"serving: {why}. {about}. {put_aside(latest)}", file=sys.stderr, flush=True)
-    return not latest.exists()
+    print(f"serving: {why}. {about}. {how_to_bring_back(latest, where)}", file=sys.stderr, flush=True)
+    return where
+
+
+def bring_back(withdrawn: list[Path]) -> None:
+    """Publishes versions again by which a server would not start, and without which it did not either; says so."""
+    for where in withdrawn:
+        number = versions.withdrawn_number(where)
+        with suppress(OSError):
+            versions.bring_back(where.parent, number)
+            print(f"serving: {where.parent.name} version {number} was not the reason: it is back", file=sys.stderr)
 
 
 def find_refused(model: Path, numbers: list[str], variant: str) -> tuple[Path, str] | None:

@@ -27,7 +27,7 @@ from serving.server import Server
 from tests.client.certificates import Authority
 from tests.client.fakes import rank_once
 from tests.deploy.upstream import Upstream, upstream
-from tests.gateways import TOKEN, WITH_TOKEN, Gateway, gateway, make_secrets, needs_envoy, renew
+from tests.gateways import TOKEN, WITH_TOKEN, Gateway, gateway, is_ended, make_secrets, needs_envoy, renew
 from tests.integration.scores import PATIENCE
 from tests.published import as_admin, serve, serve_with_tls
 from tests.waiting import eventually
@@ -300,8 +300,7 @@ def test_it_runs_where_its_output_is_a_socket(folder: Path, authority: Authority
         ours.settimeout(60)
         with upstream() as (_, address):
             process = subprocess.Popen([*command, f"--triton={address}"], stdout=theirs, stderr=theirs)
-            stack.callback(process.wait)
-            stack.callback(process.kill)
+            stack.callback(lambda: eventually(lambda: is_ended(process), 180))
             theirs.close()
             said_until(b'"add_healthy_event"')
         said_until(b'"eject_unhealthy_event"')

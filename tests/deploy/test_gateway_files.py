@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+import ssl
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
+import deploy.gateway.files
 from deploy.gateway.files import GatewayError, model_ready_request, tokens, write_secrets
 from tests.client.certificates import Authority
 from tests.gateways import make_secrets, needs_envoy
@@ -105,11 +108,23 @@ def test_a_certificate_must_be_valid_now(made: Path, secrets: Path, tmp_path: Pa
         saved = {file: file.read_bytes() for file in secrets.glob(f"{name}.*")}
         for file in expired:
             shutil.copy(file, secrets / f"{name}{file.suffix}")
-        with pytest.raises(GatewayError, match=rf"{name}\.pem cannot be used: certificate has expired; renew it"):
+        with pytest.raises(
+            GatewayError, match=rf"{name}\.pem cannot be used: certificate has expired; renew it, or look at"
+        ):
             write_secrets(tmp_path, secrets)
         for file, content in saved.items():
             file.write_bytes(content)
     assert read_all(tmp_path) == former
+
+
+def test_when_the_certificate_in_use_expires_new_tokens_are_taken_all_the_same(
+    secrets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_secrets(tmp_path, secrets)
+    monkeypatch.setattr(deploy.gateway.files, "shake_hands", Mock(side_effect=ssl.SSLCertVerificationError("expired")))
+    (secrets / "tokens").write_text("web n3w\n", encoding="utf-8")
+    write_secrets(tmp_path, secrets)
+    assert "n3w" in (tmp_path / "tokens.json").read_text(encoding="utf-8")
 
 
 def read_all(folder: Path) -> dict[str, bytes]:

@@ -12,6 +12,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -176,6 +177,31 @@ def test_a_server_that_crashes_comes_back_without_what_triton_refuses(
         assert "before it was ready" in log and "other version 1 is the last that came since the server ran" in log
         assert command.end(signal.SIGTERM) == 0
         assert not left_of_servers(state)
+
+
+def test_versions_that_were_not_the_reason_come_back(small_repository: Path, state: Path, tmp_path: Path) -> None:
+    repository = shutil.copytree(small_repository, tmp_path / "repository")
+    with Command(repository, tmp_path) as command:
+        for version in ("2", "3"):
+            shutil.copytree(repository / "small" / "1", repository / "small" / version)
+        config = repository / "small" / "config.pbtxt"  # of all versions
+        config.write_text(f'{config.read_text()} parameters {{ key: "chunk_by" value {{ string_value: "no input" }} }}')
+        os.kill(command.triton(), signal.SIGSEGV)
+        assert command.process.wait(timeout=60) == 1
+        log = command.log_file.read_text()
+        assert log.count("is the last that came since the server ran") == 2
+        assert log.count("was not the reason: it is back") == 2
+    assert {path.name for path in (repository / "small").iterdir() if path.is_dir()} == {"1", "2", "3"}
+
+
+def test_a_signal_in_a_drain_that_hangs_is_not_lost(small_repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Server(small_repository, Addresses.free())
+    server.process = Mock(wait=Mock(side_effect=[KeyboardInterrupt, subprocess.TimeoutExpired("triton", 1), 0]))
+    killed = Mock()
+    monkeypatch.setattr(os, "killpg", killed)
+    with pytest.raises(KeyboardInterrupt):
+        server.stop()
+    assert killed.called
 
 
 def test_a_killed_server_is_tidied_up_by_the_next_start_but_not_before_triton_is_gone(

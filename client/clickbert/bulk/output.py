@@ -130,6 +130,10 @@ class Growing:
                         )
                     self._finishing.rename(self.path)
                     sync_folder(self.path)
+                elif not self.path.exists():  # an end came right after that, and somebody took it away since
+                    raise JobError(
+                        f"{self.path} was finished, and is gone since: remove {self._journal_path} to begin anew"
+                    )
                 if not done.bad:
                     self.bad.unlink(missing_ok=True)
                 self._journal_path.unlink(missing_ok=True)

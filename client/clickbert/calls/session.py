@@ -46,6 +46,7 @@ from clickbert.calls.releases import Releases
 from clickbert.calls.retries import RetryBudget
 from clickbert.calls.running import Asked, Running
 from clickbert.calls.steps import Compute, DescribeModel, GetRelease, Infer, Step
+from clickbert.channels.forks import Lock
 from clickbert.errors import InvalidInputError, ModelNotFoundError, ProtocolError, RankerClosedError, ServerError
 from clickbert.telemetry.observer import Call, Observer
 from clickbert.telemetry.watching import Observers
@@ -106,6 +107,7 @@ class Session:
         check_settings(model, timeout, max_documents, retries, mask, observers)
         self.url, self.model, self.max_documents = url, model, max_documents
         self.releases = Releases()
+        self._reading = Lock()
         self.closed = False
         self._timeout, self._retries, self._mask = timeout, retries, mask
         self._budget = RetryBudget()
@@ -212,9 +214,13 @@ class Session:
         return release
 
     def _read_release(self, answer: InferResponse, version: str, description: ModelDescription, where: str) -> Release:
-        """Read a release, and remember it here: its call may be over before it is read, and the next ones wait less."""
-        release = read_release(answer, version, description, where)
-        self.releases.remember(release)
+        """Read a release, and remember it here: the call may be over before it is read, and the next ones wait for it.
+
+        One reads at a time: who has waited finds it read.
+        """
+        with self._reading:
+            release = self.releases.find(version) or read_release(answer, version, description, where)
+            self.releases.remember(release)
         return release
 
     @property
@@ -346,11 +352,9 @@ class Session:
             raise error
         description: ModelDescription = yield DescribeModel(self.model)
         newest = newest_version(description, self._where)
-        if newest == release.version:
-            # It may have been loaded again with another configuration.
-            successor = replace(release, limits=read_limits(description, self._where))
-        else:
-            successor = yield GetRelease(newest)
+        known: Release = release if newest == release.version else (yield GetRelease(newest))
+        # It may have been loaded again with another configuration.
+        successor = replace(known, limits=read_limits(description, self._where))
         if successor.is_interchangeable_with(release):
             raise error
         return successor

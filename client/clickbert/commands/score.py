@@ -12,6 +12,7 @@ from clickbert.bulk.job import FORMATS, Files, Job
 from clickbert.bulk.progress import duration
 from clickbert.bulk.rows import BATCH_PAIRS, SCORE, Columns, JobError
 from clickbert.bulk.sending import VersionObserver
+from clickbert.calls.arguments import MAX_TIMEOUT
 from clickbert.commands.options import add_ranker_options, read_mask, seconds
 from clickbert.connection import Connection
 from clickbert.wire.protocol import DEFAULT_MODEL
@@ -100,7 +101,8 @@ def _model(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _open_ranker(arguments: argparse.Namespace) -> AsyncRanker:
     settings: dict[str, Any] = {
-        "timeout": arguments.timeout,
+        # In this process nobody else waits: what a call that ran out of time had computed would be computed again.
+        "timeout": arguments.timeout if arguments.in_process is None else MAX_TIMEOUT,
         "max_documents": BATCH_PAIRS,
         "mask": read_mask(arguments),
         "observers": [VersionObserver()],

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import time
 from decimal import Decimal
 from pathlib import Path
 
@@ -59,8 +60,7 @@ def _fields(record: Record, places: Mapping[str, str], columns: Columns) -> dict
             )
         found = {key: value for key, value in found.items() if key in named or key not in ("click", *COUNT_KEYS)}
     for key in ("group", "user"):
-        if isinstance(found.get(key), int) and not isinstance(found[key], bool):
-            found[key] = str(found[key])
+        found[key] = _number_as_name(found.get(key))
     for key in ("topic", "user"):
         found[key] = found.get(key) or None
     for key in (*COUNT_KEYS, "position", "time"):
@@ -69,8 +69,24 @@ def _fields(record: Record, places: Mapping[str, str], columns: Columns) -> dict
     if "click" in found:
         found["click"] = _click(found["click"])
     features = {name: _number(values[name]) for name in columns.features}
-    others = {name: values[name] for name in columns.others}
+    others = {name: _as_text(values[name], name, record.where) for name in columns.others}
     return {**others, **found, "features": {name: value for name, value in features.items() if value is not None}}
+
+
+def _number_as_name(value: object) -> object:
+    """Write a whole number as text: databases have no integer of so many digits, but a decimal."""
+    if isinstance(value, Decimal) and value.is_finite() and value == value.to_integral_value():
+        return str(int(value))
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _as_text(value: object, name: str, where: str) -> object:
+    """Write what JSON has no word for as text: what is asked for must not be left out."""
+    if value is None or isinstance(value, str | int | float):
+        return value
+    if isinstance(value, Decimal | time):
+        return str(value)
+    raise ClickLogError(f"{where}: the column {name!r} is {type(value).__name__}, not a text or a number; leave it out")
 
 
 def _click(value: object) -> object:

@@ -13,6 +13,7 @@ from finetune.data.clicklog import read_lines
 from finetune.data.row import ClickLogError
 
 BATCH = 4096  # records of a Parquet file in memory
+LONGEST_VALUE = 2**24  # characters of a value in CSV: behind a quote that nobody closes, the whole file is one
 Watch = Callable[[int], None] | None
 
 
@@ -52,6 +53,7 @@ def read_csv(
     """
     if delimiter is None:
         delimiter = "\t" if ".tsv" in path.suffixes else ","
+    csv.field_size_limit(LONGEST_VALUE)  # of Python's whole process; by default shorter than a long article
     reader = csv.reader(read_lines(path, watch), delimiter=delimiter, strict=True)
     names: list[str] | None = None
     wanted: list[tuple[str, int]] = []
@@ -61,9 +63,13 @@ def read_csv(
         except StopIteration:
             break
         except csv.Error as error:
-            raise ClickLogError(
-                f"{path}, line {reader.line_num}: not CSV ({error}); check the quotes and the delimiter"
-            ) from error
+            is_long = "field larger" in str(error)
+            why = (
+                f"a value has over {LONGEST_VALUE:,} characters; is a quote not closed?"
+                if is_long
+                else (f"not CSV ({error}); check the quotes and the delimiter")
+            )
+            raise ClickLogError(f"{path}, line {reader.line_num}: {why}") from error
         where = f"{path}, line {reader.line_num}"
         if names is None:
             names = values

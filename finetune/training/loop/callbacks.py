@@ -9,7 +9,14 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    IntervalStrategy,
+    ProgressCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from finetune.training.loop.dev import shown
 from finetune.training.loop.processes import say
@@ -159,7 +166,10 @@ class StopAtStep(TrainerCallback):
             torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX)
             self.asked = bool(asked)
         if self.asked:
-            control.should_save = control.should_training_stop = True
+            control.should_training_stop = True
+            # The end of an epoch saves by itself, behind its evaluation: a run that goes on from here would have none.
+            if state.epoch is None or state.epoch % 1 or args.eval_strategy != IntervalStrategy.EPOCH:
+                control.should_save = True
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **unused: Any

@@ -12,6 +12,7 @@ import pytest
 
 from clickbert import AuthenticationError, in_process
 from clickbert.__main__ import main
+from clickbert.bulk import output as files_of_a_job
 from clickbert.bulk.formats.lines import Lines
 from clickbert.bulk.rows import DamagedError, JobError
 from tests.client.bulk.stubs import ROWS, StubRanker, broken_off, contents, left_of, make_input, run, score_of
@@ -119,6 +120,27 @@ def test_what_is_finished_is_not_asked_again(tmp_path):
     run(source, output, again)
     left = [f"text {row}" for row in range(kept, ROWS) if row not in (5, 6, 17, ROWS - 1)]
     assert [document for _, document in again.asked] == left
+
+
+def test_an_output_that_is_gone_since_is_not_said_to_be_there(tmp_path, monkeypatch):
+    """The job ended just after the output had its name, and before the journal was removed."""
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    make_input(source)
+
+    def die(_):
+        raise KilledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files_of_a_job, "sync_folder", lambda path: output.exists() and die(path))
+        with pytest.raises(KilledError):
+            run(source, output)
+    whole = output.read_bytes()
+    output.rename(tmp_path / "elsewhere")
+    with pytest.raises(JobError, match=r"was finished, and is gone since: remove .*journal to begin anew"):
+        run(source, output, StubRanker())
+    output.write_bytes(whole)
+    run(source, output, StubRanker(die))
+    assert left_of(output) == {"", ".bad.jsonl"}
 
 
 def test_another_version_does_not_go_on_unless_it_may(tmp_path):

@@ -153,6 +153,22 @@ def test_parquet(tmp_path, values, group, kind):
     assert done.scored == len(good)
 
 
+@pytest.mark.parametrize("kind", ["string", "dictionary", "string_view"])
+def test_bad_rows_in_parquet_do_not_make_the_output_larger(tmp_path, kind):
+    """Each with a part of its own, the output would have the dictionary as often as there are parts."""
+    pa = pytest.importorskip("pyarrow")
+    pq = pytest.importorskip("pyarrow.parquet")
+    texts = pa.array([f"{number} " + "text " * 100 for number in range(1500)])
+    texts = texts.dictionary_encode() if kind == "dictionary" else texts.cast(getattr(pa, kind)())
+    documents = ["d" if number % 3 else None for number in range(1500)]
+    pq.write_table(pa.table({"query": texts, "document": documents}), tmp_path / "in.parquet")
+    done = run(tmp_path / "in.parquet", tmp_path / "out.parquet")
+    assert (done.scored, done.bad) == (1000, 500)
+    groups = pq.ParquetFile(tmp_path / "out.parquet").metadata.num_row_groups
+    assert groups <= (2 if kind == "string_view" else 1), "of views, what lies behind them counts with each batch"
+    assert (tmp_path / "out.parquet").stat().st_size < 2 * (tmp_path / "in.parquet").stat().st_size
+
+
 def test_a_parquet_file_of_text_that_is_not_utf8(tmp_path):
     pa = pytest.importorskip("pyarrow")
     pq = pytest.importorskip("pyarrow.parquet")

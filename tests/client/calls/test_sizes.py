@@ -54,6 +54,23 @@ def test_a_limit_that_is_lowered_while_the_version_stays_is_noticed(server, bloc
     assert max(request.inputs[limit].size for request in server.requests) <= int(lowered)
 
 
+def test_after_a_rollback_with_a_lower_limit_it_is_noticed_too(blocking):
+    server = FakeTriton({1: Published(), 2: Published(shift=0.5)})
+
+    def refuse(request):
+        most = int(server.parameters["max_elements.lengths"])
+        if request.model == "clickbert_onnx" and request.inputs["lengths"].size > most:
+            raise FakeStatusError("INVALID_ARGUMENT", "input 'lengths' has too many elements; split it")
+
+    server.before_infer = refuse
+    with calls(server, blocking) as call:
+        for server.serving in (1, 2):
+            call("rank", "tea", LONG)
+        server.serving = 1
+        server.parameters["max_elements.lengths"] = "6"
+        assert len(call("rank", "tea", LONG)) == len(LONG)
+
+
 def test_a_limit_that_is_raised_as_the_error_says_is_noticed(server, blocking):
     server.parameters |= {"max_elements.input_ids": "31"}
     with calls(server, blocking) as call:

@@ -174,6 +174,15 @@ def test_refuses_to_replace_its_own_log_or_to_leave_an_older_split(tmp_path: Pat
         split_log(tmp_path / "log.jsonl", tmp_path, "user", 0.2, 0.0)
 
 
+@pytest.mark.parametrize("name", ["train", "test"])
+def test_refuses_to_leave_an_older_split_that_is_gzipped(tmp_path: Path, name: str) -> None:
+    """It would be found where there is no other one of its name, with users that are in train now."""
+    (tmp_path / f"{name}.jsonl.gz").write_bytes(b"older")
+    with pytest.raises(ClickLogError, match=rf"{name}\.jsonl\.gz: would stay beside the new files"):
+        split_log(write(tmp_path / "log.jsonl", made_up(30)), tmp_path, "user", 0.2, 0.0)
+    assert {path.name for path in tmp_path.iterdir()} == {"log.jsonl", f"{name}.jsonl.gz"}
+
+
 @pytest.mark.parametrize(("dev", "test"), [(-0.1, 0.3), (0.0, 0.0), (0.5, 0.5), (float("nan"), 0.1)])
 def test_refuses_shares_that_leave_nothing(tmp_path: Path, dev: float, test: float) -> None:
     with pytest.raises(ClickLogError, match="give shares"):

@@ -17,6 +17,7 @@ from finetune.training.loop.dev import Dev
 from finetune.training.run import train
 from finetune.training.run_folder import last_checkpoint
 from finetune.training.settings import SettingsError, TrainSettings
+from tests.finetune.training.interrupt import CtrlC
 
 ROOT = Path(__file__).parents[3]
 OPTIONS = {
@@ -91,24 +92,30 @@ def test_a_half_written_checkpoint_does_not_count(base: Path, click_folder: Path
     assert last_checkpoint(run) == whole
 
 
+@pytest.mark.parametrize("epochs", [1, 2])
+@pytest.mark.parametrize("first_in", ["the last step", "the evaluation"])
 def test_an_evaluation_that_is_cut_short_after_the_last_step_is_done_again(
-    base: Path, click_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    base: Path, click_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epochs: int, first_in: str
 ) -> None:
     """Ctrl-C twice: without that evaluation, an earlier model would count as the best."""
-    settings = TrainSettings(epochs=2, batch_size=16, learning_rate=3e-3)
+    settings = TrainSettings(epochs=epochs, batch_size=16, learning_rate=3e-3)
     expected = train(click_folder, str(base), tmp_path / "whole", settings)
+    steps = len((click_folder / "train.jsonl").read_text(encoding="utf-8").splitlines()) // 16 * epochs
     measure, calls = Dev.measure, []
 
     def press(*given: Any) -> Any:
         calls.append(given)
-        if len(calls) == 2:
-            signal.raise_signal(signal.SIGINT)
-            signal.raise_signal(signal.SIGINT)
+        if len(calls) == epochs:
+            for _ in range(1 if first_in == "the last step" else 2):
+                signal.raise_signal(signal.SIGINT)
         return measure(*given)
 
+    callbacks = [CtrlC(steps)] if first_in == "the last step" else []
     monkeypatch.setattr(Dev, "measure", press)
-    with pytest.raises(KeyboardInterrupt, match=r"checkpoint-\d+ is kept: give the same command again to go on"):
-        train(click_folder, str(base), tmp_path / "out", settings)
+    with pytest.raises(
+        KeyboardInterrupt, match="is kept: give the same" if epochs > 1 else "no checkpoint was written"
+    ):
+        train(click_folder, str(base), tmp_path / "out", settings, callbacks=callbacks)
     assert not (tmp_path / "out").exists()
     assert train(click_folder, str(base), tmp_path / "out", settings) == expected
     assert weights(tmp_path / "out") == weights(tmp_path / "whole")
@@ -131,14 +138,18 @@ def test_a_run_that_patience_had_ended_is_not_gone_on_with(
     assert weights(tmp_path / "out") == weights(tmp_path / "whole")
 
 
-def test_a_disk_that_is_full_is_an_error_in_a_line(base: Path, click_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("what", ["the weights", "what the optimizer knows, which is more"])
+def test_a_disk_that_is_full_is_an_error_in_a_line(base: Path, click_folder: Path, tmp_path: Path, what: str) -> None:
     """As a limit on the size of files, here."""
+    blocks = (base / "model.safetensors").stat().st_size // 1024 + (-5 if what == "the weights" else 10)
     arguments = [sys.executable, "-m", "finetune", "train", "--data", str(click_folder), "--base-model", str(base)]
     arguments += ["--output", str(tmp_path / "out"), "--epochs", "1"]
-    limited = ["bash", "-c", 'ulimit -f 30 && exec "$@"', "bash", *arguments]
-    done = subprocess.run(limited, cwd=ROOT, capture_output=True, text=True, check=False)
+    limited = ["bash", "-c", f'ulimit -f {blocks} && exec "$@"', "bash", *arguments]
+    environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}  # half a file of it would break later imports
+    done = subprocess.run(limited, cwd=ROOT, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
-    assert "error: " in done.stderr and "File too large" in done.stderr
+    assert "error: " in done.stderr
+    assert ("File too large" if what == "the weights" else "a checkpoint cannot be written") in done.stderr
 
 
 @pytest.mark.slow

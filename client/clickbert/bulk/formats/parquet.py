@@ -113,9 +113,7 @@ class Parquet:
                     if len(found) != batch.num_rows:
                         raise JobError(f"{scores} has too few scores: remove the journal to begin anew", is_final=True)
                     scored = pa.RecordBatch.from_arrays([*batch.columns, pa.array(found)], schema=schema)
-                    # By slices: Arrow cannot filter every type of column, such as the views of strings.
-                    for first, end in _runs(~np.isnan(found)):
-                        yield scored.slice(first, end - first)
+                    yield _filtered(scored, ~np.isnan(found))
 
     def _open(self) -> Any:
         with Path(self.name).open("rb"):
@@ -157,10 +155,20 @@ def _row_groups(batches: Iterator[Any]) -> Iterator[Any]:
         yield pa.Table.from_batches(waiting)
 
 
-def _runs(wanted: npt.NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
-    """Where each run of wanted rows begins and ends."""
-    edges = np.flatnonzero(np.diff(wanted, prepend=False, append=False))
-    yield from zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)
+def _filtered(batch: Any, wanted: npt.NDArray[np.bool_]) -> Any:
+    """Return the wanted rows of a batch."""
+    if wanted.all():
+        return batch
+    edges = np.flatnonzero(np.diff(wanted, prepend=False, append=False)).tolist()
+
+    def filtered(column: Any) -> Any:
+        try:
+            return column.filter(pa.array(wanted))
+        except pa.ArrowNotImplementedError:  # there are types that Arrow cannot filter, such as views of strings
+            runs = [column.slice(first, end - first) for first, end in zip(edges[::2], edges[1::2], strict=True)]
+            return pa.concat_arrays(runs) if runs else column.slice(0, 0)
+
+    return pa.RecordBatch.from_arrays([filtered(column) for column in batch.columns], schema=batch.schema)
 
 
 def _is_text(kind: Any) -> bool:

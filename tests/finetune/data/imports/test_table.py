@@ -2,7 +2,7 @@
 
 import gzip
 import io
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from finetune.data.clicklog import ClickLogError, ClickRow
+from finetune.data.imports import tables
 from finetune.data.imports.table import COLUMNS, Columns, read_rows
 
 HEADER = "group,query,document,click,topic,position,user,time,price,domain"
@@ -81,6 +82,38 @@ def test_parquet_values_become_those_of_the_log(tmp_path: Path) -> None:
         ClickRow("1", "tea", "cup", 1, 1, ("shop", "tea"), 1, "7", 1767225600.0, {"price": 9.5}, {"day": "2026-01-01"}),
         ClickRow("2", "tea", "pot", 0, 1),
     ]
+
+
+def test_parquet_has_names_and_texts_that_are_decimals_or_times(tmp_path: Path) -> None:
+    path = write_parquet(
+        tmp_path,
+        group=pa.array([Decimal(10**30)], pa.decimal128(38, 0)),
+        user=pa.array([Decimal(7)], pa.decimal128(38, 2)),
+        query=["tea"],
+        document=["cup"],
+        click=[1],
+        price=[Decimal("9.50")],
+        at=[time(9, 30)],
+    )
+    (row,) = read(path, Columns(others=["price", "at"]))
+    assert (row.group, row.user, row.others) == (f"1{'0' * 30}", "7", {"price": "9.50", "at": "09:30:00"})
+
+
+@pytest.mark.parametrize("value", [b"bytes", ["a", "list"]])
+def test_a_column_that_cannot_be_kept_as_text_is_named(tmp_path: Path, value: object) -> None:
+    """It was asked for, and must not be left out unsaid."""
+    path = write_parquet(tmp_path, group=["1"], query=["tea"], document=["cup"], click=[1], tags=[value])
+    with pytest.raises(ClickLogError, match=r"row 1: the column 'tags' is (bytes|list), not a text or a number"):
+        read(path, Columns(others=["tags"]))
+
+
+def test_csv_has_texts_as_long_as_articles_and_no_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    article = "word " * 100_000
+    path = write_csv(tmp_path, "group,query,document,click", f"1,tea,{article},1")
+    assert read(path)[0].document == article
+    monkeypatch.setattr(tables, "LONGEST_VALUE", 100_000)
+    with pytest.raises(ClickLogError, match=r"line 2: a value has over 100,000 characters; is a quote not closed"):
+        read(path)
 
 
 def test_parquet_is_read_in_batches(tmp_path: Path) -> None:
