@@ -295,7 +295,6 @@ class Server:
                 self.kill()
         except BaseException:
             self.kill()
-            bring_back(withdrawn)
             raise
         return self
 
@@ -315,8 +314,12 @@ class Server:
         except ServingError as exc:
             if former is None or self.running().poll() is None:
                 raise
-            latest = withdraw_latest(self.repository, former, self.loaded, str(exc))
-            if latest is None:
+            try:
+                latest = withdraw_latest(self.repository, former, self.loaded, str(exc))
+            except OSError:  # a read-only repository
+                raise exc from None
+            if latest is None:  # without all of them it ended, too
+                bring_back(withdrawn)
                 raise
             withdrawn.append(latest)
             return False

@@ -118,7 +118,8 @@ def write_secrets(folder: Path, secrets: Path) -> None:
     """Writes what has changed of the secrets; Envoy takes it over for new calls and connections.
 
     Raises:
-        GatewayError: one is missing or wrong, or is gone that was there at the start. Nothing was written then.
+        GatewayError: one is missing or wrong, or is gone that was there at the start. Nothing was written then. Or a
+            certificate that is in use has expired: what else is new was written.
     """
     used = {name: read_resource(folder / f"{name}.json") for name in ("server", "triton")}
     read = {TOKENS: tokens(secrets / "tokens"), "server.json": certificate("server", secrets, used["server"])}
@@ -135,6 +136,9 @@ def write_secrets(folder: Path, secrets: Path) -> None:
     for name, resource in read.items():
         if read_resource(folder / name) != resource:
             replace(folder / name, json.dumps({"resources": [resource]}))
+    for name, resource in used.items():
+        if resource and resource == read.get(f"{name}.json"):
+            check_certificate(name, secrets)
 
 
 def tokens(file: Path) -> dict[str, Any]:
@@ -172,7 +176,7 @@ def certificate(name: str, secrets: Path, used: object = None) -> dict[str, Any]
     """The secret of a certificate and its key.
 
     Args:
-        used: what is in use. It is not checked again: when it expires, new tokens must still be taken.
+        used: what is in use, and is not checked here: when it expires, new tokens must still be taken.
 
     Raises:
         GatewayError: they are none, or not of each other, or not valid now.
@@ -180,8 +184,14 @@ def certificate(name: str, secrets: Path, used: object = None) -> dict[str, Any]
     chain, key = secrets / f"{name}.pem", secrets / f"{name}.key"
     content = {"certificate_chain": inline(read_text(chain)), "private_key": inline(read_text(key))}
     secret = as_secret(name, tls_certificate=content)
-    if secret == used:
-        return secret
+    if secret != used:
+        check_certificate(name, secrets)
+    return secret
+
+
+def check_certificate(name: str, secrets: Path) -> None:
+    """Raises GatewayError if a certificate and its key are none, or not of each other, or not valid now."""
+    chain, key = secrets / f"{name}.pem", secrets / f"{name}.key"
     try:
         shake_hands(chain, key, is_servers=name == "server")
     except ssl.SSLCertVerificationError as exc:
@@ -190,7 +200,6 @@ def certificate(name: str, secrets: Path, used: object = None) -> dict[str, Any]
         ) from exc
     except (OSError, ValueError) as exc:
         raise GatewayError(f"{chain} and {key.name} cannot be used: {exc}; expected a certificate and its key") from exc
-    return secret
 
 
 def shake_hands(chain: Path, key: Path, *, is_servers: bool) -> None:

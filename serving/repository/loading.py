@@ -254,7 +254,10 @@ def withdraw_latest(
         why: what happened.
 
     Returns:
-        Where it lies now; None if there was none, or the repository is read-only.
+        Where it lies now; None if there was none.
+
+    Raises:
+        OSError: it cannot be renamed.
     """
     new = [
         repository / model / number
@@ -265,10 +268,7 @@ def withdraw_latest(
     if not new:
         return None
     latest = max(new, key=lambda version: version.stat().st_ctime)
-    try:
-        where = versions.withdraw(latest)
-    except OSError:
-        return None
+    where = versions.withdraw(latest)
     about = f"{latest.parent.name} version {latest.name} is the last that came since the server ran"
     print(f"serving: {why}. {about}. {how_to_bring_back(latest, where)}", file=sys.stderr, flush=True)
     return where
@@ -279,8 +279,8 @@ def bring_back(withdrawn: list[Path]) -> None:
     for where in withdrawn:
         number = versions.withdrawn_number(where)
         with suppress(OSError):
-            versions.bring_back(where.parent, number)
-            print(f"serving: {where.parent.name} version {number} was not the reason: it is back", file=sys.stderr)
+            if versions.bring_back(where.parent, number):
+                print(f"serving: {where.parent.name} version {number} was not the reason: it is back", file=sys.stderr)
 
 
 def find_refused(model: Path, numbers: list[str], variant: str) -> tuple[Path, str] | None:

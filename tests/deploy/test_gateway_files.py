@@ -121,9 +121,12 @@ def test_when_the_certificate_in_use_expires_new_tokens_are_taken_all_the_same(
     secrets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_secrets(tmp_path, secrets)
-    monkeypatch.setattr(deploy.gateway.files, "shake_hands", Mock(side_effect=ssl.SSLCertVerificationError("expired")))
+    expired = ssl.SSLCertVerificationError()
+    expired.verify_message = "certificate has expired"
+    monkeypatch.setattr(deploy.gateway.files, "shake_hands", Mock(side_effect=expired))
     (secrets / "tokens").write_text("web n3w\n", encoding="utf-8")
-    write_secrets(tmp_path, secrets)
+    with pytest.raises(GatewayError, match=r"server\.pem cannot be used: .*; renew it"):  # and it is told
+        write_secrets(tmp_path, secrets)
     assert "n3w" in (tmp_path / "tokens.json").read_text(encoding="utf-8")
 
 

@@ -187,11 +187,34 @@ def test_versions_that_were_not_the_reason_come_back(small_repository: Path, sta
         config = repository / "small" / "config.pbtxt"  # of all versions
         config.write_text(f'{config.read_text()} parameters {{ key: "chunk_by" value {{ string_value: "no input" }} }}')
         os.kill(command.triton(), signal.SIGSEGV)
-        assert command.process.wait(timeout=60) == 1
+        assert command.process.wait(timeout=180) == 1
         log = command.log_file.read_text()
         assert log.count("is the last that came since the server ran") == 2
         assert log.count("was not the reason: it is back") == 2
     assert {path.name for path in (repository / "small").iterdir() if path.is_dir()} == {"1", "2", "3"}
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt, ServingError("the port is taken")])
+def test_a_version_that_ended_triton_stays_withdrawn_whatever_ends_the_next_try(
+    small_repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: BaseException
+) -> None:
+    repository = shutil.copytree(small_repository, tmp_path / "repository")
+    shutil.copytree(repository / "small" / "1", repository / "small" / "2")
+    server = Server(repository, Addresses.free())
+    server.ready_since, server.loaded = 1.0, {"small": ["1"]}
+    ended = Mock(poll=Mock(return_value=1))
+
+    def start() -> None:
+        if not (repository / "small" / "2").exists():
+            raise end
+        server.loaded, server.process = {"small": ["2"]}, ended
+
+    monkeypatch.setattr(server, "start", start)
+    monkeypatch.setattr(server, "wait_until_ready", Mock(side_effect=ServingError("tritonserver ended")))
+    monkeypatch.setattr(server, "kill", Mock())
+    with pytest.raises(type(end) if isinstance(end, Exception) else end), server:
+        pass
+    assert (repository / "small" / "withdrawn.2").is_dir()
 
 
 def test_a_signal_in_a_drain_that_hangs_is_not_lost(small_repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -294,7 +294,7 @@ class Session:
             successor = yield from self._successor(exc, release)
         else:
             version = _agreed_version(answers, release, self._where)
-            successor = release if version == release.version else (yield GetRelease(version))
+            successor = release if version == release.version else (yield from self._answering(version, release))
 
         usable: dict[int, InferResponse] = {}
         if successor.is_interchangeable_with(release):
@@ -340,6 +340,14 @@ class Session:
                 f" {release.tokenizer.max_length} that a pair may have, or more"
             )
         return model_request(self.model, version, packed, question.outputs, takes_longest=release.limits.takes_longest)
+
+    def _answering(self, version: str, release: Release) -> Generator[Step, Any, Release]:
+        """Return the release that answered in place of `release`."""
+        if known := self.releases.find(version):
+            # The limits are those of the model's configuration, not of a version: what was heard last is newer.
+            return replace(known, limits=release.limits)
+        answering: Release = yield GetRelease(version)
+        return answering
 
     def _successor(self, error: ServerError | InvalidInputError, release: Release) -> Generator[Step, Any, Release]:
         """Return the newer release that explains why a question was refused, here or by the server, or raise the error.

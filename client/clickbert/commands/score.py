@@ -40,7 +40,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--mixed-versions", action="store_true", help="go on with another version of the model than the job began with")
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
-        "--in-process", metavar="PATH", help="without a server: a published version, or a checkpoint's folder"
+        "--in-process",
+        metavar="PATH",
+        help="without a server, and without --timeout: a published version, or a checkpoint's folder",
     )
     add_ranker_options(parser, timeout=60.0, default_model=None, url_group=where)
     parser.set_defaults(refuse=parser.error)

@@ -134,4 +134,6 @@ def _present(path: Path, names: list[str], columns: Sequence[str], optional: Seq
 def _values(column: pa.Array) -> list[object]:
     if pa.types.is_timestamp(column.type):  # Python's times have no nanoseconds
         column = column.cast(pa.timestamp("us", column.type.tz), safe=False)
+    elif pa.types.is_time64(column.type):
+        column = column.cast(pa.time64("us"), safe=False)
     return [value.isoformat() if isinstance(value, date | datetime) else value for value in column.to_pylist()]

@@ -54,7 +54,8 @@ def test_a_limit_that_is_lowered_while_the_version_stays_is_noticed(server, bloc
     assert max(request.inputs[limit].size for request in server.requests) <= int(lowered)
 
 
-def test_after_a_rollback_with_a_lower_limit_it_is_noticed_too(blocking):
+@pytest.mark.parametrize("lowered_with", [1, 2])
+def test_after_a_rollback_with_a_lower_limit_it_is_noticed_too(blocking, lowered_with):
     server = FakeTriton({1: Published(), 2: Published(shift=0.5)})
 
     def refuse(request):
@@ -64,11 +65,12 @@ def test_after_a_rollback_with_a_lower_limit_it_is_noticed_too(blocking):
 
     server.before_infer = refuse
     with calls(server, blocking) as call:
-        for server.serving in (1, 2):
-            call("rank", "tea", LONG)
-        server.serving = 1
-        server.parameters["max_elements.lengths"] = "6"
-        assert len(call("rank", "tea", LONG)) == len(LONG)
+        call("rank", "tea", LONG)
+        for server.serving in (2, 1):
+            if server.serving == lowered_with:
+                server.parameters["max_elements.lengths"] = "6"
+            for _ in range(2):
+                assert len(call("rank", "tea", LONG)) == len(LONG)
 
 
 def test_a_limit_that_is_raised_as_the_error_says_is_noticed(server, blocking):

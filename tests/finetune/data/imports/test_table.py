@@ -2,7 +2,7 @@
 
 import gzip
 import io
-from datetime import UTC, date, datetime, time
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -93,7 +93,7 @@ def test_parquet_has_names_and_texts_that_are_decimals_or_times(tmp_path: Path) 
         document=["cup"],
         click=[1],
         price=[Decimal("9.50")],
-        at=[time(9, 30)],
+        at=pa.array([34_200_000_000_001], pa.time64("ns")),
     )
     (row,) = read(path, Columns(others=["price", "at"]))
     assert (row.group, row.user, row.others) == (f"1{'0' * 30}", "7", {"price": "9.50", "at": "09:30:00"})
