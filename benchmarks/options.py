@@ -38,7 +38,7 @@ def load(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default=DEFAULT_MODEL, help=f"the model's name (default {DEFAULT_MODEL})")
     arrivals = parser.add_mutually_exclusive_group()
     arrivals.add_argument("--users", type=whole_number, help=f"closed loop: requests in flight (default {USERS})")
-    arrivals.add_argument("--rate", type=rate, help="open loop: requests to start a second, at random moments")
+    arrivals.add_argument("--rate", type=above_zero, help="open loop: requests to start a second, at random moments")
     parser.add_argument("--duration", type=whole_number, default=30, help="seconds that are measured (default 30)")
 
 
@@ -55,7 +55,7 @@ def soak(parser: argparse.ArgumentParser) -> None:
     add_repository(parser, f"that a server is started on (default {REPOSITORY})")
     add_workload_options(parser)
     parser.add_argument("--model", default=DEFAULT_MODEL, help=f"the model's name (default {DEFAULT_MODEL})")
-    parser.add_argument("--minutes", type=rate, default=60.0, help="how long (default 60)")
+    parser.add_argument("--minutes", type=above_zero, default=60.0, help="how long (default 60)")
 
 
 def tune(parser: argparse.ArgumentParser) -> None:
@@ -69,7 +69,7 @@ def tune(parser: argparse.ArgumentParser) -> None:
 
 def plan(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `plan`."""
-    parser.add_argument("--rate", type=rate, required=True, help="requests a second, of all callers together")
+    parser.add_argument("--rate", type=above_zero, required=True, help="requests a second, of all callers together")
     parser.add_argument("--slo", type=slo, required=True, metavar="p99=50ms", help="the objective")
     parser.add_argument("--results", type=Path, required=True, metavar="FILE", help="what `saturate` measured on one")
     parser.add_argument("--model", metavar="NAME", help="which of the file's models (default: the only one)")
@@ -156,12 +156,12 @@ def not_negative(text: str) -> int:
     return int(text)
 
 
-def rate(text: str) -> float:
-    """Requests a second."""
+def above_zero(text: str) -> float:
+    """A number above 0."""
     try:
         number = float(text)
     except ValueError:
         number = 0.0
     if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of requests a second above 0")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
     return number

@@ -258,7 +258,8 @@ def build_engines(
         else:
             logits = score_merged(run, evaluation.pairs, {LOGITS: len(evaluation.labels)}, once=once)[LOGITS]
         check_finite(engine.model, {LOGITS: logits})
-        comparison = compare(evaluation.rows, evaluation.logits, logits, evaluation.labels, TIE.of(request.limits))
+        tie = TIE.of(request.limits)
+        comparison = compare(evaluation.rows, evaluation.pairs, evaluation.logits, logits, evaluation.labels, tie)
         if once and not engine.by_shapes and logits is not source_logits:  # the packed graph itself is proved
             # INT8 carries a difference in the last bits on until it is as large as the engine's own error.
             allowed = max(TOLERANCE.of(request.limits), comparison.max_abs_diff)

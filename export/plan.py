@@ -174,4 +174,5 @@ def run_gate(version: Path, run: Run) -> None:
     """The gate of a published version."""
     from export.verify.saved_gate import gate  # noqa: PLC0415 (it imports scikit-learn, which `--help` does not need)
 
-    gate(version, run, find_gates())
+    most = read_limits(version)
+    gate(version, run, find_gates(), most.requests, most.pairs_of_any_length)

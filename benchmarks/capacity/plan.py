@@ -38,6 +38,7 @@ EXPECTED = (BenchmarkError,)
 BEYOND = 0.5  # of a percentile: so many requests must lie beyond it, on average, or it is none
 LEAST = 3  # loads: two numbers are fitted to them
 STEADY = 0.92  # load: above it, the seconds of a measurement are too few for a queue to grow as long as it gets
+ROUNDING = 1e-9  # of a rate divided by a capacity: the highest load that was measured is within the measured ones
 STEPS = 40  # of the search for a rate, which halves the range each time
 
 
@@ -164,7 +165,7 @@ def find_points(steps: list[Step], name: str, percentile: float, capacity: float
 def replicas_needed(node: Node, rate: float, slo: Slo) -> int:
     """The least number that meets the objective. Raises BenchmarkError if even the lowest measured load does not."""
     curve = node.curves[slo.percentile]
-    fewest, most = (max(1, ceil(rate / (load * node.capacity))) for load in (curve.highest, curve.lowest))
+    fewest, most = (max(1, ceil(rate / (load * node.capacity) - ROUNDING)) for load in (curve.highest, curve.lowest))
 
     def holds(replicas: int) -> bool:
         return curve.cautious(rate / (replicas * node.capacity), replicas) <= slo.limit_ms
@@ -188,7 +189,9 @@ def forecast(node: Node, rate: float, replicas: int, slo: Slo) -> Forecast:
         middle = (low + high) / 2
         low, high = (middle, high) if curve.cautious(middle, replicas) <= slo.limit_ms else (low, middle)
     load = rate / all_of_them
-    latency = {name: each.latency(load, replicas) for name, each in node.curves.items() if load <= each.highest}
+    latency = {
+        name: each.latency(load, replicas) for name, each in node.curves.items() if load <= each.highest + ROUNDING
+    }
     return Forecast(replicas, load, latency, (low if break_measured else high) * all_of_them, break_measured)
 
 

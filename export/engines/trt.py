@@ -97,7 +97,7 @@ class TensorRTEngine(Engine):
 
     def finish(self, folder: Path, say: Say) -> None:
         """Builds the plan and gates it where a GPU is; elsewhere `python -m export plan` does."""
-        from export.tensorrt.build import rebuild  # noqa: PLC0415
+        from export.tensorrt.build import read_limits, rebuild  # noqa: PLC0415
         from export.verify.saved_gate import gate  # noqa: PLC0415
 
         try:
@@ -106,7 +106,12 @@ class TensorRTEngine(Engine):
             say(f"{self.model}: no plan is built here ({exc}); `python -m export plan` builds it where it will run")
             return
         say(f"{self.model}: build its plan for {machine}, and gate it")
-        rebuild(trt, folder, machine, lambda run: gate(folder, run, self.gates))
+
+        def gate_it(run: Run) -> dict[str, Any]:
+            most = read_limits(folder)
+            return gate(folder, run, self.gates, most.requests, most.pairs_of_any_length)
+
+        rebuild(trt, folder, machine, gate_it)
 
 
 def find_tensorrt() -> tuple[Any, PlanMachine]:

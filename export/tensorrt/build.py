@@ -65,6 +65,11 @@ class ExecutionLimits:
     longest: int  # tokens of a pair
     longest_user: int | None = None  # tokens of a user's segment, where it is computed once; None: full attention
 
+    @property
+    def pairs_of_any_length(self) -> int:
+        """How many pairs a request may have, however long they are."""
+        return max(1, min(self.pairs, self.tokens // self.longest))
+
     def shapes(self) -> Profile:
         """Smallest, typical and largest length of every input (all inputs are vectors): the optimization profile."""
         typical_pairs, pairs = self.requests * min(TYPICAL_PAIRS, self.pairs), self.requests * self.pairs

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import kendalltau
 
+from export.graph.packing import Pair
 from export.verify.heads import HeadComparison
 from finetune.data.clicklog import ClickRow
 from finetune.evaluation.metrics import calibration_error, click_probability, evaluate_ranking, group_rows
@@ -60,6 +61,7 @@ class Comparison:
 
 def compare(
     rows: Sequence[ClickRow],
+    pairs: Sequence[Pair],
     reference: NDArray[np.float32],
     logits: NDArray[np.float32],
     labels: Sequence[str],
@@ -70,6 +72,8 @@ def compare(
 
     Args:
         rows: the evaluation file.
+        pairs: the rows' tokens. Rows with the same ones are ranked by the score of the first of them: they are computed
+            in different batches, and rounding would decide which of them is above the other.
         reference: PyTorch's logits, fp32.
         logits: the engine's; all finite.
         labels: the labels' names.
@@ -79,7 +83,8 @@ def compare(
     Raises:
         MetricError: the rows cannot be evaluated (no click, one group, ...), or a logit is not finite.
     """
-    probabilities = [click_probability(values, labels) for values in (reference, logits)]
+    first_equal = first_places(pairs)
+    probabilities = [click_probability(values[first_equal], labels) for values in (reference, logits)]
     first, second = (evaluate_ranking(rows, values) for values in probabilities)
     intervals = bootstrap(rows, probabilities, draws)
     groups = group_rows(rows)
@@ -101,6 +106,13 @@ def compare(
         pairs=len(rows),
         groups=len(groups),
     )
+
+
+def first_places(pairs: Sequence[Pair]) -> NDArray[np.int64]:
+    """For each pair the place of the first one that has the same tokens."""
+    seen: dict[tuple[tuple[int, ...], ...], int] = {}
+    keys = ((tuple(pair["input_ids"]), tuple(pair["token_type_ids"])) for pair in pairs)
+    return np.array([seen.setdefault(key, place) for place, key in enumerate(keys)])
 
 
 def log_odds(probabilities: FloatArray) -> FloatArray:

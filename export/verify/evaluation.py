@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import nn
 from transformers import BertForSequenceClassification, PreTrainedTokenizerFast
@@ -19,12 +20,12 @@ from export.graph.packed.packed_bert import PackedBert, output_widths
 from export.graph.packing import Logits, Pair, pack
 from export.verify.gates import MAX_UNKNOWN, MIN_AUC, GateError, Limits
 from export.verify.heads import HeadReference, choose_texts, evenly
-from export.verify.parity import name_row
+from export.verify.parity import TIE, name_row
 from finetune.checkpoint.attention import SPECIAL_TOKENS, user_tokens
 from finetune.checkpoint.heads import Heads, read_heads
 from finetune.checkpoint.load import hash_checkpoint, label_names, load_checkpoint
 from finetune.data.clicklog import ClickRow, read_click_log
-from finetune.evaluation.metrics import click_column, click_probability, evaluate_ranking, group_rows
+from finetune.evaluation.metrics import click_column, click_probability, evaluate_ranking, group_rows, to_log_odds
 from finetune.evaluation.scoring import score_documents, score_passages, score_rows, score_texts, tokenize_pairs
 from release.expected import CANDIDATES, SCORES, TOKENS, Expected, shares
 from release.manifest import CheckpointRecord
@@ -137,13 +138,16 @@ def evaluate(checkpoint: Checkpoint, rows: list[ClickRow], limits: Limits) -> Ev
 
     Raises:
         TokenizerError: clients would make other tokens of its texts.
-        GateError: the checkpoint cannot rank it: too many words are [UNK], or the AUC is below chance.
+        GateError: the checkpoint cannot rank it: too many words are [UNK], all pairs have the same score, or the AUC is
+            below chance.
     """
     pairs = tokenize_pairs(checkpoint.tokenizer, rows, checkpoint.max_length, checkpoint.user_tokens)
     cut = prove_tokenizer(checkpoint.tokenizer_json, rows, pairs, checkpoint.max_length, checkpoint.user_tokens)
     check_unknown(checkpoint, pairs, MAX_UNKNOWN.of(limits))
     logits = score_rows(checkpoint.model, checkpoint.tokenizer, rows, checkpoint.max_length)
     metrics = evaluate_ranking(rows, click_probability(logits, checkpoint.labels))
+    if MIN_AUC.of(limits) > 0:
+        refuse_one_score(checkpoint, to_log_odds(logits, checkpoint.click_label))
     refuse_low_auc(checkpoint, rank_as_trained(checkpoint, rows) or metrics, MIN_AUC.of(limits))
     heads, once = score_heads(checkpoint, rows, pairs), checkpoint.user_tokens is not None
     truncated, unknown = sum(cut) / len(cut), unknown_share(checkpoint, rows, pairs)
@@ -236,6 +240,16 @@ def unknown_share(checkpoint: Checkpoint, rows: Sequence[ClickRow], pairs: Seque
     requests = [[pairs[place] for place in group] for group in group_rows(rows)]
     ids = pack(requests, once=checkpoint.user_tokens is not None)["input_ids"]
     return float(np.mean(ids == checkpoint.tokenizer.unk_token_id))
+
+
+def refuse_one_score(checkpoint: Checkpoint, log_odds: NDArray[np.float64]) -> None:
+    """Raises GateError if all pairs have the same score: no engine could fail to keep that order."""
+    if np.ptp(log_odds) <= TIE:
+        raise GateError(
+            f"{checkpoint.origin.name}: it scores all {len(log_odds)} pairs alike (log-odds of a click "
+            f"{log_odds[0]:.3g}). Probably its training collapsed, or its weights are damaged: look at the metrics of "
+            "the training (--min-auc 0 lets it pass)"
+        )
 
 
 def refuse_low_auc(checkpoint: Checkpoint, metrics: Mapping[str, float], limit: float) -> None:

@@ -11,6 +11,7 @@ import json
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ PAIRS_A_REQUEST = 16
 # A product of one row may have a kernel of its own, so LONE pairs are also computed alone. Their logits may differ by
 # LONE_DIFFERENCE on average from those in a merged batch. (Half precision was off by 0.002, a wrong kernel by 0.8.)
 LONE, LONE_DIFFERENCE = 8, 0.1
+
+Batches = list[tuple[slice, list[list[Pair]]]]  # places, and the requests of the pairs there
 
 
 def save_gate(
@@ -92,13 +95,20 @@ def read_heads(kept: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]) -> He
     return HeadReference(unflatten(kept, "head_"), facts["head_texts"], facts["several_topics"], outputs)
 
 
-def gate(folder: Path, run: Callable[[Feed], Outputs], known: Iterable[Gate]) -> dict[str, Any]:
+def gate(
+    folder: Path,
+    run: Callable[[Feed], Outputs],
+    known: Iterable[Gate],
+    most_requests: int = MERGED[-1],
+    most_pairs: int = PAIRS_A_REQUEST,
+) -> dict[str, Any]:
     """Holds a plan against the gates that its version was published with.
 
     Args:
         folder: the version's, with `gate.npz`.
         run: computes the outputs of one packed batch with the inputs of a TensorRT graph.
         known: the gates of this release.
+        most_requests, most_pairs: what the plan takes of both, in an execution and in a request, if it is less.
 
     Returns:
         The comparison, for the plan's stamp.
@@ -119,11 +129,12 @@ def gate(folder: Path, run: Callable[[Feed], Outputs], known: Iterable[Gate]) ->
     except (OSError, EOFError, ValueError, KeyError, TypeError, BadZipFile, zlib.error) as exc:
         raise GateError(f"{folder / GATE_FILE} cannot be read ({exc!r}); export the model again") from exc
     model = folder.parent.name
-    logits = compute(model, run, pairs, {LOGITS: reference.shape[1]}, once=once)[LOGITS]
+    batches = partial(merge, most_requests=most_requests, most_pairs=most_pairs)
+    logits = compute(model, run, batches(pairs), {LOGITS: reference.shape[1]}, once=once)[LOGITS]
     check_finite(model, {LOGITS: logits})
-    comparison = compare(rows, reference, logits, facts["labels"], facts["tie"])
+    comparison = compare(rows, pairs, reference, logits, facts["labels"], facts["tie"])
     if heads:
-        found = heads.own(compute(model, run, heads.samples, heads.widths, once=once))
+        found = heads.own(compute(model, run, batches(heads.samples), heads.widths, once=once))
         check_finite(model, found)
         comparison = replace(comparison, heads=compare_heads(found, heads))
     if failures := describe_failures(model, check(gates, comparison, facts["gates"])):
@@ -139,15 +150,16 @@ def gate(folder: Path, run: Callable[[Feed], Outputs], known: Iterable[Gate]) ->
 
 
 def compute(
-    model: str, run: Callable[[Feed], Outputs], pairs: Sequence[Pair], widths: Mapping[str, int], *, once: bool
+    model: str, run: Callable[[Feed], Outputs], batches: Batches, widths: Mapping[str, int], *, once: bool
 ) -> Outputs:
     """A plan's outputs [pairs, width] of all pairs, by name; `once`: the plan computes a user text once.
 
     Raises:
         GateError: a batch was answered without one of them, or with another shape.
     """
-    found: Outputs = {name: np.full((len(pairs), width), np.nan, np.float32) for name, width in widths.items()}
-    for batch, requests in merge(pairs):
+    count = batches[-1][0].stop
+    found: Outputs = {name: np.full((count, width), np.nan, np.float32) for name, width in widths.items()}
+    for batch, requests in batches:
         answer = run(add_longest(pack(requests, once=once)))
         for name, values in found.items():
             shape = answer[name].shape if name in answer else ()
@@ -160,15 +172,15 @@ def compute(
     return found
 
 
-def merge(pairs: Sequence[Pair]) -> list[tuple[slice, list[list[Pair]]]]:
+def merge(pairs: Sequence[Pair], most_requests: int = MERGED[-1], most_pairs: int = PAIRS_A_REQUEST) -> Batches:
     """Cuts pairs into batches of 1, 2, 4, 1, ... requests of up to PAIRS_A_REQUEST, each with its place in `pairs`."""
-    batches: list[tuple[slice, list[list[Pair]]]] = []
-    start = 0
+    batches: Batches = []
+    start, width = 0, min(most_pairs, PAIRS_A_REQUEST)
     for size in cycle(MERGED):
         if start >= len(pairs):
             return batches
-        batch = slice(start, min(start + size * PAIRS_A_REQUEST, len(pairs)))
-        places = range(batch.start, batch.stop, PAIRS_A_REQUEST)
-        batches.append((batch, [list(pairs[place : min(place + PAIRS_A_REQUEST, batch.stop)]) for place in places]))
+        batch = slice(start, min(start + min(size, most_requests) * width, len(pairs)))
+        places = range(batch.start, batch.stop, width)
+        batches.append((batch, [list(pairs[place : min(place + width, batch.stop)]) for place in places]))
         start = batch.stop
     raise AssertionError("cycle() does not end")

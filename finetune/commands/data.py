@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from finetune.commands.options import SAMPLE, positive
+from finetune.commands.options import SAMPLE, check_page, positive
 from finetune.data.row import KEYS, ClickRow
 
 LOG = "a click log, .jsonl[.gz]"
@@ -139,6 +139,8 @@ def _describe(options: argparse.Namespace) -> None:
     from finetune.data.clicklog import iterate_click_log
     from finetune.data.describe.description import describe, tables
 
+    if options.page:
+        check_page(options.page)
     with _progress(options.file) as watch:
         description = describe(iterate_click_log(options.file, watch))
     print("\n\n".join(str(table) for table in tables(description)))

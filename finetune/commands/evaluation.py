@@ -4,14 +4,12 @@
 # ruff: noqa: PLC0415
 
 import argparse
-import errno
 import json
 import sys
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any
 
-from finetune.commands.options import DEMO, SAMPLE
+from finetune.commands.options import DEMO, SAMPLE, check_page
 
 
 def add_commands(commands: Any) -> None:
@@ -56,7 +54,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 
     rows = read_click_log(options.data)
     if options.page:
-        _check_place(options.page)
+        check_page(options.page)
     evaluation = evaluate(options.checkpoint, rows, options.click_label, options.by, options.bootstrap)
     if evaluation.missing:
         missing = ", ".join(evaluation.missing)
@@ -76,12 +74,3 @@ def _draws(text: str) -> int:
     if number < 0:
         raise argparse.ArgumentTypeError(f"{number} is negative")
     return number
-
-
-def _check_place(page: Path) -> None:
-    """Raise OSError if no file can be written there, before minutes of computing."""
-    if page.is_dir():
-        raise IsADirectoryError(errno.EISDIR, "is a folder; name a file", str(page))
-    page.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryFile(dir=page.parent):
-        pass

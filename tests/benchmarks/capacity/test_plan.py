@@ -197,3 +197,4 @@ def test_the_rate_that_was_planned_for_does_not_break_the_objective(curve: Curve
         found = forecast(Node(25.0, {"p99": curve}), rate, int(count), Slo("p99", limit))
         assert found.breaks_at >= rate * (1 - 1e-6)
         assert found.utilisation <= curve.highest * (1 + 1e-9)
+        assert found.latency_ms, "the highest load is one that was measured"

@@ -12,8 +12,10 @@ import pytest
 from onnx import TensorProto
 
 from export import plan as plan_command
+from export.graph.packing import Pair, add_longest, pack
 from export.tensorrt.build import ExecutionLimits, build, check_graph, read_limits
 from export.tensorrt.runtime import LoadedPlan, load_tensorrt
+from export.verify.saved_gate import merge
 from release import hardware
 from release.manifest import write_manifest
 from release.names import ONCE_TENSORRT_INPUTS, PLAN_FILE, TENSORRT_INPUTS
@@ -150,6 +152,18 @@ def test_a_profile_is_in_order_and_no_smaller_than_the_batch(limits: ExecutionLi
     assert all(1 <= low <= typical <= high for low, typical, high in shapes.values())
     assert shapes["token_counts"][2] == limits.requests
     assert shapes["input_ids"][2] <= limits.requests * limits.pairs * limits.longest
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [ExecutionLimits(1, 32, 16384, 512), ExecutionLimits(2, 4, 96, 48), ExecutionLimits(8, 4, 2048, 512), LIMITS],
+)
+def test_a_plan_takes_the_batches_of_its_gate(limits: ExecutionLimits) -> None:
+    """However small config.pbtxt says that an execution is."""
+    pairs: list[Pair] = [{"input_ids": [7] * limits.longest, "token_type_ids": [0] * limits.longest}] * 120
+    for _, requests in merge(pairs, limits.requests, limits.pairs_of_any_length):
+        feed = add_longest(pack(requests))
+        assert all(len(feed[name]) <= most for name, (_, _, most) in limits.shapes().items())
 
 
 @pytest.mark.parametrize(("strongly_typed", "flags"), [(True, 1 << 5), (False, 0)])

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from export.graph.packing import Pair
 from export.verify.comparison import (
     METRICS,
     Comparison,
@@ -38,7 +39,11 @@ def column(values) -> np.ndarray:
 
 
 def beside(rows: list[ClickRow], reference, logits, tie: float = TIE, draws: int = 20) -> Comparison:
-    return compare(rows, column(reference), column(logits), ["click"], tie, draws)
+    return compare(rows, each_its_own(rows), column(reference), column(logits), ["click"], tie, draws)
+
+
+def each_its_own(rows: list[ClickRow]) -> list[Pair]:
+    return [{"input_ids": [place], "token_type_ids": [0]} for place in range(len(rows))]
 
 
 def large_log(groups: int = 150, seed: int = 0) -> tuple[list[ClickRow], np.ndarray, np.ndarray]:
@@ -52,6 +57,19 @@ def large_log(groups: int = 150, seed: int = 0) -> tuple[list[ClickRow], np.ndar
         for index, (one, all_) in enumerate(zip(clicks, impressions, strict=True))
     ]
     return rows, reference, reference + chance.normal(scale=0.4, size=len(reference)).astype(np.float32)
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_rounding_decides_nothing_between_rows_of_the_same_tokens(seed: int) -> None:
+    """A page's candidates recur over its impressions, and are computed in other batches each time."""
+    chance = np.random.default_rng(seed)
+    scores, rows = chance.normal(size=10), log(*chance.integers(0, 2, (40, 10)).tolist())
+    pairs: list[Pair] = [{"input_ids": [place % 10], "token_type_ids": [0]} for place in range(400)]
+    reference, logits = (column(np.tile(scores, 40) + chance.uniform(-1e-7, 1e-7, 400)) for _ in range(2))
+    found = compare(rows, pairs, reference, logits, ["click"], TIE, draws=20)
+    assert found.metrics["auc"].difference == found.metrics["ndcg_at_10"].difference == 0
+    assert found.kendall_tau == pytest.approx(1) and found.top1_changed == found.top5_changed == 0
+    assert 0 < found.max_abs_diff < 1e-6, "that is still of all rows"
 
 
 def test_differences_of_logits_and_metrics_worked_out_by_hand() -> None:
@@ -73,7 +91,7 @@ def test_differences_of_logits_and_metrics_worked_out_by_hand() -> None:
 def test_the_difference_of_two_labels_is_that_of_any_logit_and_the_order_that_of_their_gap() -> None:
     reference = np.array([[0, 3], [0, 1]], dtype=np.float32)
     moved = reference + np.array([[5], [-1]], dtype=np.float32)  # both labels alike: no probability changes
-    found = compare(log([1, 0]), reference, moved, ["no click", "click"], TIE, draws=20)
+    found = compare(log([1, 0]), each_its_own(log([1, 0])), reference, moved, ["no click", "click"], TIE, draws=20)
     assert (found.max_abs_diff, found.mean_abs_diff) == (5, 3)
     assert all(one.difference == pytest.approx(0, abs=1e-12) for one in found.metrics.values())
     assert (found.kendall_tau, found.top1_changed_beyond_tie) == (1, 0)

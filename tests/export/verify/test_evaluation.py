@@ -59,6 +59,18 @@ def test_a_ranking_worse_than_chance_is_refused(tmp_path: Path, capsys) -> None:
     assert "Probably 'click' of its labels ['click'] is not the click (--click-label names another)" in error
 
 
+def test_a_model_that_scores_all_alike_is_refused(tmp_path: Path, capsys) -> None:
+    """Its AUC is that of chance, and no engine could fail to keep its order."""
+    log, checkpoint = make_click_log(tmp_path / "log.jsonl"), make_checkpoint(tmp_path / "checkpoint")
+    model = BertForSequenceClassification.from_pretrained(checkpoint)
+    with torch.no_grad():
+        model.classifier.weight.zero_()
+    model.save_pretrained(checkpoint)
+    assert run(checkpoint, tmp_path / "repository", log, *engines("onnx"), "--min-auc", "0.5") == 1
+    assert "it scores all" in (error := capsys.readouterr().err) and "Probably its training collapsed" in error
+    assert run(checkpoint, tmp_path / "repository", log, *engines("onnx")) == 0, "--min-auc 0"
+
+
 def test_the_label_that_the_user_names_is_the_one_that_ranks(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "checkpoint", labels=2)
     config = json.loads((folder / "config.json").read_text())

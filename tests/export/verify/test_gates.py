@@ -174,15 +174,15 @@ def test_a_plan_that_computes_user_texts_once_gets_each_once(version: Path) -> N
     assert sum(feed["user_pairs"].sum() for feed in feeds) == 150
 
 
-@given(st.integers(1, 400))
-def test_batches_cover_every_pair_once_in_order(count: int) -> None:
+@given(st.integers(1, 400), st.integers(1, 9), st.integers(1, 40))
+def test_batches_cover_every_pair_once_and_fit_the_plan(count: int, most_requests: int, most_pairs: int) -> None:
     pairs: list[Pair] = [{"input_ids": [index], "token_type_ids": [0]} for index in range(count)]
-    batches = merge(pairs)
+    batches = merge(pairs, most_requests, most_pairs)
     assert [pair for _, requests in batches for request in requests for pair in request] == pairs
     assert [index for batch, _ in batches for index in range(count)[batch]] == list(range(count))
     for batch, requests in batches:
-        assert len(requests) <= max(MERGED)
-        assert all(1 <= len(request) <= PAIRS_A_REQUEST for request in requests)
+        assert len(requests) <= min(max(MERGED), most_requests)
+        assert all(1 <= len(request) <= min(PAIRS_A_REQUEST, most_pairs) for request in requests)
         assert sum(map(len, requests)) == batch.stop - batch.start
 
 

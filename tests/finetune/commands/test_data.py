@@ -121,6 +121,13 @@ def test_splits_the_sample_and_describes_it(tmp_path: Path, capsys: pytest.Captu
     assert (tmp_path / "page.html").read_text(encoding="utf-8").count("<svg ") == 6
 
 
+def test_a_page_that_cannot_be_written_is_refused_before_the_log_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("describe", tmp_path / "no-such-log.jsonl", "--page", tmp_path) == 1
+    assert f"is a folder; name a file: '{tmp_path}'" in capsys.readouterr().err
+
+
 def test_describe_and_split_name_the_broken_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = json.dumps({"group": "g", "query": "q", "document": "d", "click": 1, "user": "u"})
     (tmp_path / "log.jsonl").write_text(f"{line}\n{line}\nbroken\n{line}\n")
