@@ -316,8 +316,10 @@ class Server:
                 raise
             try:
                 latest = withdraw_latest(self.repository, former, self.loaded, str(exc))
-            except OSError:  # a read-only repository
-                raise exc from None
+            except OSError as why:
+                raise ServingError(
+                    f"{exc}; {why.filename}, which came since, cannot be renamed: {why.strerror}"
+                ) from exc
             if latest is None:  # without all of them it ended, too
                 bring_back(withdrawn)
                 raise

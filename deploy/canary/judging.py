@@ -70,17 +70,18 @@ class Finding:
     told: str
 
 
-def judge(stable: Side, canary: Side, limits: Limits, *, same_calls: bool) -> list[Finding]:
+def judge(stable: Side, canary: Side, limits: Limits, *, same_calls: bool, passed: float) -> list[Finding]:
     """What is found of errors, refusals, times and scores.
 
     Args:
         same_calls: both had the very same calls, so that chance makes hardly a difference between their scores.
+        passed: the share of the step's patience that has passed, above 0.
     """
     return [
         judge_errors("errors", (stable.errors, stable.calls), (canary.errors, canary.calls), limits),
         judge_errors("refused", (stable.refused, stable.asked), (canary.refused, canary.asked), limits),
         judge_times(stable, canary, limits),
-        judge_scores(stable, canary, limits, same_calls=same_calls),
+        judge_scores(stable, canary, limits, same_calls=same_calls, passed=passed),
     ]
 
 
@@ -151,7 +152,7 @@ def at_rank(times: Mapping[tuple[float, float], int], rank: float) -> tuple[floa
     return max(times)
 
 
-def judge_scores(stable: Side, canary: Side, limits: Limits, *, same_calls: bool) -> Finding:
+def judge_scores(stable: Side, canary: Side, limits: Limits, *, same_calls: bool, passed: float) -> Finding:
     """By the population stability index of the model that drifted most beyond chance.
 
     With other calls, chance alone makes one: about chi-square times (1/n + 1/m). n and m are the model's requests, not
@@ -161,7 +162,7 @@ def judge_scores(stable: Side, canary: Side, limits: Limits, *, same_calls: bool
     named.
     """
     models = sorted({model for model, _ in stable.scores} | {model for model, _ in canary.scores})
-    rare = [model for model in models if is_rare(model, stable, canary, limits.least_calls)]
+    rare = [model for model in models if is_rare(model, stable, canary, limits.least_calls * passed)]
     verdicts, tolds = [], []
     for model in models:
         if model not in rare:
@@ -174,8 +175,8 @@ def judge_scores(stable: Side, canary: Side, limits: Limits, *, same_calls: bool
     return Finding(verdict, "drift " + (", ".join(tolds) or "unknown: no scores"))
 
 
-def is_rare(model: str, stable: Side, canary: Side, least_calls: int) -> bool:
-    """Whether the share that it has at the stable servers is too small to bring the canary so many requests."""
+def is_rare(model: str, stable: Side, canary: Side, least_calls: float) -> bool:
+    """Whether the share that it has at the stable servers is too small to bring the canary so many requests by now."""
     asked, all_answered = stable.answered.get(model, 0), sum(stable.answered.values())
     expected = asked * sum(canary.answered.values()) / all_answered if all_answered else 0.0
     return min(asked, expected) < least_calls

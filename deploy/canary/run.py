@@ -107,7 +107,8 @@ class Canary:
             stable, canary = side(before, after, STABLE), side(before, after, CANARY)
             if split.weight == 100:
                 stable = former
-            findings = judge(stable, canary, self.limits, same_calls=split.shadow == 100)
+            passed = min(seconds / self.pace.patience, 1.0)
+            findings = judge(stable, canary, self.limits, same_calls=split.shadow == 100, passed=passed)
             line = tell(split, stable, canary, findings, seconds)
             bad = [each.told for each in findings if each.verdict == BAD]
             if bad:

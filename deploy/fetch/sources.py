@@ -115,7 +115,9 @@ class Bucket:
         for each in listed:  # a key may be anything
             if ".." in PurePosixPath(each["path"]).parts:
                 raise FetchError(f"{self.url}/{each['path']} leads out of the repository; take it away there")
-        return {each["path"]: each["size"] for each in listed}
+        # Tools mark folders by empty objects, which are no files.
+        folders = {str(folder) for each in listed for folder in PurePosixPath(each["path"]).parents} | {""}
+        return {each["path"]: each["size"] for each in listed if each["size"] or each["path"] not in folders}
 
     def copy(self, name: str, to: Path) -> None:
         """Copies one of them. A connection that breaks is taken up again where it broke, some times."""

@@ -35,6 +35,10 @@ class GatewayError(RuntimeError):
     """Something that the gateway needs is missing or wrong. The message says what, where, and what to do."""
 
 
+class ExpiredError(GatewayError):
+    """A certificate that is in use is no longer valid. All else that is new was taken."""
+
+
 def host_port(text: str) -> tuple[str, int]:
     """A host name or an address, and a port. Raises ValueError."""
     match = _HOST_PORT.fullmatch(text)
@@ -118,8 +122,8 @@ def write_secrets(folder: Path, secrets: Path) -> None:
     """Writes what has changed of the secrets; Envoy takes it over for new calls and connections.
 
     Raises:
-        GatewayError: one is missing or wrong, or is gone that was there at the start. Nothing was written then. Or a
-            certificate that is in use has expired: what else is new was written.
+        GatewayError: one is missing or wrong, or is gone that was there at the start. Nothing was written then.
+        ExpiredError: a certificate that is in use has expired.
     """
     used = {name: read_resource(folder / f"{name}.json") for name in ("server", "triton")}
     read = {TOKENS: tokens(secrets / "tokens"), "server.json": certificate("server", secrets, used["server"])}
@@ -136,9 +140,15 @@ def write_secrets(folder: Path, secrets: Path) -> None:
     for name, resource in read.items():
         if read_resource(folder / name) != resource:
             replace(folder / name, json.dumps({"resources": [resource]}))
+    expired = []
     for name, resource in used.items():
         if resource and resource == read.get(f"{name}.json"):
-            check_certificate(name, secrets)
+            try:
+                check_certificate(name, secrets)
+            except GatewayError as exc:
+                expired.append(str(exc))
+    if expired:
+        raise ExpiredError("; ".join(expired))
 
 
 def tokens(file: Path) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
-from deploy.gateway.files import CONFIG, GatewayError, host_port, write_config, write_secrets
+from deploy.gateway.files import CONFIG, ExpiredError, GatewayError, host_port, write_config, write_secrets
 
 LOOK = 1.0  # seconds between two looks at the secrets
 NOTICE = 5  # seconds in which new calls are still taken, so that a load balancer's next probe comes in time
@@ -127,7 +127,8 @@ def run(command: list[str], folder: Path, secrets: Path, admin_port: int) -> int
             except GatewayError as exc:
                 if str(exc) != refused:
                     refused = str(exc)
-                    print(f"gateway: {exc}; the former ones stay in use", file=sys.stderr, flush=True)
+                    others = "all else is taken" if isinstance(exc, ExpiredError) else "the former ones stay in use"
+                    print(f"gateway: {exc}; {others}", file=sys.stderr, flush=True)
         drain(envoy, admin_port, stopping)
         print(f"gateway: ended on {signal.Signals(stopping[0]).name}", file=sys.stderr)
         return 0 if envoy.returncode in (0, -signal.SIGTERM) else 1

@@ -22,6 +22,7 @@ from finetune.evaluation.ranking import ndcg
 
 METRICS = ("auc", "log_loss", "ece", "ndcg_at_10")
 DRAWS = 500
+ROUNDING = 1e-6  # of a float32 logit
 FloatArray = NDArray[np.float64]
 
 
@@ -72,8 +73,9 @@ def compare(
 
     Args:
         rows: the evaluation file.
-        pairs: the rows' tokens. Rows with the same ones are ranked by the score of the first of them: they are computed
-            in different batches, and rounding would decide which of them is above the other.
+        pairs: the rows' tokens. Rows with the same ones have the score of the first of them: they are computed in
+            different batches, and rounding would decide which of them is above the other. The engine's only if they are
+            no further apart than the tie: an engine that is wrong in some batches must not pass by its first one.
         reference: PyTorch's logits, fp32.
         logits: the engine's; all finite.
         labels: the labels' names.
@@ -83,9 +85,11 @@ def compare(
     Raises:
         MetricError: the rows cannot be evaluated (no click, one group, ...), or a logit is not finite.
     """
-    first_equal = first_places(pairs)
-    probabilities = [click_probability(values[first_equal], labels) for values in (reference, logits)]
-    first, second = (evaluate_ranking(rows, values) for values in probabilities)
+    first = first_places(pairs)
+    is_near = np.abs(logits - logits[first]).max(axis=1) <= max(tie, ROUNDING)
+    tied = reference[first], np.where(is_near[:, None], logits[first], logits)
+    probabilities = [click_probability(values, labels) for values in tied]
+    before, after = (evaluate_ranking(rows, values) for values in probabilities)
     intervals = bootstrap(rows, probabilities, draws)
     groups = group_rows(rows)
     several, many = ([group for group in groups if len(group) > least] for least in (1, 5))
@@ -95,7 +99,7 @@ def compare(
         max_abs_diff=float(difference.max()),
         mean_abs_diff=float(difference.mean()),
         metrics={
-            name: Difference(first[name], second[name], second[name] - first[name], *intervals[name])
+            name: Difference(before[name], after[name], after[name] - before[name], *intervals[name])
             for name in METRICS
         },
         kendall_tau=float(np.mean([tau(expected[group], actual[group]) for group in several])),

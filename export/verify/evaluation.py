@@ -18,9 +18,9 @@ from transformers import BertForSequenceClassification, PreTrainedTokenizerFast
 
 from export.graph.packed.packed_bert import PackedBert, output_widths
 from export.graph.packing import Logits, Pair, pack
-from export.verify.gates import MAX_UNKNOWN, MIN_AUC, GateError, Limits
+from export.verify.gates import MAX_UNKNOWN, MIN_AUC, TOLERANCE, GateError, Limits
 from export.verify.heads import HeadReference, choose_texts, evenly
-from export.verify.parity import TIE, name_row
+from export.verify.parity import name_row
 from finetune.checkpoint.attention import SPECIAL_TOKENS, user_tokens
 from finetune.checkpoint.heads import Heads, read_heads
 from finetune.checkpoint.load import hash_checkpoint, label_names, load_checkpoint
@@ -147,7 +147,7 @@ def evaluate(checkpoint: Checkpoint, rows: list[ClickRow], limits: Limits) -> Ev
     logits = score_rows(checkpoint.model, checkpoint.tokenizer, rows, checkpoint.max_length)
     metrics = evaluate_ranking(rows, click_probability(logits, checkpoint.labels))
     if MIN_AUC.of(limits) > 0:
-        refuse_one_score(checkpoint, to_log_odds(logits, checkpoint.click_label))
+        refuse_one_score(checkpoint, to_log_odds(logits, checkpoint.click_label), TOLERANCE.of(limits))
     refuse_low_auc(checkpoint, rank_as_trained(checkpoint, rows) or metrics, MIN_AUC.of(limits))
     heads, once = score_heads(checkpoint, rows, pairs), checkpoint.user_tokens is not None
     truncated, unknown = sum(cut) / len(cut), unknown_share(checkpoint, rows, pairs)
@@ -242,13 +242,13 @@ def unknown_share(checkpoint: Checkpoint, rows: Sequence[ClickRow], pairs: Seque
     return float(np.mean(ids == checkpoint.tokenizer.unk_token_id))
 
 
-def refuse_one_score(checkpoint: Checkpoint, log_odds: NDArray[np.float64]) -> None:
-    """Raises GateError if all pairs have the same score: no engine could fail to keep that order."""
-    if np.ptp(log_odds) <= TIE:
+def refuse_one_score(checkpoint: Checkpoint, log_odds: NDArray[np.float64], tolerance: float) -> None:
+    """Raises GateError if all scores are within what an engine may be off: it could have any order."""
+    if np.ptp(log_odds) <= tolerance:
         raise GateError(
             f"{checkpoint.origin.name}: it scores all {len(log_odds)} pairs alike (log-odds of a click "
-            f"{log_odds[0]:.3g}). Probably its training collapsed, or its weights are damaged: look at the metrics of "
-            "the training (--min-auc 0 lets it pass)"
+            f"{log_odds[0]:.3g}). Probably its training collapsed, its weights are damaged, or the texts, as they are "
+            "cut, are all the same: look at the metrics of the training, and at the log (--min-auc 0 lets it pass)"
         )
 
 

@@ -55,7 +55,7 @@ class Gate(Limit):
 
 TIE = Limit("tie", 0.02, "candidates whose logits differ by no more count as equal; 0: every change counts")
 MAX_UNKNOWN = Limit("max_unknown", 0.2, "checkpoint: largest share of words that its tokenizer makes [UNK]")
-MIN_AUC = Limit("min_auc", 0.5, "checkpoint: least AUC in PyTorch; 0.5 is chance")
+MIN_AUC = Limit("min_auc", 0.5, "checkpoint: least AUC in PyTorch; 0.5 is chance, and 0 takes one score for all")
 COMMON_LIMITS = (TIE, MAX_UNKNOWN, MIN_AUC)  # whatever the engine
 
 TOLERANCE = Gate(

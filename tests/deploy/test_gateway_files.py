@@ -13,7 +13,7 @@ from unittest.mock import Mock
 import pytest
 
 import deploy.gateway.files
-from deploy.gateway.files import GatewayError, model_ready_request, tokens, write_secrets
+from deploy.gateway.files import ExpiredError, GatewayError, model_ready_request, tokens, write_secrets
 from tests.client.certificates import Authority
 from tests.gateways import make_secrets, needs_envoy
 
@@ -125,7 +125,7 @@ def test_when_the_certificate_in_use_expires_new_tokens_are_taken_all_the_same(
     expired.verify_message = "certificate has expired"
     monkeypatch.setattr(deploy.gateway.files, "shake_hands", Mock(side_effect=expired))
     (secrets / "tokens").write_text("web n3w\n", encoding="utf-8")
-    with pytest.raises(GatewayError, match=r"server\.pem cannot be used: .*; renew it"):  # and it is told
+    with pytest.raises(ExpiredError, match=r"server\.pem cannot be used: .*; renew it"):  # and it is told
         write_secrets(tmp_path, secrets)
     assert "n3w" in (tmp_path / "tokens.json").read_text(encoding="utf-8")
 

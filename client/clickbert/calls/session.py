@@ -344,8 +344,9 @@ class Session:
     def _answering(self, version: str, release: Release) -> Generator[Step, Any, Release]:
         """Return the release that answered in place of `release`."""
         if known := self.releases.find(version):
-            # The limits are those of the model's configuration, not of a version: what was heard last is newer.
-            return replace(known, limits=release.limits)
+            # The limits are those of the model's configuration, not of a version: what was heard last is newer, by
+            # this call or another one.
+            return replace(known, limits=(self.releases.find(None) or release).limits)
         answering: Release = yield GetRelease(version)
         return answering
 

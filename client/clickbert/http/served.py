@@ -122,8 +122,7 @@ class Served:
 
         async def ask(model: str) -> str:
             try:
-                describe = partial(self._transport.describe, model, timeout=_HEALTH_SECONDS)
-                newest_version(await self._ask(describe), model)
+                await self.release(model, _HEALTH_SECONDS)  # with its tokenizer, which is asked for once a version
             except ClickBertError as exc:
                 return type(exc).__name__
             return ""

@@ -36,6 +36,21 @@ def test_it_is_not_healthy_while_triton_is_away(http, server):
     assert http.get("/health").status_code == 200
 
 
+def test_it_is_not_healthy_without_the_models_tokenizer(http, server):
+    """Nothing can be ranked then. It is asked for once."""
+
+    def refuse(request):
+        if request.model == "clickbert_tokenizer":
+            raise FakeStatusError("NOT_FOUND", "Request for unknown model: 'clickbert_tokenizer' is not found")
+
+    server.before_infer = refuse
+    assert http.get("/health").json()["models"] == {MODEL: "ModelNotFoundError"}
+    server.before_infer = lambda request: None
+    for _ in range(3):
+        assert http.get("/health").status_code == 200
+    assert [model for model, _ in server.asked].count("clickbert_tokenizer") == 2
+
+
 def test_it_is_healthy_while_one_of_its_servers_is(server):
     with closing(socket.socket()) as taken, grpc_server(server) as url:
         taken.bind(("127.0.0.1", 0))  # bound, not listening

@@ -99,6 +99,23 @@ def test_phone_numbers_are_masked_wherever_they_stand(text, masked):
     assert Masking()(text) == masked.replace("phone", "tel:phone" if "tel:" in text else "phone")
 
 
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        ("0301234567,0307654321", "phone,phone"),
+        ("42,0301234567", "42,phone"),
+        ("2024-11-05,0301234567", "2024-11-05,phone"),
+        ("customer 4711/030 1234567", "customer 4711/phone"),
+        ("030 1234567/030 7654321", "phone/phone"),
+        ("212-555-0123,212-555-0199", "phone,phone"),
+        ("138 1234 5678/139 1234 5678", "phone/phone"),
+        ("3,0123456789 and 1,012,345,678", "3,0123456789 and 1,012,345,678"),
+    ],
+)
+def test_phone_numbers_are_masked_in_lists_and_behind_other_numbers(text, masked):
+    assert Masking()(text) == masked
+
+
 @pytest.mark.parametrize(("text", "masked"), around(CARDS, "card"))
 def test_card_numbers_are_masked_wherever_they_stand(text, masked):
     assert Masking()(text) == masked

@@ -58,20 +58,20 @@ CASES = [
 
 @pytest.mark.parametrize("stable, canary, expected", [case[1:] for case in CASES], ids=[case[0] for case in CASES])
 def test_a_figure_is_bad_only_where_chance_does_not_explain_it(stable: Side, canary: Side, expected: list[str]) -> None:
-    assert [each.verdict for each in judge(stable, canary, LIMITS, same_calls=False)] == expected
+    assert [each.verdict for each in judge(stable, canary, LIMITS, same_calls=False, passed=1.0)] == expected
 
 
 def test_a_drift_that_other_calls_may_explain_is_bad_for_the_same_calls() -> None:
     stable, canary = side(300), side(300, scores={"0.10": 0.7, "0.90": 0.3})
-    assert judge_scores(stable, canary, LIMITS, same_calls=False).verdict == OPEN
-    assert judge_scores(stable, canary, LIMITS, same_calls=True).verdict == BAD
+    assert judge_scores(stable, canary, LIMITS, same_calls=False, passed=1.0).verdict == OPEN
+    assert judge_scores(stable, canary, LIMITS, same_calls=True, passed=1.0).verdict == BAD
 
 
 def test_the_model_that_drifted_most_counts() -> None:
     both = {("a", "0.10"): 1000, ("b", "0.10"): 1000}
     answered = {"a": 500, "b": 500}
     other = Side(1000, 0, {}, both | {("b", "0.90"): 2000}, answered=answered)
-    found = judge_scores(Side(1000, 0, {}, both, answered=answered), other, LIMITS, same_calls=True)
+    found = judge_scores(Side(1000, 0, {}, both, answered=answered), other, LIMITS, same_calls=True, passed=1.0)
     assert found.verdict == BAD and "drift of a 0.000, of b" in found.told
 
 
@@ -94,11 +94,11 @@ def test_few_calls_of_a_release_that_is_alike_are_not_bad(calls: tuple[int, int]
 def test_a_release_with_other_scores_is_bad_after_few_calls_too() -> None:
     limits = Limits(errors=0.01, p99=1.5, drift=0.25, least_calls=50)
     stable, canary = side(4950), side(50, scores=HIGH)
-    assert judge_scores(stable, canary, limits, same_calls=False).verdict == BAD
+    assert judge_scores(stable, canary, limits, same_calls=False, passed=1.0).verdict == BAD
 
 
 def test_what_may_be_chance_says_how_much() -> None:
-    found = judge_scores(side(300), side(300, scores={"0.10": 0.7, "0.90": 0.3}), LIMITS, same_calls=False)
+    found = judge_scores(side(300), side(300, scores={"0.10": 0.7, "0.90": 0.3}), LIMITS, same_calls=False, passed=1.0)
     assert found.told == "drift of clickbert_onnx 0.270, of which chance may make 0.292"
 
 
@@ -123,8 +123,15 @@ def two_models(a: int, b: int, moved: Sequence[str] = ()) -> Side:
 def test_a_model_that_is_asked_too_rarely_is_left_out_and_named(
     stable: Side, canary: Side, verdict: str, told: str
 ) -> None:
-    found = judge_scores(stable, canary, LIMITS, same_calls=False)
+    found = judge_scores(stable, canary, LIMITS, same_calls=False, passed=1.0)
     assert found.verdict == verdict and told in found.told
+
+
+@pytest.mark.parametrize("calls, passed, verdict", [(240, 120 / 1800, OPEN), (240, 1.0, GOOD), (10, 120 / 1800, GOOD)])
+def test_a_model_that_will_be_asked_often_enough_is_waited_for(calls: int, passed: float, verdict: str) -> None:
+    """Two calls a second: 300 of them within the patience, though not yet."""
+    stable, canary = two_models(9900, calls), two_models(9900, calls, ["b"])
+    assert judge_scores(stable, canary, LIMITS, same_calls=True, passed=passed).verdict == verdict
 
 
 @pytest.mark.parametrize("requests, verdict", [(400, OPEN), (20000, BAD)])
@@ -141,7 +148,7 @@ def test_chance_is_of_the_model_s_own_requests(requests: int, verdict: str) -> N
         )
         for low in (320, 160)
     )
-    assert judge_scores(stable, canary, limits, same_calls=False).verdict == verdict
+    assert judge_scores(stable, canary, limits, same_calls=False, passed=1.0).verdict == verdict
 
 
 def test_a_slow_one_in_a_hundred_is_the_99th_percentile() -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -80,6 +81,16 @@ def test_it_is_fetched_whole(repository: Path, there: Path, store: str, capsys: 
     assert main([source, str(there)]) == 0
     assert content(there) == expected(repository, source) and names(there.parent) == ["repository"]
     assert f"whole: {MODEL} 3, clickbert_tokenizer 3" in capsys.readouterr().out
+
+
+def test_marks_of_folders_are_no_files(repository: Path, there: Path, store: str) -> None:
+    """The console's "Create folder" and some tools make them: empty objects whose names end in a slash."""
+    source = upload(repository, "marked/whole", store)
+    for folder in ("marked", "marked/whole", f"marked/whole/{MODEL}", f"marked/whole/{MODEL}/3"):
+        request = urllib.request.Request(f"{store}/{BUCKET}/{folder}/", method="PUT", data=b"")
+        urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request).close()
+    assert main([source, str(there)]) == 0
+    assert content(there) == expected(repository, source)
 
 
 @pytest.mark.parametrize("fault", FAULTS)

@@ -72,6 +72,18 @@ def test_rounding_decides_nothing_between_rows_of_the_same_tokens(seed: int) -> 
     assert 0 < found.max_abs_diff < 1e-6, "that is still of all rows"
 
 
+def test_an_engine_that_is_wrong_in_later_batches_does_not_pass_by_its_first() -> None:
+    """Rows of the same tokens are one score for the reference; for the engine only if they are near each other."""
+    scores, groups = np.arange(14) / 3.0, 60
+    rows = log(*[[int(place > 6) for place in range(14)]] * groups)
+    pairs: list[Pair] = [{"input_ids": [place % 14], "token_type_ids": [0]} for place in range(14 * groups)]
+    reference = column(np.tile(scores, groups))
+    wrong = np.where(np.arange(len(rows))[:, None] < 16, reference, -3 * reference)
+    found = compare(rows, pairs, reference, wrong, ["click"], TIE, draws=20)
+    assert found.metrics["auc"].difference < -0.5 and found.metrics["log_loss"].difference > 1
+    assert found.top1_changed_beyond_tie > 0.9
+
+
 def test_differences_of_logits_and_metrics_worked_out_by_hand() -> None:
     found = beside(log([1, 0], [0, 1], [0]), [2, 0, 1, -1, 0], [1, 0, 1, 1.5, 0])
     assert found.max_abs_diff == 2.5

@@ -21,9 +21,9 @@ def path_of(scope: Scope) -> str:
 def form_of(scope: Scope, body: Mapping[str, object]) -> Form:
     """Return the form of a request to rank."""
     path = path_of(scope)
-    if path != _SHARED or "texts" in body:
+    if path != _SHARED or body.get("texts") is not None:  # null counts as left out
         return BY_PATH[path]
-    if "documents" in body:
+    if body.get("documents") is not None:
         return infinity.FORM
     raise RefusalError(422, "the body has neither `texts` nor `documents`")
 
