@@ -60,7 +60,7 @@ _ZERO, _NOT_ZERO, _TWO_UP = _digit(0, 0), _digit(1, 9), _digit(2, 9)
 _SPLIT = rf"[{_BLANK}.{_DASH}]"
 _YEAR = rf"(?:{_digit(1, 1)}{_digit(9, 9)}|{_digit(2, 2)}{_ZERO})\d\d(?!\d)"
 # Not in the middle of a decimal number, a date or a longer number with separators.
-_START = rf"{_BEFORE}(?<!\d[.{_DASH}])(?<!(?<!\d)\d,)"
+_START = rf"{_BEFORE}(?<!\d[./{_DASH}])(?<!(?<!\d)\d,)"
 # What every phone and card number has. Few texts do, and the patterns below cost ten times as much.
 _EIGHT_DIGITS = re.compile(rf"\d{_more(7, 7)}")
 _PHONE = re.compile(

@@ -162,7 +162,7 @@ def judge_scores(stable: Side, canary: Side, limits: Limits, *, same_calls: bool
     named.
     """
     models = sorted({model for model, _ in stable.scores} | {model for model, _ in canary.scores})
-    rare = [model for model in models if is_rare(model, stable, canary, limits.least_calls * passed)]
+    rare = [model for model in models if is_rare(model, stable, canary, limits.least_calls, passed)]
     verdicts, tolds = [], []
     for model in models:
         if model not in rare:
@@ -175,11 +175,16 @@ def judge_scores(stable: Side, canary: Side, limits: Limits, *, same_calls: bool
     return Finding(verdict, "drift " + (", ".join(tolds) or "unknown: no scores"))
 
 
-def is_rare(model: str, stable: Side, canary: Side, least_calls: float) -> bool:
-    """Whether the share that it has at the stable servers is too small to bring the canary so many requests by now."""
+def is_rare(model: str, stable: Side, canary: Side, least_calls: int, passed: float) -> bool:
+    """Whether a model has not so many requests yet, and is not sure to have them when patience ends.
+
+    By the share that it has at the stable servers, and not by what the canary answered: it may have answered none.
+    """
     asked, all_answered = stable.answered.get(model, 0), sum(stable.answered.values())
+    if min(asked, canary.answered.get(model, 0)) >= least_calls:
+        return False
     expected = asked * sum(canary.answered.values()) / all_answered if all_answered else 0.0
-    return min(asked, expected) < least_calls
+    return min(asked, expected) < (least_calls + SURE * math.sqrt(least_calls)) * passed
 
 
 def judge_model(model: str, stable: Side, canary: Side, limits: Limits, *, same_calls: bool) -> tuple[str, str]:

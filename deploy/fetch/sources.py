@@ -104,7 +104,7 @@ class Bucket:
             raise FetchError(f"{url} cannot be used: {first_line(exc)}; give {S3}BUCKET/PREFIX") from exc
 
     def files(self) -> dict[str, int]:
-        """Every object's size."""
+        """The size of every object that is not empty."""
         try:
             listed = interruptible(lambda: [each for chunk in self.obstore.list(self.store) for each in chunk])
         except self.obstore.exceptions.BaseError as exc:
@@ -115,9 +115,8 @@ class Bucket:
         for each in listed:  # a key may be anything
             if ".." in PurePosixPath(each["path"]).parts:
                 raise FetchError(f"{self.url}/{each['path']} leads out of the repository; take it away there")
-        # Tools mark folders by empty objects, which are no files.
-        folders = {str(folder) for each in listed for folder in PurePosixPath(each["path"]).parents} | {""}
-        return {each["path"]: each["size"] for each in listed if each["size"] or each["path"] not in folders}
+        # An empty object marks a folder, for many tools. No file of a repository is empty.
+        return {each["path"]: each["size"] for each in listed if each["size"]}
 
     def copy(self, name: str, to: Path) -> None:
         """Copies one of them. A connection that breaks is taken up again where it broke, some times."""

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from scipy.stats import kendalltau
 
 from export.graph.packing import Pair
+from export.verify.exact import FLOOR
 from export.verify.heads import HeadComparison
 from finetune.data.clicklog import ClickRow
 from finetune.evaluation.metrics import calibration_error, click_probability, evaluate_ranking, group_rows
@@ -22,7 +23,6 @@ from finetune.evaluation.ranking import ndcg
 
 METRICS = ("auc", "log_loss", "ece", "ndcg_at_10")
 DRAWS = 500
-ROUNDING = 1e-6  # of a float32 logit
 FloatArray = NDArray[np.float64]
 
 
@@ -86,7 +86,7 @@ def compare(
         MetricError: the rows cannot be evaluated (no click, one group, ...), or a logit is not finite.
     """
     first = first_places(pairs)
-    is_near = np.abs(logits - logits[first]).max(axis=1) <= max(tie, ROUNDING)
+    is_near = np.abs(logits - logits[first]).max(axis=1) <= max(tie, FLOOR)
     tied = reference[first], np.where(is_near[:, None], logits[first], logits)
     probabilities = [click_probability(values, labels) for values in tied]
     before, after = (evaluate_ranking(rows, values) for values in probabilities)

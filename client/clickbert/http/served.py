@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry
 
 from clickbert.async_ranker import AsyncRanker
 from clickbert.calls.session import RankedDocument
-from clickbert.errors import ClickBertError, ServerError
+from clickbert.errors import ClickBertError, ModelNotFoundError, ServerError
 from clickbert.http.forms.form import RefusalError, Rerank
 from clickbert.http.settings import Settings
 from clickbert.telemetry.counters import Counters
@@ -121,10 +121,16 @@ class Served:
         """Return the models that cannot rank now, each with the class of the error."""
 
         async def ask(model: str) -> str:
+            describe = partial(self._transport.describe, model, timeout=_HEALTH_SECONDS)
             try:
-                await self.release(model, _HEALTH_SECONDS)  # with its tokenizer, which is asked for once a version
+                if model in self._releases:
+                    newest_version(await self._ask(describe), model)
+                else:  # with its tokenizer, without which nothing can be ranked
+                    await self.release(model, _HEALTH_SECONDS)
             except ClickBertError as exc:
-                return type(exc).__name__
+                # In a roll-out, the server that is asked for the tokenizer may have another version.
+                is_there = isinstance(exc, ModelNotFoundError) and exc.is_version
+                return "" if is_there else type(exc).__name__
             return ""
 
         found = await asyncio.gather(*map(ask, self.models))

@@ -10,8 +10,8 @@ from starlette.testclient import TestClient
 from clickbert import Connection
 from clickbert.http.app import make_app
 from clickbert.http.settings import Settings
-from tests.client.fake_model import MODEL, FakeStatusError
-from tests.client.fakes import grpc_server
+from tests.client.fake_model import MODEL, FakeStatusError, Published
+from tests.client.fakes import FakeTriton, grpc_server
 
 
 def figure(http, name):
@@ -49,6 +49,14 @@ def test_it_is_not_healthy_without_the_models_tokenizer(http, server):
     for _ in range(3):
         assert http.get("/health").status_code == 200
     assert [model for model, _ in server.asked].count("clickbert_tokenizer") == 2
+
+
+def test_it_is_healthy_while_its_servers_have_different_versions():
+    """As when a release is rolled out: the tokenizer of one's version is asked for at the other one."""
+    with grpc_server(FakeTriton({3: Published()})) as one, grpc_server(FakeTriton({4: Published()})) as other:
+        with TestClient(make_app(Settings(Connection([one, other])))) as http:
+            for _ in range(4):
+                assert http.get("/health").status_code == 200
 
 
 def test_it_is_healthy_while_one_of_its_servers_is(server):

@@ -134,6 +134,12 @@ def test_a_model_that_will_be_asked_often_enough_is_waited_for(calls: int, passe
     assert judge_scores(stable, canary, LIMITS, same_calls=True, passed=passed).verdict == verdict
 
 
+def test_patience_does_not_end_because_of_a_model_that_is_asked_just_often_enough() -> None:
+    """305 requests are expected, and 295 came."""
+    found = judge_scores(two_models(9900, 305), two_models(9900, 295), LIMITS, same_calls=False, passed=1.0)
+    assert found.verdict == GOOD and "without b: asked too rarely" in found.told
+
+
 @pytest.mark.parametrize("requests, verdict", [(400, OPEN), (20000, BAD)])
 def test_chance_is_of_the_model_s_own_requests(requests: int, verdict: str) -> None:
     """All 20,000 calls, or 400 of them, are of this model."""

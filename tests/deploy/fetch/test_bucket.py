@@ -86,7 +86,7 @@ def test_it_is_fetched_whole(repository: Path, there: Path, store: str, capsys: 
 def test_marks_of_folders_are_no_files(repository: Path, there: Path, store: str) -> None:
     """The console's "Create folder" and some tools make them: empty objects whose names end in a slash."""
     source = upload(repository, "marked/whole", store)
-    for folder in ("marked", "marked/whole", f"marked/whole/{MODEL}", f"marked/whole/{MODEL}/3"):
+    for folder in ("marked", "marked/whole", f"marked/whole/{MODEL}", f"marked/whole/{MODEL}/9"):
         request = urllib.request.Request(f"{store}/{BUCKET}/{folder}/", method="PUT", data=b"")
         urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request).close()
     assert main([source, str(there)]) == 0
