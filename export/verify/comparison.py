@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from scipy.stats import kendalltau
 
 from export.graph.packing import Pair
-from export.verify.exact import FLOOR
 from export.verify.heads import HeadComparison
 from finetune.data.clicklog import ClickRow
 from finetune.evaluation.metrics import calibration_error, click_probability, evaluate_ranking, group_rows
@@ -23,6 +22,7 @@ from finetune.evaluation.ranking import ndcg
 
 METRICS = ("auc", "log_loss", "ece", "ndcg_at_10")
 DRAWS = 500
+FLOOR = 5e-6  # two float32 computations of a logit may differ so much in any model (see exact.py)
 FloatArray = NDArray[np.float64]
 
 

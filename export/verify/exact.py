@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from transformers import BertForSequenceClassification, PreTrainedTokenizerFast
 
 from export.graph.packing import Pair
+from export.verify.comparison import FLOOR
 from finetune.checkpoint.attention import attended
 from finetune.evaluation.scoring import pad
 
@@ -24,8 +25,7 @@ MOST = 16  # pairs that are computed: the worst ones; in float64 a long one take
 # A graph adds up in another order, so its largest error is not Hugging Face's, but of the same size: 1.6e-6 beside
 # 1.1e-6, and 1.9e-6 beside 2.8e-6, for two MiniLMs with logits of about 1. So much more than the other is no rounding:
 MARGIN = 2  # of the graph's error
-FAULT = 10  # of the reference's, which is only blamed where that is beyond doubt
-FLOOR = 5e-6  # and errors below this are any model's rounding
+FAULT = 10  # of the reference's, which is only blamed where that is beyond doubt; errors below FLOOR are any model's
 
 ExactScores = Callable[[Sequence[int]], NDArray[np.float64]]  # places of pairs -> their logits [pairs, labels]
 
