@@ -69,6 +69,13 @@ def test_tokens_are_those_that_the_model_read(http, server):
     assert answer["meta"]["tokens"]["input_tokens"] == sum(sent) > 0
 
 
+def test_null_does_not_choose_the_form(http):
+    infinity = http.post("/rerank", json={"query": QUERY, "documents": TEXTS, "texts": None})
+    assert infinity.status_code == 200 and len(infinity.json()["results"]) == len(TEXTS)
+    tei = http.post("/rerank", json={"query": QUERY, "texts": TEXTS, "documents": None})
+    assert tei.status_code == 200 and len(tei.json()) == len(TEXTS)
+
+
 def test_what_is_null_or_unknown_counts_as_left_out(http):
     nothing = dict.fromkeys(("model", "top_n", "return_documents", "raw_scores", "rank_fields", "truncate"))
     plain = ask(http, "/v2/rerank", documents=TEXTS)["results"]
