@@ -288,44 +288,36 @@ class Server:
             self.folder.remove()
 
     def __enter__(self) -> Self:
-        former = self.loaded if self.ready_since else None
-        withdrawn: list[Path] = []
         try:
-            while not self.came_up(former, withdrawn):
-                self.kill()
+            self.come_up()
         except BaseException:
             self.kill()
             raise
         return self
 
-    def came_up(self, former: dict[str, list[str]] | None, withdrawn: list[Path]) -> bool:
-        """Starts the server, and waits until it is ready; False if it ended, and one version less is there now.
+    def come_up(self) -> None:
+        """Starts the server, and waits until it is ready.
 
-        Args:
-            former: what it had loaded when it ran before: what came since may be what ends it. None: it did not run.
-            withdrawn: where that version lies now is added here.
+        If it ran before, and ends now, what came since may be the reason: it is tried with one version less each time.
 
         Raises:
             ServingError: it cannot be started.
         """
-        self.start()
-        try:
-            self.wait_until_ready()
-        except ServingError as exc:
-            if former is None or self.running().poll() is None:
-                raise
+        former, withdrawn = self.loaded if self.ready_since else None, list[Path]()
+        while True:
+            self.start()
             try:
+                self.wait_until_ready()
+                return
+            except ServingError as exc:
+                if former is None or self.running().poll() is None:
+                    raise
                 latest = withdraw_latest(self.repository, former, self.loaded, str(exc))
-            except OSError as why:
-                raise ServingError(
-                    f"{exc}; {why.filename}, which came since, cannot be renamed: {why.strerror}"
-                ) from exc
-            if latest is None:  # without all of them it ended, too
-                bring_back(withdrawn)
-                raise
+                if latest is None:  # without all of them it ended, too
+                    bring_back(withdrawn)
+                    raise
             withdrawn.append(latest)
-            return False
-        return True
+            self.kill()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

@@ -26,6 +26,7 @@ from typing import Any
 
 POLICY = Path(__file__).with_name("envoy.yaml")
 CONFIG, TOKENS = "envoy.yaml", "tokens.json"
+CERTIFICATES = ("server", "triton")  # the gateway's for its callers, and for the Tritons
 OPTIONAL = ("ca.pem", "triton-token", "triton-ca.pem", "triton.pem")
 _HOST_PORT = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[\w.-]+):(?P<port>[0-9]{1,5})", re.ASCII)
 _TLS = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3."
@@ -125,30 +126,27 @@ def write_secrets(folder: Path, secrets: Path) -> None:
         GatewayError: one is missing or wrong, or is gone that was there at the start. Nothing was written then.
         ExpiredError: a certificate that is in use has expired.
     """
-    used = {name: read_resource(folder / f"{name}.json") for name in ("server", "triton")}
-    read = {TOKENS: tokens(secrets / "tokens"), "server.json": certificate("server", secrets, used["server"])}
+    read = {TOKENS: tokens(secrets / "tokens"), "server.json": certificate("server", secrets)}
     read["callers.json"] = authority("callers", secrets / "ca.pem")
     read["triton-token.json"] = triton_token(secrets / "triton-token")
     if (secrets / "triton-ca.pem").exists():
         read["triton-ca.json"] = authority("triton-ca", secrets / "triton-ca.pem")
         if (secrets / "triton.pem").exists():
-            read["triton.json"] = certificate("triton", secrets, used["triton"])
+            read["triton.json"] = certificate("triton", secrets)
+    former = {name: read_resource(folder / name) for name in read}
     for name, resource in read.items():
-        if resource in (NO_AUTHORITY, NO_TRITON_TOKEN) and read_resource(folder / name) not in (None, resource):
+        if resource in (NO_AUTHORITY, NO_TRITON_TOKEN) and former[name] not in (None, resource):
             gone = "ca.pem" if resource == NO_AUTHORITY else "triton-token"
             raise GatewayError(f"{secrets} no longer has {gone}: to run without it, start the gateway anew")
-    for name, resource in read.items():
-        if read_resource(folder / name) != resource:
-            replace(folder / name, json.dumps({"resources": [resource]}))
-    expired = []
-    for name, resource in used.items():
-        if resource and resource == read.get(f"{name}.json"):
-            try:
-                check_certificate(name, secrets)
-            except GatewayError as exc:
-                expired.append(str(exc))
-    if expired:
-        raise ExpiredError("; ".join(expired))
+    changed = [name for name, resource in read.items() if former[name] != resource]
+    certificates = [name for name in CERTIFICATES if f"{name}.json" in read]
+    if faults := certificate_faults([name for name in certificates if f"{name}.json" in changed], secrets):
+        raise GatewayError("; ".join(faults))
+    for name in changed:
+        replace(folder / name, json.dumps({"resources": [read[name]]}))
+    # Only now: when one that is in use expires, new tokens must be taken all the same.
+    if faults := certificate_faults([name for name in certificates if f"{name}.json" not in changed], secrets):
+        raise ExpiredError("; ".join(faults))
 
 
 def tokens(file: Path) -> dict[str, Any]:
@@ -182,34 +180,27 @@ def tokens(file: Path) -> dict[str, Any]:
     }
 
 
-def certificate(name: str, secrets: Path, used: object = None) -> dict[str, Any]:
-    """The secret of a certificate and its key.
-
-    Args:
-        used: what is in use, and is not checked here: when it expires, new tokens must still be taken.
-
-    Raises:
-        GatewayError: they are none, or not of each other, or not valid now.
-    """
+def certificate(name: str, secrets: Path) -> dict[str, Any]:
+    """The secret of a certificate and its key, unchecked. Raises GatewayError if one cannot be read."""
     chain, key = secrets / f"{name}.pem", secrets / f"{name}.key"
     content = {"certificate_chain": inline(read_text(chain)), "private_key": inline(read_text(key))}
-    secret = as_secret(name, tls_certificate=content)
-    if secret != used:
-        check_certificate(name, secrets)
-    return secret
+    return as_secret(name, tls_certificate=content)
 
 
-def check_certificate(name: str, secrets: Path) -> None:
-    """Raises GatewayError if a certificate and its key are none, or not of each other, or not valid now."""
-    chain, key = secrets / f"{name}.pem", secrets / f"{name}.key"
-    try:
-        shake_hands(chain, key, is_servers=name == "server")
-    except ssl.SSLCertVerificationError as exc:
-        raise GatewayError(
-            f"{chain} cannot be used: {exc.verify_message}; renew it, or look at its dates and what it is for"
-        ) from exc
-    except (OSError, ValueError) as exc:
-        raise GatewayError(f"{chain} and {key.name} cannot be used: {exc}; expected a certificate and its key") from exc
+def certificate_faults(names: Sequence[str], secrets: Path) -> list[str]:
+    """What is wrong with these certificates and their keys: none, or not of each other, or not valid now."""
+    faults = []
+    for name in names:
+        chain, key = secrets / f"{name}.pem", secrets / f"{name}.key"
+        try:
+            shake_hands(chain, key, is_servers=name == "server")
+        except ssl.SSLCertVerificationError as exc:
+            faults.append(
+                f"{chain} cannot be used: {exc.verify_message}; renew it, or look at its dates and what it is for"
+            )
+        except (OSError, ValueError) as exc:
+            faults.append(f"{chain} and {key.name} cannot be used: {exc}; expected a certificate and its key")
+    return faults
 
 
 def shake_hands(chain: Path, key: Path, *, is_servers: bool) -> None:

@@ -114,7 +114,7 @@ def train(
     if settings.patience:
         called.append(Patience(model, settings.patience))
     arguments = trainer_arguments(run, len(items), dev.known, settings, model.full_first)
-    described = describe(data, base, settings) | (teachers.describe() if teachers else {})
+    described = _described(data, base, settings, teachers)
     with arguments.main_process_first(local=False):
         if is_first_process():
             open_run(run, described, restart=restart)
@@ -135,6 +135,11 @@ def train(
         _keep(model, tokenizer, run, output)
     trainer.accelerator.wait_for_everyone()
     return metrics
+
+
+def _described(data: Path, base: str, settings: TrainSettings, teachers: Teachers | None) -> dict[str, Any]:
+    """What must be the same for a stopped run to go on, with its teachers."""
+    return describe(data, base, settings) | (teachers.describe() if teachers else {})
 
 
 def _keep(model: JointModel, tokenizer: PreTrainedTokenizerFast, run: Path, output: Path) -> None:
@@ -182,12 +187,11 @@ def _choose_passages(data: Path, base: str, output: Path, settings: TrainSetting
     A way that is finished is not trained again when a stopped choice goes on.
     """
     found: dict[str, Metrics] = {}
-    taught = others["teachers"].describe() if others["teachers"] else {}
     stop = StopAtStep()
     folders = {way: output.with_name(f"{output.name}-{way}") for way in AGGREGATES}
     for way, folder in folders.items():
         own = replace(settings, passages=way)
-        done = None if others["restart"] else _finished(folder, describe(data, base, own) | taught)
+        done = None if others["restart"] else _finished(folder, _described(data, base, own, others["teachers"]))
         if stop.asked:
             raise KeyboardInterrupt("give the same command again to go on")
         found[way] = done or train(data, base, folder, own, stop=stop, **others)

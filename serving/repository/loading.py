@@ -257,7 +257,7 @@ def withdraw_latest(
         Where it lies now; None if there was none.
 
     Raises:
-        OSError: it cannot be renamed.
+        ServingError: it cannot be renamed.
     """
     new = [
         repository / model / number
@@ -268,7 +268,10 @@ def withdraw_latest(
     if not new:
         return None
     latest = max(new, key=lambda version: version.stat().st_ctime)
-    where = versions.withdraw(latest)
+    try:
+        where = versions.withdraw(latest)
+    except OSError as exc:
+        raise ServingError(f"{why}; {latest}, which came since, cannot be renamed: {exc.strerror}") from exc
     about = f"{latest.parent.name} version {latest.name} is the last that came since the server ran"
     print(f"serving: {why}. {about}. {how_to_bring_back(latest, where)}", file=sys.stderr, flush=True)
     return where

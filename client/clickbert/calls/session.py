@@ -220,6 +220,7 @@ class Session:
         """
         with self._reading:
             release = self.releases.find(version) or read_release(answer, version, description, where)
+            self.releases.hear(read_limits(description, self._where))
             self.releases.remember(release)
         return release
 
@@ -294,7 +295,7 @@ class Session:
             successor = yield from self._successor(exc, release)
         else:
             version = _agreed_version(answers, release, self._where)
-            successor = release if version == release.version else (yield from self._answering(version, release))
+            successor = release if version == release.version else (yield GetRelease(version))
 
         usable: dict[int, InferResponse] = {}
         if successor.is_interchangeable_with(release):
@@ -341,15 +342,6 @@ class Session:
             )
         return model_request(self.model, version, packed, question.outputs, takes_longest=release.limits.takes_longest)
 
-    def _answering(self, version: str, release: Release) -> Generator[Step, Any, Release]:
-        """Return the release that answered in place of `release`."""
-        if known := self.releases.find(version):
-            # The limits are those of the model's configuration, not of a version: what was heard last is newer, by
-            # this call or another one.
-            return replace(known, limits=(self.releases.find(None) or release).limits)
-        answering: Release = yield GetRelease(version)
-        return answering
-
     def _successor(self, error: ServerError | InvalidInputError, release: Release) -> Generator[Step, Any, Release]:
         """Return the newer release that explains why a question was refused, here or by the server, or raise the error.
 
@@ -361,9 +353,11 @@ class Session:
             raise error
         description: ModelDescription = yield DescribeModel(self.model)
         newest = newest_version(description, self._where)
-        known: Release = release if newest == release.version else (yield GetRelease(newest))
-        # It may have been loaded again with another configuration.
-        successor = replace(known, limits=read_limits(description, self._where))
+        # The same version may have been loaded again with another configuration.
+        self.releases.hear(limits := read_limits(description, self._where))
+        successor: Release = (
+            replace(release, limits=limits) if newest == release.version else (yield GetRelease(newest))
+        )
         if successor.is_interchangeable_with(release):
             raise error
         return successor

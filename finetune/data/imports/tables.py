@@ -63,12 +63,9 @@ def read_csv(
         except StopIteration:
             break
         except csv.Error as error:
-            is_long = "field larger" in str(error)
-            why = (
-                f"a value has over {LONGEST_VALUE:,} characters; is a quote not closed?"
-                if is_long
-                else (f"not CSV ({error}); check the quotes and the delimiter")
-            )
+            why = f"not CSV ({error}); check the quotes and the delimiter"
+            if "field larger" in str(error):
+                why = f"a value has over {LONGEST_VALUE:,} characters; is a quote not closed?"
             raise ClickLogError(f"{path}, line {reader.line_num}: {why}") from error
         where = f"{path}, line {reader.line_num}"
         if names is None:

@@ -116,8 +116,8 @@ class Patience(TrainerCallback):
         values = [entry[name] for entry in state.log_history if name in entry and entry["step"] > switch]
         if not args.greater_is_better:
             values = [-value for value in values]
-        few = len(values) <= self.evaluations
-        return not few and max(values[-self.evaluations :]) <= max(values[: -self.evaluations])
+        last, before = values[-self.evaluations :], values[: -self.evaluations]
+        return bool(before) and max(last) <= max(before)
 
 
 class Progress(ProgressCallback):

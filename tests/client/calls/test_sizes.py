@@ -1,5 +1,7 @@
 """Sizes are kept or refused at the client: no request goes out that the server or gRPC would refuse for its size."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
@@ -7,7 +9,7 @@ from clickbert import InvalidInputError, ProtocolError
 from clickbert.wire.protocol import InferRequest
 from clickbert.wire.transport import infer_message
 from tests.client.fake_model import FakeStatusError, Published
-from tests.client.fakes import FakeTriton, calls
+from tests.client.fakes import FakeTriton, calls, holding_the_first
 
 LONG = [f"{number} " + "the coffee " * 40 for number in range(20)]  # each beyond the model's 32 tokens
 
@@ -34,17 +36,39 @@ def test_a_limit_that_no_pair_keeps_is_named_and_nothing_is_sent(server, blockin
     assert server.asked.count(("clickbert_onnx", "")) == 1
 
 
+def keep_limits(server: FakeTriton) -> None:
+    """Have it refuse what is beyond its limits, as packed_cpu does."""
+
+    def refuse(request: InferRequest) -> None:
+        for name, (values, *_) in request.inputs.items():
+            most = int(server.parameters.get(f"max_elements.{name}", 10**9))
+            if values.size > most:
+                text = f"input '{name}' has {values.size} elements, at most {most} are allowed; split it"
+                raise FakeStatusError("INVALID_ARGUMENT", text)
+
+    server.before_infer = refuse
+
+
+def test_a_call_that_began_before_others_heard_of_new_limits_keeps_them():
+    """It is answered by another version, which a call beside it has come to know meanwhile, with its lower limit."""
+    server = FakeTriton({1: Published(), 2: Published(max_length=24, shift=0.5)})
+    keep_limits(server)
+    with calls(server, blocking=True) as call:
+        call("rank", "tea", LONG)
+        with ThreadPoolExecutor(1) as pool:
+            with holding_the_first(server) as reached:
+                server.serving = 2
+                first = pool.submit(call, "rank", "tea", LONG)
+                assert reached.wait(60)
+                server.parameters["max_elements.lengths"] = "6"
+                expected = call("rank", "tea", LONG)
+            assert first.result(60) == expected
+
+
 @pytest.mark.parametrize("limit, lowered", [("lengths", "6"), ("input_ids", "100")])
 def test_a_limit_that_is_lowered_while_the_version_stays_is_noticed(server, blocking, limit, lowered):
     """As the server is told by a config.pbtxt that is loaded again."""
-
-    def refuse(request):
-        most = int(server.parameters.get(f"max_elements.{limit}", 10**9))
-        if request.model == "clickbert_onnx" and (size := request.inputs[limit].size) > most:
-            text = f"input '{limit}' has {size} elements, at most {most} are allowed; split it"
-            raise FakeStatusError("INVALID_ARGUMENT", text)
-
-    server.before_infer = refuse
+    keep_limits(server)
     with calls(server, blocking) as call:
         expected = call("rank", "tea", LONG)
         server.parameters[f"max_elements.{limit}"] = lowered
@@ -57,13 +81,7 @@ def test_a_limit_that_is_lowered_while_the_version_stays_is_noticed(server, bloc
 @pytest.mark.parametrize("lowered_with", [1, 2])
 def test_after_a_rollback_with_a_lower_limit_it_is_noticed_too(blocking, lowered_with):
     server = FakeTriton({1: Published(), 2: Published(shift=0.5)})
-
-    def refuse(request):
-        most = int(server.parameters["max_elements.lengths"])
-        if request.model == "clickbert_onnx" and request.inputs["lengths"].size > most:
-            raise FakeStatusError("INVALID_ARGUMENT", "input 'lengths' has too many elements; split it")
-
-    server.before_infer = refuse
+    keep_limits(server)
     with calls(server, blocking) as call:
         call("rank", "tea", LONG)
         for server.serving in (2, 1):

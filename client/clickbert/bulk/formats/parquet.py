@@ -112,8 +112,10 @@ class Parquet:
                     found = np.frombuffer(numbers.read(_SCORE.size * batch.num_rows), "<f8")
                     if len(found) != batch.num_rows:
                         raise JobError(f"{scores} has too few scores: remove the journal to begin anew", is_final=True)
-                    scored = pa.RecordBatch.from_arrays([*batch.columns, pa.array(found)], schema=schema)
-                    yield _filtered(scored, ~np.isnan(found))
+                    columns, is_good = [*batch.columns, pa.array(found)], ~np.isnan(found)
+                    if not is_good.all():
+                        columns = [_filtered(column, is_good) for column in columns]
+                    yield pa.RecordBatch.from_arrays(columns, schema=schema)
 
     def _open(self) -> Any:
         with Path(self.name).open("rb"):
@@ -155,20 +157,14 @@ def _row_groups(batches: Iterator[Any]) -> Iterator[Any]:
         yield pa.Table.from_batches(waiting)
 
 
-def _filtered(batch: Any, wanted: npt.NDArray[np.bool_]) -> Any:
-    """Return the wanted rows of a batch."""
-    if wanted.all():
-        return batch
-    edges = np.flatnonzero(np.diff(wanted, prepend=False, append=False)).tolist()
-
-    def filtered(column: Any) -> Any:
-        try:
-            return column.filter(pa.array(wanted))
-        except pa.ArrowNotImplementedError:  # there are types that Arrow cannot filter, such as views of strings
-            runs = [column.slice(first, end - first) for first, end in zip(edges[::2], edges[1::2], strict=True)]
-            return pa.concat_arrays(runs) if runs else column.slice(0, 0)
-
-    return pa.RecordBatch.from_arrays([filtered(column) for column in batch.columns], schema=batch.schema)
+def _filtered(column: Any, wanted: npt.NDArray[np.bool_]) -> Any:
+    """Return the wanted values of a column."""
+    try:
+        return column.filter(pa.array(wanted))
+    except pa.ArrowNotImplementedError:  # there are types that Arrow cannot filter, such as views of strings
+        edges = np.flatnonzero(np.diff(wanted, prepend=False, append=False)).tolist()
+        runs = [column.slice(first, end - first) for first, end in zip(edges[::2], edges[1::2], strict=True)]
+        return pa.concat_arrays(runs) if runs else column.slice(0, 0)
 
 
 def _is_text(kind: Any) -> bool:
