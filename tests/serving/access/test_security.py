@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -15,6 +16,7 @@ from serving.access.security import LOOK, Rotation, read_security
 from serving.asking import why_not_ready
 from serving.server import Addresses, Server
 from serving.triton import ServingError
+from tests.processes import paused
 from tests.published import serve
 from tests.serving.certs import make_certs
 from tests.serving.command import Command
@@ -213,10 +215,21 @@ def test_a_signal_while_it_drains_for_new_files_does_not_cut_that_short(
     small_repository: Path, folder: Path, tmp_path: Path
 ) -> None:
     with Command(small_repository, tmp_path, f"--secure={folder}") as command:
-        make_certs(folder)
-        eventually(lambda: "Waiting for in-flight requests" in command.log_file.read_text())
-        assert command.end(signal.SIGTERM) == 0
+        triton = command.triton()
+        with paused([triton]):  # it is told to drain, and has not begun
+            make_certs(folder)
+            eventually(lambda: is_pending(signal.SIGTERM, triton))
+            command.process.send_signal(signal.SIGTERM)
+            eventually(lambda: not is_pending(signal.SIGTERM, command.process.pid))
+        assert command.process.wait(timeout=60) == 0
         assert "Found 0 live models" in command.log_file.read_text()
+
+
+def is_pending(number: signal.Signals, process: int) -> bool:
+    """Whether a signal was sent to a process that has not taken it."""
+    status = Path(f"/proc/{process}/status").read_text(encoding="ascii")
+    (mask,) = re.findall(r"^ShdPnd:\s*([0-9a-f]+)$", status, re.MULTILINE)
+    return bool(int(mask, 16) >> (number - 1) & 1)
 
 
 def test_a_server_that_crashes_comes_back_with_the_files_that_it_had(
